@@ -1,0 +1,412 @@
+"""The recipe: what the user asks for. Names and settings, no torch, no numpy.
+
+    luban: 1
+    data: {rows: shop.parquet, split: {validation: 0.1, test: 0.1, by: customer}}
+    inputs: {review: text, stars: number, photo: image}
+    outputs: {returned: category}
+    size: small
+    model: {review: bilstm, photo: {cnn: {channels: [32, 64], kernel: 3}}, returned: {category: {hidden: [64]}}}
+    stages:
+      - train: {epochs: 5}
+      - evaluate: {slices: [stars]}
+
+Everything that can be named is a `Part`: a name, or a name with settings. Settings are checked against
+`schema.json`, which is generated from signatures, so a setting is written once. All mistakes are told at once,
+each with file and line, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from luban import registry
+from luban.errors import Problem, RecipeError, problem, raise_all
+from luban.settings import SIZES
+from luban.yaml_file import Lines, dump, parse, read
+
+FORMAT = 1
+KEYS = ("luban", "data", "inputs", "outputs", "frame", "size", "model", "fusion", "stages", "seed")
+DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
+# Names that users bring from the Trainer they know.
+SETTING_ALIASES = {
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "learning_rate": "rate",
+    "per_device_train_batch_size": "batch",
+    "batch_size": "batch",
+    "lr": "rate",
+    "warmup_ratio": "warmup",
+    "max_grad_norm": "clip",
+    "optim": "optimizer",
+    "lr_scheduler_type": "schedule",
+    "early_stopping_patience": "patience",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A name out of a registry with its settings: `bilstm`, or `{bilstm: {hidden: 64}}`."""
+
+    type: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> Any:
+        return {self.type: dict(self.settings)} if self.settings else self.type
+
+    @classmethod
+    def of(cls, value: Any) -> Part:
+        """From what stands in a recipe; assumes that it was checked."""
+        if isinstance(value, Part):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        ((name, settings),) = value.items()
+        return cls(name, settings or {})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. Frozen: a change makes a new one. `load`, `of` raise RecipeError with every mistake."""
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Part] = field(default_factory=dict)
+    outputs: Mapping[str, Part] = field(default_factory=dict)
+    frame: Part = Part("row")
+    size: str = "small"
+    model: Mapping[str, Part] = field(default_factory=dict)
+    fusion: Part = Part("concat")
+    stages: tuple[Part, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path, changes: tuple[str, ...] = ()) -> Recipe:
+        """A recipe from a YAML file, with `--set` changes like `train.epochs=5` applied."""
+        plain, lines = read(path)
+        return cls.of(plain, lines, changes)
+
+    @classmethod
+    def of(cls, plain: Any, lines: Lines | None = None, changes: tuple[str, ...] = ()) -> Recipe:
+        """A recipe from plain data (what YAML or JSON hold)."""
+        for change in changes:
+            plain = _changed(plain, change)
+        raise_all(RecipeError, Check(lines).recipe(plain))
+        return cls(
+            data=plain.get("data") or {},
+            inputs={k: Part.of(v) for k, v in (plain.get("inputs") or {}).items()},
+            outputs={k: Part.of(v) for k, v in (plain.get("outputs") or {}).items()},
+            frame=Part.of(plain.get("frame") or "row"),
+            size=plain.get("size") or "small",
+            model={k: Part.of(v) for k, v in (plain.get("model") or {}).items()},
+            fusion=Part.of(plain.get("fusion") or "concat"),
+            stages=tuple(Part.of(s) for s in plain.get("stages") or ()),
+            seed=plain.get("seed") or 0,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, ready for YAML; `Recipe.of(recipe.plain()) == recipe`."""
+        return {
+            "luban": FORMAT,
+            "data": dict(self.data),
+            "inputs": {k: p.plain() for k, p in self.inputs.items()},
+            "outputs": {k: p.plain() for k, p in self.outputs.items()},
+            "frame": self.frame.plain(),
+            "size": self.size,
+            "model": {k: p.plain() for k, p in self.model.items()},
+            "fusion": self.fusion.plain(),
+            "stages": [p.plain() for p in self.stages],
+            "seed": self.seed,
+        }
+
+    def yaml(self) -> str:
+        return dump(self.plain())
+
+    def stage(self, name: str) -> Part | None:
+        return next((s for s in self.stages if s.type == name), None)
+
+    def with_stage(self, part: Part) -> Recipe:
+        """The same recipe with that stage's settings replaced, or the stage added at the end."""
+        kept = [part if s.type == part.type else s for s in self.stages]
+        return replace(self, stages=tuple(kept if self.stage(part.type) else [*kept, part]))
+
+    def task(self) -> str:
+        """The usual name of the task that this recipe describes, as Hugging Face names it."""
+        kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
+        answer = answers[0] if answers else ""
+        if kinds & {"text", "image"} and len(kinds) > 1:
+            return "multimodal-" + {"category": "classification", "number": "regression"}.get(answer, answer)
+        kind = next(iter(kinds & {"text", "image"}), "tabular")
+        return f"{kind}-" + {"category": "classification", "number": "regression"}.get(answer, answer)
+
+    def resolved(self) -> Recipe:
+        """Every default written out; what follows `size` gets its figure."""
+        columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
+        inputs, outputs = columns(self.inputs), columns(self.outputs)
+        model = {n: fill("encoders", self.encoder(n), self.size) for n in inputs}
+        model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
+        return replace(
+            self,
+            data=dict(self.data) | {key: _filled("data", key, self.data.get(key) or {}, self.size) for key in ("split", "clean")},
+            inputs=inputs,
+            outputs=outputs,
+            frame=fill("frames", self.frame, self.size),
+            model=model,
+            fusion=fill("fusions", self.fusion, self.size),
+            stages=tuple(fill("stages", s, self.size) for s in self.stages),
+        )
+
+    def encoder(self, name: str) -> Part:
+        """The encoder of an input: named for the column, else for its type, else the type's own default."""
+        kind = self.inputs[name].type
+        return self.model.get(name) or self.model.get(kind) or Part(registry.schema("columns", kind)["x-encoder"])
+
+    def head(self, name: str) -> Part:
+        return self.model.get(name) or Part(self.outputs[name].type)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(self.yaml())}</pre>"
+
+
+def fill(room: str, part: Part, size: str) -> Part:
+    """A part with every default written out."""
+    return Part(part.type, _filled(room, part.type, part.settings, size))
+
+
+def _filled(room: str, name: str, given: Mapping[str, Any], size: str) -> dict[str, Any]:
+    result = {}
+    for key, schema in registry.schema(room, name)["properties"].items():
+        value = given.get(key)
+        if value is None:
+            value = schema["x-size"][size] if "x-size" in schema else schema.get("default")
+        if value is not None and "x-part" in schema:
+            value = fill(schema["x-part"], Part.of(value), size).plain()
+        result[key] = value
+    return result
+
+
+class Check:
+    """Finds every mistake in a plain recipe. Without a file, places are dotted paths."""
+
+    def __init__(self, lines: Lines | None = None):
+        self.lines = lines
+
+    def place(self, path: tuple[Any, ...]) -> str:
+        dotted = ".".join(str(p) for p in path)
+        return (f"{self.lines.place(path)} {dotted}".strip()) if self.lines else dotted
+
+    def recipe(self, plain: Any) -> list[Problem]:
+        if not isinstance(plain, Mapping):
+            return [problem("recipe.not_mapping", place=self.place(()))]
+        version = plain.get("luban")
+        if version is None:
+            return [problem("recipe.no_version", place=self.place(()), version=FORMAT)]
+        if version != FORMAT:
+            return [problem("recipe.version", place=self.place(("luban",)), found=version, known=FORMAT)]
+        return list(self._everything(plain))
+
+    def _everything(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from self._keys(plain, KEYS, ())
+        yield from self._data(plain.get("data"))
+        columns = {}
+        for side in ("inputs", "outputs"):
+            parts = plain.get(side)
+            if parts is None:
+                continue
+            if not isinstance(parts, Mapping):
+                yield problem("recipe.want_mapping", place=self.place((side,)))
+                continue
+            for name, value in parts.items():
+                yield from self._part("columns", value, (side, name))
+                columns[name] = (side, value if isinstance(value, str) else next(iter(value or {}), None) if isinstance(value, Mapping) else None)
+        if isinstance(plain.get("inputs"), Mapping) and isinstance(plain.get("outputs"), Mapping):
+            for name in set(plain["inputs"]) & set(plain["outputs"]):
+                yield problem("recipe.both_sides", place=self.place(("outputs", name)), column=name)
+        yield from self._model(plain.get("model"), columns)
+        yield from self._one(plain, "frame", "frames")
+        yield from self._one(plain, "fusion", "fusions")
+        if plain.get("size") is not None and plain["size"] not in SIZES:
+            yield problem("recipe.bad_value", place=self.place(("size",)), name=str(plain["size"]), allowed=SIZES)
+        if plain.get("seed") is not None:
+            yield from self.value(plain["seed"], {"type": "integer", "minimum": 0}, ("seed",))
+        yield from self._stages(plain.get("stages"))
+
+    def _data(self, data: Any) -> Iterator[Problem]:
+        if data is None:
+            return
+        if not isinstance(data, Mapping):
+            yield problem("recipe.want_mapping", place=self.place(("data",)))
+            return
+        yield from self._keys(data, DATA_KEYS, ("data",))
+        shapes = {
+            "rows": {"type": "string"},
+            "format": {"type": "string"},
+            "missing": {"type": "array", "items": {"type": "string"}},
+            "decimal": {"enum": [".", ","]},
+            "split": registry.schema("data", "split"),
+            "clean": registry.schema("data", "clean"),
+        }
+        for key, shape in shapes.items():
+            if data.get(key) is not None:
+                yield from self.value(data[key], shape, ("data", key))
+
+    def _model(self, model: Any, columns: Mapping[str, Any]) -> Iterator[Problem]:
+        if model is None:
+            return
+        if not isinstance(model, Mapping):
+            yield problem("recipe.want_mapping", place=self.place(("model",)))
+            return
+        for name, value in model.items():
+            path = ("model", name)
+            if columns and name not in columns and name not in registry.COLUMNS:
+                yield problem("recipe.no_such_column", place=self.place(path), name=name, allowed=tuple(columns))
+                continue
+            side, kind = columns.get(name, ("inputs", name))
+            room = "heads" if side == "outputs" else "encoders"
+            yield from self._part(room, value, path)
+            yield from self._suits(room, value, kind, path)
+
+    def _suits(self, room: str, value: Any, kind: str | None, path: tuple[Any, ...]) -> Iterator[Problem]:
+        """An encoder made for text cannot read an image."""
+        name = value if isinstance(value, str) else next(iter(value), None) if isinstance(value, Mapping) else None
+        if name in registry.names(room) and kind in registry.names("columns"):
+            accepts = registry.schema(room, name).get("x-accepts")
+            if accepts and kind not in accepts:
+                fitting = [n for n in registry.names(room) if kind in registry.schema(room, n).get("x-accepts", [kind])]
+                yield problem("recipe.does_not_suit", place=self.place(path), what=name, kind=kind, allowed=fitting)
+
+    def _one(self, plain: Mapping[str, Any], key: str, room: str) -> Iterator[Problem]:
+        if plain.get(key) is not None:
+            yield from self._part(room, plain[key], (key,))
+
+    def _stages(self, stages: Any) -> Iterator[Problem]:
+        if stages is None:
+            return
+        if not isinstance(stages, list):
+            yield problem("recipe.want_list", place=self.place(("stages",)))
+            return
+        for i, stage in enumerate(stages):
+            yield from self._part("stages", stage, ("stages", i))
+
+    def _part(self, room: str, value: Any, path: tuple[Any, ...]) -> Iterator[Problem]:
+        if isinstance(value, Mapping) and len(value) == 1:
+            ((name, settings),) = value.items()
+        else:
+            name, settings = value, None
+        if not isinstance(name, str):
+            yield problem("recipe.want_part", place=self.place(path), found=repr(value)[:60])
+        elif name not in registry.names(room):
+            yield problem("recipe.unknown_part", place=self.place(path), name=name, room=room, allowed=registry.names(room))
+        elif settings is not None:
+            yield from self.value(settings, registry.schema(room, name), (*path, name))
+
+    def _keys(self, found: Mapping[str, Any], known: tuple[str, ...], path: tuple[Any, ...]) -> Iterator[Problem]:
+        for key in found:
+            if key not in known:
+                yield problem("recipe.unknown_key", place=self.place((*path, key)), name=str(key), allowed=known)
+
+    def value(self, value: Any, schema: Mapping[str, Any], path: tuple[Any, ...]) -> Iterator[Problem]:
+        """Mistakes of one value against one schema; None always means "the default"."""
+        if value is None or not schema:
+            return
+        if "x-part" in schema:
+            yield from self._part(schema["x-part"], value, path)
+        elif "anyOf" in schema:
+            found = [list(self.value(value, s, path)) for s in schema["anyOf"]]
+            if all(found):
+                yield min(found, key=len)[0] if len(found) == 1 else self._wrong(value, schema, path)
+        elif "enum" in schema:
+            if value not in schema["enum"] or isinstance(value, bool) != isinstance(schema["enum"][0], bool):
+                yield problem("recipe.bad_value", place=self.place(path), name=str(value), allowed=schema["enum"])
+        elif schema.get("type") == "object":
+            yield from self._object(value, schema, path)
+        elif schema.get("type") == "array":
+            if not isinstance(value, (list, tuple)):
+                yield self._wrong(value, schema, path)
+                return
+            for i, item in enumerate(value):
+                yield from self.value(item, schema.get("items", {}), (*path, i))
+        elif not _is(value, schema.get("type")) or not _inside(value, schema):
+            yield self._wrong(value, schema, path)
+
+    def _object(self, value: Any, schema: Mapping[str, Any], path: tuple[Any, ...]) -> Iterator[Problem]:
+        if not isinstance(value, Mapping):
+            yield self._wrong(value, schema, path)
+            return
+        known, extra = schema.get("properties", {}), schema.get("additionalProperties", True)
+        for key, item in value.items():
+            if key in known:
+                yield from self.value(item, known[key], (*path, key))
+            elif extra is False:
+                yield problem("recipe.unknown_key", place=self.place((*path, key)), name=str(key), allowed=tuple(known))
+            elif isinstance(extra, Mapping):
+                yield from self.value(item, extra, (*path, key))
+        for key in schema.get("required", ()):
+            if key not in value:
+                yield problem("recipe.missing_key", place=self.place(path), key=key)
+
+    def _wrong(self, value: Any, schema: Mapping[str, Any], path: tuple[Any, ...]) -> Problem:
+        return problem("recipe.wrong_value", place=self.place(path), found=repr(value)[:60], want=wanted(schema))
+
+
+def wanted(schema: Mapping[str, Any]) -> str:
+    """What a schema allows, in a few characters: `integer >= 1`, `auto | number`."""
+    if "anyOf" in schema:
+        return " | ".join(wanted(s) for s in schema["anyOf"] if s.get("type") != "null")
+    if "enum" in schema:
+        return " | ".join(str(v) for v in schema["enum"])
+    text = str(schema.get("type", "any"))
+    if text == "array":
+        return f"[{wanted(schema.get('items', {}))}, ...]"
+    for sign, key in ((">=", "minimum"), (">", "exclusiveMinimum"), ("<=", "maximum")):
+        if key in schema:
+            text += f" {sign} {schema[key]:g}"
+    return text
+
+
+def _is(value: Any, kind: str | None) -> bool:
+    if kind is None:
+        return True
+    if kind == "number":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind == "integer":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, {"string": str, "boolean": bool, "null": type(None)}.get(kind, object))
+
+
+def _inside(value: Any, schema: Mapping[str, Any]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    low, high, above = schema.get("minimum"), schema.get("maximum"), schema.get("exclusiveMinimum")
+    return value == value and not ((low is not None and value < low) or (high is not None and value > high) or (above is not None and value <= above))
+
+
+def _changed(plain: Any, change: str) -> Any:
+    """`--set KEY=VALUE`: KEY is a dotted path; a stage's or top-level key's settings come first."""
+    path, equals, text = change.partition("=")
+    if not equals or not isinstance(plain, Mapping):
+        raise RecipeError("recipe.set_form", found=change)
+    value, _ = parse(text, "--set")
+    keys = path.split(".")
+    plain = dict(plain)
+    if keys[0] in registry.STAGES:
+        stages = [Part.of(s) if isinstance(s, (str, Mapping)) else s for s in plain.get("stages") or []]
+        part = next((s for s in stages if s.type == keys[0]), None)
+        new = Part(keys[0], _put(dict(part.settings if part else {}), keys[1:], value))
+        plain["stages"] = [(new if s is part else s).plain() for s in stages] + ([] if part else [new.plain()])
+        return plain
+    if keys[0] not in KEYS:
+        raise RecipeError(problem("recipe.unknown_key", place="--set", name=keys[0], allowed=(*KEYS, *registry.STAGES)))
+    return _put(plain, keys, value)
+
+
+def _put(target: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    if not keys:
+        raise RecipeError("recipe.set_form", found=str(value))
+    if len(keys) == 1:
+        return {**target, keys[0]: value}
+    inner = target.get(keys[0])
+    return {**target, keys[0]: _put(dict(inner) if isinstance(inner, Mapping) else {}, keys[1:], value)}

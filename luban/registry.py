@@ -1,0 +1,115 @@
+"""Everything that a recipe can name, one line each.
+
+Values are strings, so that this page costs nothing to import. A new thing is one file and one line here. Other
+packages add theirs through entry points `luban.columns`, `luban.encoders`, `luban.heads` ...; nothing is ever
+imported from a path that stands in a file of the user's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from luban.errors import RecipeError, problem
+
+COLUMNS = {
+    "number": "luban.columns.number:Number",
+    "category": "luban.columns.category:Category",
+    "text": "luban.columns.text:Text",
+    "image": "luban.columns.image:Image",
+}
+FRAMES = {
+    "row": "luban.data.frames:row",
+}
+ENCODERS = {
+    "mlp": "luban.nn.encoders.mlp:MLP",
+}
+FUSIONS = {
+    "concat": "luban.nn.fusion:Concat",
+}
+HEADS = {
+    "category": "luban.nn.heads.category:CategoryHead",
+    "number": "luban.nn.heads.number:NumberHead",
+}
+EDITS = {}
+STAGES = {
+    "train": "luban.stages.train:train",
+}
+DATA = {
+    "split": "luban.data.splits:split",
+    "clean": "luban.data.cleaning:clean",
+}
+
+ROOMS: dict[str, dict[str, str]] = {
+    "columns": COLUMNS,
+    "frames": FRAMES,
+    "encoders": ENCODERS,
+    "fusions": FUSIONS,
+    "heads": HEADS,
+    "edits": EDITS,
+    "stages": STAGES,
+    "data": DATA,
+}
+ALIASES = {"shap": "kernel-shap"}
+
+
+def names(room: str) -> tuple[str, ...]:
+    """All names of a room, those of installed plug-ins included."""
+    return tuple(ROOMS[room]) + tuple(n for n in _plugins(room) if n not in ROOMS[room])
+
+
+def find(room: str, name: str) -> Any:
+    """The object behind a name. Raises RecipeError with the nearest name."""
+    if name in ROOMS[room]:
+        module, _, attribute = ROOMS[room][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name in _plugins(room):
+        return _plugins(room)[name].load()
+    raise RecipeError(problem("registry.unknown", name=name, room=room, allowed=names(room)))
+
+
+def register(room: str, name: str, where: str) -> None:
+    """Add a thing for the length of this process (`"my_module:MyEncoder"`); a package would use an entry point."""
+    ROOMS[room][name] = where
+
+
+@cache
+def _plugins(room: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {e.name: e for e in entry_points(group=f"luban.{room}")}
+
+
+@cache
+def _written() -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "schema.json").read_text(encoding="utf-8"))
+
+
+def schema(room: str, name: str) -> dict[str, Any]:
+    """Settings of one thing as JSON Schema: from `schema.json`, so that checking imports none of the things."""
+    written = _written().get(room, {}).get(name)
+    return written if written is not None else describe(find(room, name))
+
+
+def describe(thing: Any) -> dict[str, Any]:
+    """The schema of a thing from its signature, with what it says about itself (what it accepts, its default encoder)."""
+    from luban.settings import schema_of
+
+    result = schema_of(thing, skip=("name", "state"))
+    for mark in ("accepts", "encoder", "pool", "gives"):
+        if isinstance(value := getattr(thing, mark, None), (str, tuple)):
+            result["x-" + mark] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def everything() -> dict[str, Any]:
+    """What `schema.json` holds; `python -m luban.registry` writes it."""
+    return {room: {name: describe(find(room, name)) for name in entries} for room, entries in ROOMS.items()}
+
+
+if __name__ == "__main__":
+    path = Path(__file__).parent / "schema.json"
+    path.write_text(json.dumps(everything(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
