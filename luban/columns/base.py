@@ -1,0 +1,206 @@
+"""What a column is: the one road between a raw value and an array, and what a person sees of it.
+
+numpy in, numpy out; torch begins at the batch's border. A column is fitted on training rows only, what it learned
+(`state`) is JSON. Shapes: B examples in a batch, T positions of one value, S segments, M masks.
+
+A new column type overrides `fit`, `encode`, `collate` and what else differs from a plain scalar; the contract
+battery in `tests/test_contract_columns.py` runs over every registered type.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from luban import registry
+from luban.errors import BundleError, DataError
+
+
+class Segments(NamedTuple):
+    """What a person would point at. `index` has one entry per position of x: the segment's number, -1 for none."""
+
+    names: list[str]
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One decoded output. `probability` is of `value`; `candidates` are (value, probability), best first."""
+
+    value: Any
+    probability: float | None = None
+    candidates: tuple[tuple[Any, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """N arrays of different lengths as one flat array (sum of lengths, ...) and offsets (N + 1,)."""
+
+    flat: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, items: Sequence[np.ndarray]) -> Ragged:
+        lengths = np.fromiter((len(i) for i in items), np.int64, len(items))
+        flat = np.concatenate(items) if items else np.zeros(0, np.int32)
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [self.flat[self.offsets[r] : self.offsets[r + 1]] for r in rows]
+
+
+Encoded = np.ndarray | Ragged  # (N, ...) where every value has the same shape, else Ragged
+
+
+def take(encoded: Encoded, rows: np.ndarray) -> Any:
+    """The items of some rows, as `collate` wants them."""
+    return encoded.take(rows) if isinstance(encoded, Ragged) else encoded[rows]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A typed column. Dataclass fields (other than name and state) are its settings in a recipe."""
+
+    name: str
+    state: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    type: ClassVar[str]
+    form: ClassVar[str]  # what x is: scalar (B,), index (B,), ids (B, T), vectors (B, T, D), grid (B, C, H, W)
+    encoder: ClassVar[str]  # the encoder used when the recipe names none
+    head: ClassVar[str] = ""  # the head used when the column is an output; "" = it cannot be one
+
+    @property
+    def size(self) -> int:
+        """How many ids an index or ids column has, how many channels a grid, how many numbers a vector; 1 for a scalar."""
+        return 1
+
+    # -- raw value <-> array ---------------------------------------------------------------------------------------
+    def fit(self, values: Iterable[Any]) -> Self:
+        """A new column that has learned from training values (vocabulary, mean, sizes)."""
+        return self
+
+    def encode(self, value: Any, of: Any = None) -> np.ndarray:
+        """The array of one raw value. Raises DataError where the value cannot be one of this column."""
+        raise NotImplementedError
+
+    def encode_all(self, values: Any, of: Any = None) -> Encoded:
+        """`encode` for many values; overridden where it can be faster, never where it would differ (a contract test)."""
+        items = [self.encode(v) for v in to_list(values)]
+        same = all(i.shape == items[0].shape for i in items) and not self.ragged
+        return np.stack(items) if items and same else Ragged.of(items)
+
+    ragged: ClassVar[bool] = False  # values differ in length
+
+    def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Items of one batch -> x (B, ...), mask bool (B,) or (B, T), True = real."""
+        x = np.asarray(items)
+        return x, np.ones(len(x), bool)
+
+    def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
+        """The answer that one row of a head's output means. Softmax, NMS, CTC live here: every engine shares them."""
+        raise DataError("column.not_an_output", name=self.name, type=self.type)
+
+    def decode_all(self, array: np.ndarray, mask: np.ndarray | None = None) -> list[Answer]:
+        return [self.decode(a) for a in array]
+
+    # -- what explains, heals and protects it -----------------------------------------------------------------------
+    def segments(self, value: Any) -> Segments:
+        return Segments([self.name], np.zeros((), np.int64))
+
+    def ablate(self, x: np.ndarray, index: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        """x with the segments that are not kept replaced by "nothing there".
+
+        x: one encoded value; index: `segments(...).index`; keep: bool (S,) -> same shape as x, or (M, S) -> (M, *x.shape).
+        Positions of no segment (-1) stay as they are.
+        """
+        shown = np.concatenate([keep, np.ones((*keep.shape[:-1], 1), bool)], axis=-1)[..., index]  # (M, *positions)
+        return np.where(self.spread(shown, x), x, self.nothing(x))
+
+    def spread(self, shown: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """A mask over positions made to broadcast against x."""
+        return shown
+
+    def nothing(self, x: np.ndarray) -> np.ndarray:
+        """What stands at a position where nothing is: broadcastable against x."""
+        return np.zeros((), x.dtype)
+
+    def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
+        """A changed batch x (B, ...) and the change, for columns that are `of:` this one."""
+        return x, None
+
+    def follow(self, x: np.ndarray, change: Any) -> np.ndarray:
+        """Follow the change of the column that this one is `of:`."""
+        return x
+
+    # -- what others see of it ---------------------------------------------------------------------------------------
+    def features(self, values: Any) -> Any:
+        """A scipy.sparse matrix (N, F) for simple baselines: TF-IDF, one-hot, scaled, pixels."""
+        raise NotImplementedError
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of a raw value."""
+        return {}
+
+    def render(self, value: Any, weights: Sequence[float] | None = None) -> str:
+        """HTML of the value, its segments coloured by weight (signed, scaled so that the largest is about 1)."""
+        text = html.escape("" if value is None else str(value))
+        return coloured(text, weights[0]) if weights is not None and len(weights) else text
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+    def settings(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "state")}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "type": self.type, "settings": self.settings(), "state": self.state}
+
+    def learned(self, **state: Any) -> Self:
+        return replace(self, state={**self.state, **state})
+
+
+def make(name: str, type: str, settings: dict[str, Any]) -> Column:
+    """The unfitted column that a recipe asks for."""
+    kind = registry.find("columns", type)
+    known = {f.name for f in fields(kind)}
+    return kind(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known and v is not None})
+
+
+def from_json(plain: dict[str, Any]) -> Column:
+    """A saved column. Raises BundleError where the file holds something else."""
+    try:
+        return replace(make(plain["name"], plain["type"], plain["settings"]), state=plain["state"])
+    except (KeyError, TypeError) as e:
+        raise BundleError("bundle.bad_column", reason=str(e)) from e
+
+
+def to_list(values: Any) -> list[Any]:
+    """Arrow arrays, numpy arrays and sequences as a list of Python values (None = missing)."""
+    if hasattr(values, "to_pylist"):
+        return values.to_pylist()
+    return values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
+
+
+def text_of(value: Any) -> str | None:
+    """A raw cell as text; None and NaN are missing; 1.0 reads as 1, so that CSV and Parquet agree."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else str(value)
+
+
+def coloured(inner: str, weight: float) -> str:
+    """A span whose background says how much (opacity) and which way (hue) it spoke; `inner` is HTML."""
+    strength = min(abs(float(weight)), 1.0)
+    hue = "var(--for, 34, 139, 94)" if weight >= 0 else "var(--against, 200, 60, 60)"
+    return f'<span class="seg" style="background:rgba({hue},{strength * 0.75:.2f})" title="{weight:+.3f}">{inner}</span>'

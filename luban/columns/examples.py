@@ -1,0 +1,120 @@
+"""Rows as arrays, ready to be cut into batches. numpy only: training, every engine and the server share this road."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luban.columns.base import Column, Encoded, Ragged, take, to_list
+from luban.errors import DataError
+
+Pair = tuple[np.ndarray, np.ndarray]  # x (B, ...), mask (B,) or (B, T)
+
+
+@dataclass
+class Arrays:
+    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch."""
+
+    inputs: dict[str, Pair]
+    targets: dict[str, Pair]
+    size: int
+    rows: Any = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N encoded examples. `rows` are ids of the rows behind each."""
+
+    columns: Mapping[str, Column]
+    inputs: Mapping[str, Encoded]
+    targets: Mapping[str, Encoded]
+    rows: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def lengths(self) -> np.ndarray | None:
+        """Per example the longest of its inputs, None where nothing is ragged."""
+        found = [e.lengths for e in self.inputs.values() if isinstance(e, Ragged)]
+        return np.maximum.reduce(found) if found else None
+
+    def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
+        """The batch of some examples; with `rng` it is augmented, and columns `of:` another follow its change."""
+        inputs = {n: self.columns[n].collate(take(e, index)) for n, e in self.inputs.items()}
+        targets = {n: self.columns[n].collate(take(e, index)) for n, e in self.targets.items()}
+        if rng is not None:
+            changes = {}
+            for name, (x, mask) in inputs.items():
+                x, changes[name] = self.columns[name].augment(x, mask, rng)
+                inputs[name] = (x, mask)
+            for side in (inputs, targets):
+                for name, (x, mask) in side.items():
+                    change = changes.get(getattr(self.columns[name], "of", None))
+                    if change is not None:
+                        side[name] = (self.columns[name].follow(x, change), mask)
+        rows = self.rows[index] if isinstance(self.rows, np.ndarray) else None
+        return Arrays(inputs, targets, len(index), rows)
+
+
+def encode(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Any) -> Examples:
+    """Encode a framed table: its input columns, and those of its output columns that it has.
+
+    Raises DataError where an input column is absent or a value cannot be encoded.
+    """
+    table = framed.table
+    absent = [n for n in inputs if n not in table.column_names]
+    if absent:
+        raise DataError("data.columns_absent", columns=absent, found=table.column_names)
+
+    def one(name: str) -> Encoded:
+        column = columns[name]
+        of = getattr(column, "of", None)
+        return column.encode_all(cells(table[name]), of=cells(table[of]) if of else None)
+
+    present = [n for n in outputs if n in table.column_names]
+    return Examples(columns, {n: one(n) for n in inputs}, {n: one(n) for n in present}, framed.rows, len(framed))
+
+
+def cells(chunked: Any) -> Any:
+    """A table's column as what columns read: tensors as one numpy array (N, ...), all else as Arrow."""
+    if hasattr(chunked.type, "value_type") and str(chunked.type).startswith("extension<arrow.fixed_shape_tensor"):
+        return chunked.combine_chunks().to_numpy_ndarray()
+    return chunked
+
+
+def encode_values(columns: Mapping[str, Column], inputs: Sequence[str], records: Sequence[Mapping[str, Any]]) -> tuple[Examples, dict[int, str]]:
+    """Encode raw records (what a server or Python gets): those that can be, and per bad one the reason.
+
+    The Examples' `rows` are positions in `records`.
+    """
+    bad: dict[int, str] = {}
+    encoded: dict[str, list[np.ndarray]] = {n: [] for n in inputs}
+    good = []
+    for i, record in enumerate(records):
+        try:
+            items = {n: columns[n].encode(_required(record, n)) for n in inputs}
+        except DataError as e:
+            bad[i] = str(e)
+            continue
+        good.append(i)
+        for n, item in items.items():
+            encoded[n].append(item)
+    stacked = {n: Ragged.of(v) if columns[n].ragged else np.stack(v) if v else np.zeros(0) for n, v in encoded.items()}
+    return Examples(columns, stacked, {}, np.array(good, np.int64), len(good)), bad
+
+
+def _required(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise DataError("data.value_absent", name=name)
+    return record[name]
+
+
+def records(table: Any) -> list[dict[str, Any]]:
+    """An Arrow table as records, tensors as numpy arrays."""
+    columns = {n: cells(table[n]) for n in table.column_names}
+    lists = {n: list(c) if isinstance(c, np.ndarray) else to_list(c) for n, c in columns.items()}
+    return [dict(zip(lists, row)) for row in zip(*lists.values())] if lists else []

@@ -1,0 +1,36 @@
+"""Several Tokens -> one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from torch import nn
+
+from luban.nn.tokens import Dense, Encoder, Pool, Tokens
+from luban.settings import Count, Dial, Fraction
+
+
+class Concat(nn.Module):
+    """Use first: each input pooled to one vector, the vectors side by side, then dense layers. -> Tokens (B, 1, D)."""
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        *,
+        layers: Annotated[list[Count], Dial(nano=[32], small=[128, 64], base=[512, 256])] = None,
+        activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
+        dropout: Fraction = 0.1,
+        norm: bool = False,
+    ):
+        super().__init__()
+        self.pools = nn.ModuleList(Pool(e.pooling, e.size, e.length) for e in encoders)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = Dense(sum(p.size for p in self.pools), layers, activation, dropout, norm)
+        self.size = self.layers.out
+
+    def forward(self, tokens: Sequence[Tokens]) -> Tokens:
+        h = torch.cat([pool(t) for pool, t in zip(self.pools, tokens)], dim=1)  # (B, sum of sizes)
+        h = self.layers(self.dropout(h) if not len(self.layers) else h)
+        return Tokens(h[:, None], h.new_ones(len(h), 1, dtype=torch.bool))

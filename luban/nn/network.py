@@ -1,0 +1,132 @@
+"""The protocol that stages call, and nothing below it; and the built-in network: encoders + fusion + heads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from luban import registry
+from luban.columns.base import Answer, Column
+from luban.nn.forms import MANY
+from luban.nn.tokens import Batch, Span, Tokens
+from luban.recipe import Part, Recipe
+
+
+class Network(Protocol):
+    """What every stage may ask of a network. All is keyed by input or by output name.
+
+    `separable`: an example's loss does not depend on its neighbours (False with BatchNorm, GAN, contrastive losses).
+    """
+
+    separable: bool
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]: ...
+    def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]: ...
+    def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]: ...
+    def divergence(self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0) -> dict[str, Tensor]: ...
+    def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def predict(self, batch: Batch) -> dict[str, list[Answer]]: ...
+
+
+class Headed(nn.Module):
+    """What networks that end in one head per output share: loss, divergence, score, predict."""
+
+    heads: nn.ModuleList
+    outputs: dict[str, Column]
+
+    def _heads(self) -> list[tuple[str, Any]]:
+        return list(zip(self.outputs, self.heads))
+
+    @property
+    def separable(self) -> bool:
+        return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+
+    def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per output: loss of each example (B,), and its weight (B,), 0 where the truth is missing."""
+        return {n: head.loss(o[n], *batch.targets[n]) for n, head in self._heads() if n in batch.targets}
+
+    def divergence(self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0) -> dict[str, Tensor]:
+        return {n: head.divergence(o[n], teacher[n], temperature) for n, head in self._heads()}
+
+    def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The score of fixed answers, (B,) per output: what explanations explain."""
+        return {n: head.score(o[n], answers[n]) for n, head in self._heads() if n in answers}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> dict[str, list[Answer]]:
+        o = self(batch)
+        return {n: column.decode_all(o[n].float().cpu().numpy()) for n, column in self.outputs.items()}
+
+
+class Composed(Headed):
+    """Inputs -> encoders -> fusion -> heads.
+
+    Scalar and index inputs that ask for the same encoder share one (x (B, F)); every other input has its own.
+    """
+
+    def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
+        super().__init__()
+        self.outputs = {n: columns[n] for n in recipe.outputs}
+        self.groups = _groups(recipe, columns)
+        self.encoders = nn.ModuleList(
+            build("encoders", recipe.encoder(names[0]), [columns[n] for n in names]) for names in self.groups
+        )
+        self.fusion = build("fusions", recipe.fusion, list(self.encoders))
+        self.heads = nn.ModuleList(build("heads", recipe.head(n), c, self.fusion.size) for n, c in self.outputs.items())
+        self.many = [columns[names[0]].form in MANY for names in self.groups]
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Input name -> first differentiable form. A shared encoder's is split into one per column."""
+        result = {}
+        for names, many, encoder in zip(self.groups, self.many, self.encoders):
+            e = encoder.embed(*self._gather(batch, names, many))
+            result |= {n: e[:, i] for i, n in enumerate(names)} if many else {names[0]: e}
+        return result
+
+    def tokens(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> list[Tokens]:
+        """The Tokens of each encoder, with the spans of its columns."""
+        result = []
+        for names, many, encoder in zip(self.groups, self.many, self.encoders):
+            x, mask = self._gather(batch, names, many)
+            if embedded is None:
+                e = encoder.embed(x, mask)
+            else:
+                e = torch.stack([embedded[n] for n in names], 1) if many else embedded[names[0]]
+            t = encoder(e, mask)
+            spans = tuple(Span(n, i, i + 1, (1,)) for i, n in enumerate(names)) if many else (Span(names[0], 0, t.x.shape[1], t.x.shape[1:2]),)
+            result.append(t if t.spans else t._replace(spans=spans))
+        return result
+
+    def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        fused = self.fusion(self.tokens(batch, embedded))
+        return {n: head(fused) for n, head in self._heads()}
+
+    @staticmethod
+    def _gather(batch: Batch, names: list[str], many: bool) -> tuple[Tensor, Tensor]:
+        if not many:
+            return batch.inputs[names[0]]
+        xs, masks = zip(*(batch.inputs[n] for n in names))
+        return torch.stack(xs, 1), torch.stack(masks, 1)  # (B, F)
+
+    def encoder_of(self, name: str) -> Any:
+        """The encoder that reads an input."""
+        return next(e for names, e in zip(self.groups, self.encoders) if name in names)
+
+
+def build(room: str, part: Part, *sources: Any) -> Any:
+    """The module that a part of a resolved recipe names, made for what it reads."""
+    settings = {k: v for k, v in part.settings.items() if v is not None}
+    return registry.find(room, part.type)(*sources, **settings)
+
+
+def _groups(recipe: Recipe, columns: Mapping[str, Column]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in recipe.inputs:
+        form = columns[name].form
+        key = json.dumps([form, recipe.encoder(name).plain()]) if form in MANY else json.dumps(["alone", name])
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())

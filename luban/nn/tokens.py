@@ -1,0 +1,127 @@
+"""The narrow waist: every modality becomes Tokens, every fusion and head speaks only that.
+
+Letters used in `luban/nn`: B examples, T positions, D features of a position, F columns that share one encoder,
+K classes, C channels, H height, W width. Every mask is bool, True = real.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Span(NamedTuple):
+    """Where one column's positions lie among T, and their own layout: (T,) or (H, W)."""
+
+    name: str
+    start: int
+    stop: int
+    grid: tuple[int, ...]
+
+
+class Tokens(NamedTuple):
+    x: Tensor  # (B, T, D)
+    mask: Tensor  # (B, T)
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass
+class Batch:
+    """What a network sees of some examples. `size` is known without any input (a language model has none).
+
+    inputs, targets: column name -> (x (B, ...), mask (B,) or (B, T)); rows: ids of the examples' rows.
+    """
+
+    inputs: dict[str, tuple[Tensor, Tensor]]
+    targets: dict[str, tuple[Tensor, Tensor]]
+    size: int
+    rows: Any = None
+
+    @classmethod
+    def of(cls, arrays: Any, device: torch.device | str = "cpu") -> Batch:
+        """From numpy (`luban.columns.examples.Arrays`)."""
+        side = lambda pairs: {n: tuple(torch.as_tensor(a, device=device) for a in p) for n, p in pairs.items()}  # noqa: E731
+        return cls(side(arrays.inputs), side(arrays.targets), arrays.size, arrays.rows)
+
+
+class Encoder(nn.Module):
+    """x of one column, or of F scalar ones -> Tokens.
+
+    `accepts` lists the forms of x that it reads (see `Column.form`). `size` is D; `length` is T where every example
+    has the same, else None; `pooling` is how a fusion turns its Tokens into one vector; `feature_layer` is the
+    module whose output Grad-CAM reads, None where there is none.
+    """
+
+    accepts: tuple[str, ...] = ()
+    size: int
+    length: int | None = None
+    pooling: str = "mean"
+
+    def embed(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The first differentiable form of x."""
+        raise NotImplementedError
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
+        raise NotImplementedError
+
+    @property
+    def feature_layer(self) -> nn.Module | None:
+        return None
+
+
+class Pool(nn.Module):
+    """Tokens -> one vector (B, size), looking at real positions only.
+
+    last: the last real position; mean, max: over real ones; attention: softmax over time of V tanh(W h_t), then the
+    weighted sum (Bahdanau et al. 2015); flatten: all T positions side by side (T fixed).
+    """
+
+    def __init__(self, kind: str, size: int, length: int | None = None):
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.energy = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1, bias=False))
+        self.size = size * length if kind == "flatten" and length else size
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        x, mask = tokens.x, tokens.mask
+        if self.kind == "flatten":
+            return x.flatten(1)
+        if self.kind == "last":
+            last = (mask.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
+            return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+        if self.kind == "max":
+            return x.masked_fill(~mask[..., None], float("-inf")).amax(1).nan_to_num(neginf=0.0)
+        if self.kind == "attention":
+            return (self.weights(tokens)[..., None] * x).sum(1)
+        real = mask[..., None].to(x.dtype)
+        return (x * real).sum(1) / real.sum(1).clamp(min=1)
+
+    def weights(self, tokens: Tokens) -> Tensor:
+        """Attention over time, (B, T); zero on padding, and everywhere for an empty example."""
+        energy = self.energy(tokens.x)[..., 0].masked_fill(~tokens.mask, -1e9)  # not -inf: an empty row would give NaN gradients
+        return torch.softmax(energy, dim=1) * tokens.mask
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+class Dense(nn.Sequential):
+    """Linear layers, each with its activation (and dropout): size -> layers[0] -> ... -> `out`."""
+
+    def __init__(self, size: int, layers: list[int] | tuple[int, ...], activation: str = "relu", dropout: float = 0.0, norm: bool = False):
+        modules: list[nn.Module] = []
+        self_size = size
+        for width in layers:
+            modules.append(nn.Linear(self_size, width))
+            if norm:
+                modules.append(nn.LayerNorm(width))
+            modules.append(ACTIVATIONS[activation]())
+            if dropout:
+                modules.append(nn.Dropout(dropout))
+            self_size = width
+        super().__init__(*modules)
+        self.out = self_size
