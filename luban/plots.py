@@ -1,0 +1,584 @@
+"""Pictures for reports: pure functions from numbers to SVG (or one `<img>`), no script, nothing fetched.
+
+Colours are CSS variables with a fallback, text is `currentColor`, so that a plot reads well on light and dark pages and on its
+own. Titles and axis labels come from the caller, who takes them from the catalogue. Values that are not finite are left
+out of the drawing, never drawn as zero; a plot without any value says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from luban.markup import escape, fitted, number, tag, visible, width_of
+from luban.messages import say
+
+COLORS = ("#2f6fde", "#d9730d", "#1a9a6c", "#b8439e", "#8a6d00", "#0a93b5", "#d03b3b", "#6b5bd2")
+DASHES = (None, "7 4", "2 3")
+RED, BLUE = np.array([214, 48, 49]), np.array([38, 98, 214])
+FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','PingFang SC','Noto Sans CJK SC',sans-serif"
+WIDTH = 680
+MOST_POINTS = 1500  # along a line; more than the screen has columns
+MOST_DOTS = 3000
+
+
+def color(i: int) -> str:
+    return f"var(--c{i % len(COLORS) + 1},{COLORS[i % len(COLORS)]})"
+
+
+@dataclass
+class Axis:
+    """From data to picture along one axis: [low, high] -> [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: Any) -> Any:
+        return self.start + (np.asarray(value, float) - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        rough = (self.high - self.low) / about
+        size = 10 ** math.floor(math.log10(rough))
+        step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def span(values: Iterable[Any], *, zero: bool = False, unit: bool = False) -> tuple[float, float] | None:
+    """A range that holds all finite values, never empty; `zero` includes 0, `unit` is 0 to 1 whatever comes."""
+    if unit:
+        return 0.0, 1.0
+    found = [v[np.isfinite(v)] for v in (np.asarray(v, float).ravel() for v in values)]
+    found = [v for v in found if v.size]
+    if not found:
+        return None
+    low, high = min(float(v.min()) for v in found), max(float(v.max()) for v in found)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+        room = abs(high) * 0.1 or 1.0
+        low, high = low - room, high + room
+    pad = 0.04 * (high - low)
+    return (low if zero and low == 0 else low - pad), (high if zero and high == 0 else high + pad)
+
+
+def text(
+    x: float, y: float, said: str, *, size: float = 12, anchor: str = "start", soft: bool = False, **more: Any
+) -> str:
+    said = escape(said)
+    return tag(
+        "text", said, x=_r(x), y=_r(y), font_size=size, text_anchor=anchor, opacity="0.72" if soft else None, **more
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, stroke: str = "currentColor", **more: Any) -> str:
+    return tag("line", x1=_r(x1), y1=_r(y1), x2=_r(x2), y2=_r(y2), stroke=stroke, **more)
+
+
+def _r(value: float) -> str:
+    return f"{float(value):.2f}".rstrip("0").rstrip(".")
+
+
+def svg(width: float, height: float, parts: Iterable[str], label: str = "") -> str:
+    """The whole drawing; `label` is what a screen reader says."""
+    return tag(
+        "svg",
+        tag("title", escape(label)) if label else "",
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {_r(width)} {_r(height)}",
+        class_="plot",
+        role="img",
+        fill="currentColor",
+        font_family=FONT,
+        style=f"min-width:{_r(0.7 * width)}px;max-width:{_r(1.15 * width)}px;height:auto",
+    )
+
+
+def empty(label: str = "") -> str:
+    said = text(WIDTH / 2, 44, say("plot.empty"), size=13, anchor="middle", soft=True)
+    frame = tag("rect", x=1, y=1, width=WIDTH - 2, height=76, rx=8, fill="none", stroke="currentColor", opacity="0.25")
+    return svg(WIDTH, 78, [frame, said], label)
+
+
+def _frame(x: Axis, y: Axis, x_label: str, y_label: str, whole: str = "") -> list[str]:
+    """Grid, ticks and axis labels; `whole` names the axes (x, y) that count and have no ticks between whole numbers."""
+    parts = []
+    for value in _kept(y.ticks(), "y" in whole):
+        at = float(y(value))
+        parts.append(line(x.start, at, x.end, at, stroke="var(--grid,#8883)"))
+        parts.append(text(x.start - 8, at + 4, number(value), anchor="end", soft=True))
+    for value in _kept(x.ticks(7), "x" in whole):
+        parts.append(text(float(x(value)), y.start + 18, number(value), anchor="middle", soft=True))
+    parts.append(line(x.start, y.start, x.end, y.start, opacity="0.5"))
+    if x_label:
+        parts.append(text((x.start + x.end) / 2, y.start + 38, fitted(x_label, x.end - x.start, 12), anchor="middle"))
+    if y_label:
+        parts.append(text(2, y.end - 14, fitted(y_label, x.end, 12)))
+    return parts
+
+
+def _kept(ticks: list[float], whole: bool) -> list[float]:
+    return [t for t in ticks if t == round(t)] if whole else ticks
+
+
+def _legend(names: Sequence[str], width: float, top: float) -> tuple[list[str], float]:
+    """Marks and names in as many rows as they need, and the height of that; one name needs none."""
+    if len(names) < 2:
+        return [], 0.0
+    parts, x, y = [], 44.0, top
+    for i, name in enumerate(names):
+        said = fitted(name, 240, 12)
+        room = 34 + width_of(said, 12)
+        if x + room > width and x > 44:
+            x, y = 44.0, y + 20
+        parts.append(line(x, y - 4, x + 20, y - 4, color(i), stroke_width=2.5, stroke_dasharray=_dash(i)))
+        parts.append(text(x + 26, y, said))
+        x += room + 14
+    return parts, y - top + 22
+
+
+def _dash(i: int) -> str | None:
+    return DASHES[i // len(COLORS) % len(DASHES)]
+
+
+def _path(x: np.ndarray, y: np.ndarray, **more: Any) -> str:
+    """One line, broken where a value is missing."""
+    steps, pen = [], False
+    for a, b in zip(x.tolist(), y.tolist()):
+        real = math.isfinite(a) and math.isfinite(b)
+        if real:
+            steps.append(f"{'L' if pen else 'M'}{_r(a)} {_r(b)}")
+        pen = real
+    return tag("path", d="".join(steps), fill="none", stroke_width=2, stroke_linejoin="round", **more)
+
+
+def _lone(x: np.ndarray, y: np.ndarray) -> list[int]:
+    """Points without a neighbour, which a line cannot show."""
+    real = np.isfinite(x) & np.isfinite(y)
+    before, after = np.r_[False, real[:-1]], np.r_[real[1:], False]
+    return np.flatnonzero(real & ~before & ~after).tolist()
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `MOST_POINTS` points: the lowest and the highest of each stretch stay, so no peak is lost."""
+    n = len(x)
+    if n <= MOST_POINTS:
+        return x, y
+    edges = np.linspace(0, n, MOST_POINTS // 2 + 1).astype(int)
+    keep = {0, n - 1}
+    for a, b in pairwise(edges.tolist()):
+        part = y[a:b]
+        if np.isfinite(part).any():
+            keep |= {a + int(np.nanargmin(part)), a + int(np.nanargmax(part))}
+        keep |= set((a + np.flatnonzero(~np.isfinite(part))[:1]).tolist())
+    order = sorted(keep)
+    return x[order], y[order]
+
+
+def lines(
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    marks: Mapping[str, float] | None = None,
+    zero: bool = False,
+    height: float = 300,
+) -> str:
+    """Curves over a common axis: `{name: (x, y)}`. `marks` are named vertical lines (the best epoch)."""
+    arrays = {n: (np.asarray(a, float).ravel(), np.asarray(b, float).ravel()) for n, (a, b) in series.items()}
+    xs, ys = span(a[np.isfinite(b)] for a, b in arrays.values()), span((b for _, b in arrays.values()), zero=zero)
+    if xs is None or ys is None:
+        return empty(title)
+    left = 14 + max(width_of(number(v), 12) for v in Axis(*ys, 1, 0).ticks())
+    x, y = Axis(*xs, max(left, 40), WIDTH - 14), Axis(*ys, height, 28)
+    whole = all(np.all(a[np.isfinite(a)] == np.round(a[np.isfinite(a)])) for a, _ in arrays.values())
+    parts = _frame(x, y, x_label, y_label, "x" if whole else "")
+    for name, value in (marks or {}).items():
+        if not math.isfinite(value):
+            continue
+        at = float(x(value))
+        parts.append(line(at, y.start, at, y.end, opacity="0.55", stroke_dasharray="3 3"))
+        right = at > (x.start + x.end) / 2
+        parts.append(
+            text(
+                at + (-6 if right else 6),
+                y.end + 12,
+                fitted(name, 200, 11),
+                size=11,
+                soft=True,
+                anchor="end" if right else "start",
+            )
+        )
+    for i, (a, b) in enumerate(arrays.values()):
+        a, b = _thinned(np.asarray(x(a)), np.asarray(y(b)))
+        parts.append(_path(a, b, stroke=color(i), stroke_dasharray=_dash(i)))
+        parts += [tag("circle", cx=_r(a[j]), cy=_r(b[j]), r=3, fill=color(i)) for j in _lone(a, b)]
+    legend, more = _legend(list(arrays), WIDTH, height + (62 if x_label else 44))
+    return svg(WIDTH, height + (48 if x_label else 28) + more, parts + legend, title)
+
+
+def bars(
+    names: Sequence[Any],
+    values: Any,
+    intervals: Any = None,
+    signed: bool = False,
+    *,
+    title: str = "",
+    x_label: str = "",
+) -> str:
+    """Horizontal bars, one a name. `intervals` (N, 2) are drawn as whiskers; `signed` colours below zero otherwise."""
+    values = np.asarray(values, float).ravel()
+    limits = np.full((len(values), 2), np.nan) if intervals is None else np.asarray(intervals, float).reshape(-1, 2)
+    across = span([values, limits], zero=True)
+    if across is None:
+        return empty(title)
+    size, row = (12, 26) if len(values) <= 30 else (10, 17)
+    left = min(max(width_of(visible(n), size) for n in names) + 14, 0.42 * WIDTH)
+    x = Axis(*across, left + (52 if across[0] < 0 else 0), WIDTH - 58)
+    parts = [line(float(x(0)), 6, float(x(0)), 8 + row * len(values), opacity="0.45")]
+    for i, (name, value) in enumerate(zip(names, values.tolist())):
+        top = 8 + row * i
+        parts.append(text(left - 10, top + row / 2 + 4, fitted(name, left - 12, size), size=size, anchor="end"))
+        parts += _bar(x, top, row, value, limits[i].tolist(), signed, size)
+    height = 12 + row * len(values)
+    if x_label:
+        parts.append(
+            text((x.start + x.end) / 2, height + 14, fitted(x_label, x.end - x.start, 12), anchor="middle", soft=True)
+        )
+    return svg(WIDTH, height + (22 if x_label else 2), parts, title)
+
+
+def _bar(x: Axis, top: float, row: float, value: float, limits: list[float], signed: bool, size: float) -> list[str]:
+    zero, middle = float(x(0)), top + row / 2
+    if not math.isfinite(value):
+        return [text(zero + 6, middle + 4, number(math.nan), size=size, soft=True)]
+    at = float(x(value))
+    paint = ("var(--pos,#d03b3b)" if value > 0 else "var(--neg,#2f6fde)") if signed else color(0)
+    parts = [
+        tag(
+            "rect",
+            x=_r(min(zero, at)),
+            y=_r(top + 3),
+            width=_r(max(abs(at - zero), 0.8)),
+            height=_r(row - 6),
+            rx=2,
+            fill=paint,
+        )
+    ]
+    ends = [at]
+    if all(map(math.isfinite, limits)):
+        ends += [float(v) for v in x(limits)]
+        parts.append(line(ends[1], middle, ends[2], middle, stroke_width=1.5))
+        parts += [line(e, middle - 4, e, middle + 4, stroke_width=1.5) for e in ends[1:]]
+    if value < 0:
+        parts.append(text(min(ends) - 6, middle + 4, number(value, 3), size=size - 1, anchor="end"))
+    else:
+        parts.append(text(max(ends) + 6, middle + 4, number(value, 3), size=size - 1))
+    return parts
+
+
+def heatmap(
+    matrix: Any,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    show_values: bool = True,
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    by_row: bool = False,
+) -> str:
+    """A table of coloured cells, such as a confusion matrix (rows: truth, columns: answer).
+
+    `by_row` colours each cell by its share of the row, so that rare classes are seen too. Beyond 40 rows or columns the
+    figures are left to the colours. Values below zero are blue, above it the accent colour.
+    """
+    matrix = np.asarray(matrix, float).reshape(len(rows), len(columns))
+    if not matrix.size or not np.isfinite(matrix).any():
+        return empty(title)
+    size = 12 if max(matrix.shape) <= 14 else 10 if max(matrix.shape) <= 26 else 8
+    said = [[number(v, 3) for v in r] for r in matrix.tolist()]
+    fits = max(width_of(s, size) for r in said for s in r) + 8
+    left = min(max(width_of(visible(r), size) for r in rows) + 12, 170) + (22 if y_label else 0)
+    widest = max(width_of(visible(c), size) for c in columns)
+    cell = min(max((WIDTH - left - 10) / len(columns), 4), max(64, min(widest + 8, 120)))
+    show_values = show_values and max(matrix.shape) <= 40
+    if show_values:
+        cell = max(cell, min(fits, 40))
+    flat = widest <= cell - 4
+    deep = size + 8 if flat else min(widest * 0.72 + 20, 116)
+    top = deep + (22 if x_label else 0)
+    tall = min(cell, 40) if len(columns) < 12 else cell
+    width, height = left + cell * len(columns), top + tall * len(rows)
+    parts = _heat_labels(rows, columns, left, top, cell, tall, size, flat, deep)
+    if x_label:
+        wide = max(cell * len(columns), 200)
+        parts.append(text(left, 13, fitted(x_label, wide, 12), soft=True))
+        width = max(width, left + width_of(x_label, 12))
+    if y_label:
+        middle = top + tall * len(rows) / 2
+        said_y = fitted(y_label, max(tall * len(rows), 80), 12)
+        parts.append(text(12, middle, said_y, anchor="middle", soft=True, transform=f"rotate(-90 12 {_r(middle)})"))
+    shades = _shades(matrix, by_row)
+    shown_size = size if fits <= cell else max(size * cell / fits, 5)
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            place = (left + cell * j, top + tall * i, cell, tall)
+            hint = f"{visible(rows[i])} → {visible(columns[j])}: {said[i][j]}"
+            parts.append(_heat_cell(place, float(shades[i, j]), said[i][j] if show_values else "", hint, shown_size))
+    return svg(max(width, left + cell * len(columns) + (10 if flat else deep - cell / 2)), height + 4, parts, title)
+
+
+def _shades(matrix: np.ndarray, by_row: bool) -> np.ndarray:
+    """From -1 to 1; NaN where there is no value."""
+    real = np.where(np.isfinite(matrix), np.abs(matrix), 0.0)
+    most = real.sum(axis=1, keepdims=True) if by_row else real.max(initial=0.0)
+    return np.divide(matrix, most, out=np.zeros_like(matrix), where=np.broadcast_to(most, matrix.shape) > 0)
+
+
+def _heat_labels(rows, columns, left, top, cell, tall, size, flat, deep) -> list[str]:
+    parts = []
+    every = max(1, math.ceil((size + 1) / tall))
+    for i, name in enumerate(rows):
+        if i % every == 0:
+            at = top + tall * (i + 0.5) + size * 0.36
+            parts.append(text(left - 7, at, fitted(name, 158, size), size=size, anchor="end"))
+    every = max(1, math.ceil((size + 1) / cell))
+    for j, name in enumerate(columns):
+        at = left + cell * (j + 0.5)
+        if flat:
+            parts.append(text(at, top - 7, visible(name), size=size, anchor="middle"))
+        elif j % every == 0:
+            turn = f"rotate(-45 {_r(at)} {_r(top - 6)})"
+            parts.append(text(at, top - 6, fitted(name, (deep - 19) / 0.72, size), size=size, transform=turn))
+    return parts
+
+
+def _heat_cell(place: tuple[float, float, float, float], shade: float, said: str, hint: str, size: float) -> str:
+    x, y, w, h = place
+    known = math.isfinite(shade)
+    paint = color(0) if known and shade >= 0 else "var(--c2,#d9730d)" if known else "none"
+    strength = 0.05 + 0.9 * abs(shade) if known else 0
+    box = tag(
+        "rect",
+        tag("title", escape(hint)),
+        x=_r(x + 0.5),
+        y=_r(y + 0.5),
+        width=_r(w - 1),
+        height=_r(h - 1),
+        rx=min(2, w / 8),
+        fill=paint,
+        fill_opacity=_r(strength),
+    )
+    if not said:
+        return box
+    ink = "var(--bg,#fff)" if strength > 0.55 else "currentColor"
+    return box + text(
+        x + w / 2, y + h / 2 + size * 0.36, said, size=_r(size), anchor="middle", fill=ink, pointer_events="none"
+    )
+
+
+def _square(
+    label_x: str, label_y: str, x_span: tuple[float, float], y_span: tuple[float, float]
+) -> tuple[Axis, Axis, list[str]]:
+    left = 14 + max(width_of(number(v), 12) for v in Axis(*y_span, 1, 0).ticks())
+    x, y = Axis(*x_span, max(left, 40), max(left, 40) + 340), Axis(*y_span, 368, 28)
+    return x, y, _frame(x, y, label_x, label_y)
+
+
+def scatter(x: Any, y: Any, diagonal: bool = False, *, title: str = "", x_label: str = "", y_label: str = "") -> str:
+    """Dots; `diagonal` gives both axes one scale and draws where they agree (truth against answer)."""
+    a, b = np.asarray(x, float).ravel(), np.asarray(y, float).ravel()
+    real = np.isfinite(a) & np.isfinite(b)
+    a, b = a[real], b[real]
+    if not a.size:
+        return empty(title)
+    xs, ys = (span([a, b]),) * 2 if diagonal else (span([a]), span([b]))
+    across, up, parts = _square(x_label, y_label, xs, ys)
+    if diagonal:
+        parts.append(line(across.start, up.start, across.end, up.end, opacity="0.5", stroke_dasharray="4 4"))
+    shown = np.arange(len(a)) if len(a) <= MOST_DOTS else np.linspace(0, len(a) - 1, MOST_DOTS).astype(int)
+    faint = f"{min(0.75, max(0.18, 12 / math.sqrt(len(shown)))):.2f}"
+    radius = 3.2 if len(shown) < 400 else 2.2
+    dots = [
+        tag("circle", cx=_r(p), cy=_r(q), r=radius) for p, q in zip(across(a[shown]).tolist(), up(b[shown]).tolist())
+    ]
+    parts.append(tag("g", *dots, fill=color(0), fill_opacity=faint))
+    if len(shown) < len(a):
+        said = say("plot.sampled", shown=f"{len(shown):,}", all=f"{len(a):,}")
+        parts.append(text(across.end, 14, said, size=11, anchor="end", soft=True))
+    return svg(across.end + 20, 372 + (42 if x_label else 24), parts, title)
+
+
+def roc(curves: Mapping[str, tuple[Any, Any]], *, title: str = "", x_label: str = "", y_label: str = "") -> str:
+    """Curves in the unit square against the diagonal of chance: `{name: (false positive rate, true positive rate)}`."""
+    real = {n: (np.asarray(a, float).ravel(), np.asarray(b, float).ravel()) for n, (a, b) in curves.items()}
+    if not any(a.size and np.isfinite(a).any() and np.isfinite(b).any() for a, b in real.values()):
+        return empty(title)
+    x, y, parts = _square(x_label, y_label, (0.0, 1.0), (0.0, 1.0))
+    parts.append(line(x.start, y.start, x.end, y.end, opacity="0.45", stroke_dasharray="4 4"))
+    for i, (a, b) in enumerate(real.values()):
+        a, b = _thinned(np.asarray(x(a)), np.asarray(y(b)))
+        parts.append(_path(a, b, stroke=color(i), stroke_dasharray=_dash(i)))
+    legend, more = _legend(list(real), x.end + 20, 432 if x_label else 412)
+    return svg(x.end + 20, 372 + (42 if x_label else 24) + more, parts + legend, title)
+
+
+def reliability(
+    confidence: Any,
+    accuracy: Any,
+    counts: Any,
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    count_label: str = "",
+) -> str:
+    """Reliability diagram: accuracy a bin of confidence beside the diagonal, and below it how many answers fell there.
+
+    The bins are of equal width; an empty one has NaN confidence and accuracy.
+    """
+    confidence, accuracy = np.asarray(confidence, float).ravel(), np.asarray(accuracy, float).ravel()
+    counts = np.asarray(counts, float).ravel()
+    if not counts.size or not counts.sum() > 0:
+        return empty(title)
+    x, y, parts = _square("", y_label, (0.0, 1.0), (0.0, 1.0))
+    n, wide = len(counts), (x.end - x.start) / len(counts)
+    for i in np.flatnonzero(np.isfinite(accuracy)).tolist():
+        at, top = x.start + wide * i, float(y(accuracy[i]))
+        parts.append(
+            tag(
+                "rect",
+                x=_r(at + 1),
+                y=_r(top),
+                width=_r(wide - 2),
+                height=_r(max(y.start - top, 0.8)),
+                rx=2,
+                fill=color(0),
+                fill_opacity="0.75",
+            )
+        )
+    parts.append(line(x.start, y.start, x.end, y.end, opacity="0.5", stroke_dasharray="4 4"))
+    for i in np.flatnonzero(np.isfinite(confidence) & np.isfinite(accuracy)).tolist():
+        at = float(x(confidence[i]))
+        parts.append(line(at, float(y(accuracy[i])), at, float(y(confidence[i])), "var(--c7,#d03b3b)", stroke_width=2))
+    base, most = 462.0, counts.max()
+    for i in range(n):
+        tall = 50 * counts[i] / most
+        hint = tag("title", escape(number(float(counts[i]))))
+        parts.append(
+            tag(
+                "rect",
+                hint,
+                x=_r(x.start + wide * i + 1),
+                y=_r(base - tall),
+                width=_r(wide - 2),
+                height=_r(tall),
+                rx=1,
+                opacity="0.35",
+            )
+        )
+    parts.append(line(x.start, base, x.end, base, opacity="0.5"))
+    parts.append(text(x.start - 8, base - 42, number(float(most)), anchor="end", soft=True))
+    parts.append(text(x.start + 2, 404, fitted(count_label, 200, 11), size=11, soft=True))
+    parts.append(text((x.start + x.end) / 2, base + 20, fitted(x_label, x.end - x.start, 12), anchor="middle"))
+    return svg(x.end + 20, base + 28, parts, title)
+
+
+def histogram(
+    values: Any, *, bins: int = 30, title: str = "", x_label: str = "", y_label: str = "", height: float = 220
+) -> str:
+    """How many values fall in each of `bins` equal stretches; fewer where the values are few whole numbers."""
+    values = np.asarray(values, float).ravel()
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return empty(title)
+    low, high = float(values.min()), float(values.max())
+    whole = bool(np.all(values == np.round(values))) and high - low < bins
+    if whole:
+        edges = np.arange(low - 0.5, high + 1)
+    else:
+        edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    counts, edges = np.histogram(values, bins=edges)
+    left = 14 + width_of(number(int(counts.max())), 12)
+    x = Axis(float(edges[0]), float(edges[-1]), max(left, 40), WIDTH - 14)
+    y = Axis(0.0, float(counts.max()) * 1.06, height, 28)
+    parts = _frame(x, y, x_label, y_label, "xy" if whole else "y")
+    for n, a, b in zip(counts.tolist(), x(edges[:-1]).tolist(), x(edges[1:]).tolist()):
+        if n:
+            top = float(y(n))
+            parts.append(
+                tag(
+                    "rect",
+                    tag("title", number(n)),
+                    x=_r(a + 0.75),
+                    y=_r(top),
+                    width=_r(max(b - a - 1.5, 0.8)),
+                    height=_r(y.start - top),
+                    rx=2,
+                    fill=color(0),
+                    fill_opacity="0.85",
+                )
+            )
+    return svg(WIDTH, height + (48 if x_label else 28), parts, title)
+
+
+def image(array: Any, overlay: Any = None, alpha: float = 0.6, *, title: str = "", width: int = 280) -> str:
+    """An `<img>` with the picture inside it as PNG.
+
+    `array` is uint8, (H, W) or (H, W, 3). `overlay` (h, w) are weights laid over it, stretched to the picture: red speaks for,
+    blue against, as strong as the weight's share of the largest. Small pictures are shown with visible pixels.
+    """
+    from PIL import Image
+
+    picture = np.asarray(array, np.uint8)
+    if not picture.size:
+        return empty(title)
+    picture = picture if picture.ndim == 3 else picture[..., None]
+    picture = picture[..., :3] if picture.shape[2] >= 3 else picture[..., :1].repeat(3, 2)
+    small = picture.shape[1] < width
+    if small:
+        times = max(1, round(width / picture.shape[1]))
+        picture = picture.repeat(times, 0).repeat(times, 1)
+    if overlay is not None:
+        picture = _overlaid(picture, np.nan_to_num(np.asarray(overlay, np.float32), posinf=0, neginf=0), alpha)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=False)
+    data = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return tag(
+        "img",
+        src=data,
+        alt=title,
+        width=width,
+        style=f"max-width:{width}px;image-rendering:{'pixelated' if small else 'auto'}",
+    )
+
+
+def _overlaid(picture: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
+    """The picture in grey, with each pixel tinted by its weight."""
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    smooth = (
+        Image.Resampling.NEAREST
+        if height % weights.shape[0] == 0 and width % weights.shape[1] == 0
+        else Image.Resampling.BILINEAR
+    )
+    weights = np.asarray(Image.fromarray(weights).resize((width, height), smooth))
+    most = np.abs(weights).max()
+    share = (weights / most if most > 0 else weights)[..., None]
+    grey = picture @ np.array([0.299, 0.587, 0.114])
+    tint = np.where(share > 0, RED, BLUE)
+    strength = alpha * np.abs(share)
+    return np.clip(grey[..., None] * (1 - strength) + tint * strength, 0, 255).astype(np.uint8)
