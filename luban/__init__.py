@@ -1,0 +1,43 @@
+"""Luban (鲁班): from data to a deep model that can be trusted and shipped, and stays with it for its whole life.
+
+import luban
+model = luban.train("reviews.csv", target="sentiment")
+model.predict([{"review": "great film"}])
+
+Nothing heavy is imported until it is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from luban.bundle import Bundle
+    from luban.errors import LubanError
+    from luban.pipeline import check, load, run, train
+    from luban.recipe import Recipe
+    from luban.report import Report
+
+_WHERE = {
+    "Bundle": "luban.bundle",
+    "LubanError": "luban.errors",
+    "Recipe": "luban.recipe",
+    "Report": "luban.report",
+    "check": "luban.pipeline",
+    "load": "luban.pipeline",
+    "run": "luban.pipeline",
+    "train": "luban.pipeline",
+}
+__all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "load", "run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(name)
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

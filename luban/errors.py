@@ -61,7 +61,9 @@ class Problem:
         }
 
 
-def problem(id: str, /, *, place: str = "", name: str | None = None, allowed: Iterable[str] = (), **values: Any) -> Problem:
+def problem(
+    id: str, /, *, place: str = "", name: str | None = None, allowed: Iterable[str] = (), **values: Any
+) -> Problem:
     """A `Problem`; where `name` is a misspelling of one of `allowed`, the nearest one is found."""
     allowed = tuple(str(a) for a in allowed)
     if name is not None:

@@ -148,7 +148,8 @@ class Recipe:
         model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
         return replace(
             self,
-            data=dict(self.data) | {key: _filled("data", key, self.data.get(key) or {}, self.size) for key in ("split", "clean")},
+            data=dict(self.data)
+            | {key: _filled("data", key, self.data.get(key) or {}, self.size) for key in ("split", "clean")},
             inputs=inputs,
             outputs=outputs,
             frame=fill("frames", self.frame, self.size),
@@ -163,7 +164,7 @@ class Recipe:
         return self.model.get(name) or self.model.get(kind) or Part(registry.schema("columns", kind)["x-encoder"])
 
     def head(self, name: str) -> Part:
-        return self.model.get(name) or Part(self.outputs[name].type)
+        return self.model.get(name) or Part(registry.schema("columns", self.outputs[name].type)["x-head"])
 
     def _repr_html_(self) -> str:
         import html
@@ -221,7 +222,14 @@ class Check:
                 continue
             for name, value in parts.items():
                 yield from self._part("columns", value, (side, name))
-                columns[name] = (side, value if isinstance(value, str) else next(iter(value or {}), None) if isinstance(value, Mapping) else None)
+                columns[name] = (
+                    side,
+                    value
+                    if isinstance(value, str)
+                    else next(iter(value or {}), None)
+                    if isinstance(value, Mapping)
+                    else None,
+                )
         if isinstance(plain.get("inputs"), Mapping) and isinstance(plain.get("outputs"), Mapping):
             for name in set(plain["inputs"]) & set(plain["outputs"]):
                 yield problem("recipe.both_sides", place=self.place(("outputs", name)), column=name)
@@ -273,9 +281,10 @@ class Check:
         """An encoder made for text cannot read an image."""
         name = value if isinstance(value, str) else next(iter(value), None) if isinstance(value, Mapping) else None
         if name in registry.names(room) and kind in registry.names("columns"):
+            form = registry.schema("columns", kind)["x-form" if room == "encoders" else "x-head"]
             accepts = registry.schema(room, name).get("x-accepts")
-            if accepts and kind not in accepts:
-                fitting = [n for n in registry.names(room) if kind in registry.schema(room, n).get("x-accepts", [kind])]
+            if accepts and form not in accepts:
+                fitting = [n for n in registry.names(room) if form in registry.schema(room, n).get("x-accepts", [form])]
                 yield problem("recipe.does_not_suit", place=self.place(path), what=name, kind=kind, allowed=fitting)
 
     def _one(self, plain: Mapping[str, Any], key: str, room: str) -> Iterator[Problem]:
@@ -299,7 +308,9 @@ class Check:
         if not isinstance(name, str):
             yield problem("recipe.want_part", place=self.place(path), found=repr(value)[:60])
         elif name not in registry.names(room):
-            yield problem("recipe.unknown_part", place=self.place(path), name=name, room=room, allowed=registry.names(room))
+            yield problem(
+                "recipe.unknown_part", place=self.place(path), name=name, room=room, allowed=registry.names(room)
+            )
         elif settings is not None:
             yield from self.value(settings, registry.schema(room, name), (*path, name))
 
@@ -381,7 +392,11 @@ def _inside(value: Any, schema: Mapping[str, Any]) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     low, high, above = schema.get("minimum"), schema.get("maximum"), schema.get("exclusiveMinimum")
-    return value == value and not ((low is not None and value < low) or (high is not None and value > high) or (above is not None and value <= above))
+    return value == value and not (
+        (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+    )
 
 
 def _changed(plain: Any, change: str) -> Any:

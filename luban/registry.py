@@ -99,7 +99,7 @@ def describe(thing: Any) -> dict[str, Any]:
     from luban.settings import schema_of
 
     result = schema_of(thing, skip=("name", "state"))
-    for mark in ("accepts", "encoder", "pool", "gives"):
+    for mark in ("accepts", "form", "encoder", "head"):
         if isinstance(value := getattr(thing, mark, None), (str, tuple)):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
     return result

@@ -57,7 +57,15 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(low=0)]
 
-_PLAIN = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "object", list: "array", type(None): "null"}
+_PLAIN = {
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    str: "string",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
 
 
 def schema_of(function: Any, skip: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -72,8 +80,12 @@ def schema_of(function: Any, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         if parameter.default is parameter.empty:
             required.append(name)
         elif "x-size" not in properties[name]:
-            properties[name]["default"] = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-    return {"type": "object", "properties": properties, "additionalProperties": False} | ({"required": required} if required else {})
+            properties[name]["default"] = (
+                list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            )
+    return {"type": "object", "properties": properties, "additionalProperties": False} | (
+        {"required": required} if required else {}
+    )
 
 
 def type_schema(hint: Any) -> dict[str, Any]:

@@ -172,7 +172,9 @@ def make(name: str, type: str, settings: dict[str, Any]) -> Column:
     """The unfitted column that a recipe asks for."""
     kind = registry.find("columns", type)
     known = {f.name for f in fields(kind)}
-    return kind(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known and v is not None})
+    return kind(
+        name, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known and v is not None}
+    )
 
 
 def from_json(plain: dict[str, Any]) -> Column:
@@ -203,4 +205,6 @@ def coloured(inner: str, weight: float) -> str:
     """A span whose background says how much (opacity) and which way (hue) it spoke; `inner` is HTML."""
     strength = min(abs(float(weight)), 1.0)
     hue = "var(--for, 34, 139, 94)" if weight >= 0 else "var(--against, 200, 60, 60)"
-    return f'<span class="seg" style="background:rgba({hue},{strength * 0.75:.2f})" title="{weight:+.3f}">{inner}</span>'
+    return (
+        f'<span class="seg" style="background:rgba({hue},{strength * 0.75:.2f})" title="{weight:+.3f}">{inner}</span>'
+    )

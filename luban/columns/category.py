@@ -23,7 +23,9 @@ class Category(Column):
 
     least: Count = field(default=1, kw_only=True)  # rows that a label needs to be known
     most: Natural = field(default=1000, kw_only=True)  # labels kept, the commonest first; 0 = all
-    unknown: Fraction = field(default=0.01, kw_only=True)  # training rows whose label is hidden, so that 0 means something
+    unknown: Fraction = field(
+        default=0.01, kw_only=True
+    )  # training rows whose label is hidden, so that 0 means something
 
     type: ClassVar[str] = "category"
     encoder: ClassVar[str] = "mlp"
@@ -61,7 +63,9 @@ class Category(Column):
         return np.int64(self.number_of(value))[()]
 
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:
-        if hasattr(values, "dictionary_encode") and "string" in str(values.type):  # Arrow: look up each distinct word once
+        if hasattr(values, "dictionary_encode") and "string" in str(
+            values.type
+        ):  # Arrow: look up each distinct word once
             coded = values.combine_chunks() if hasattr(values, "combine_chunks") else values
             coded = coded.dictionary_encode()
             table = np.array([self.number_of(w) for w in coded.dictionary.to_pylist()] + [0], np.int64)

@@ -86,7 +86,9 @@ def cells(chunked: Any) -> Any:
     return chunked
 
 
-def encode_values(columns: Mapping[str, Column], inputs: Sequence[str], records: Sequence[Mapping[str, Any]]) -> tuple[Examples, dict[int, str]]:
+def encode_values(
+    columns: Mapping[str, Column], inputs: Sequence[str], records: Sequence[Mapping[str, Any]]
+) -> tuple[Examples, dict[int, str]]:
     """Encode raw records (what a server or Python gets): those that can be, and per bad one the reason.
 
     The Examples' `rows` are positions in `records`.

@@ -68,7 +68,9 @@ class Number(Column):
 
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         """array: () or (1,) in standardised units -> the value in raw units."""
-        return Answer(float(np.asarray(array, np.float64).reshape(-1)[0]) * self.state["deviation"] + self.state["mean"])
+        return Answer(
+            float(np.asarray(array, np.float64).reshape(-1)[0]) * self.state["deviation"] + self.state["mean"]
+        )
 
     def nothing(self, x: np.ndarray) -> np.ndarray:
         return np.float32(self.state["middle"])[()]

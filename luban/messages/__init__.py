@@ -42,7 +42,7 @@ def say(id: str, /, **values: Any) -> str:
     """The sentence `id` with its values filled in. Control characters in values are made visible."""
     lang = language()
     text = (catalogue(lang).get(id) if lang in LANGUAGES else None) or catalogue("en")[id]
-    text = text.format(**{k: _shown(v) for k, v in values.items()}) if values else text
+    text = text.format(**{k: _shown(v) for k, v in values.items()})
     return f"⟦{text}⟧" if lang == "pseudo" else text
 
 

@@ -27,7 +27,9 @@ class Network(Protocol):
     def embed(self, batch: Batch) -> dict[str, Tensor]: ...
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]: ...
     def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]: ...
-    def divergence(self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0) -> dict[str, Tensor]: ...
+    def divergence(
+        self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
+    ) -> dict[str, Tensor]: ...
     def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def predict(self, batch: Batch) -> dict[str, list[Answer]]: ...
 
@@ -49,12 +51,24 @@ class Headed(nn.Module):
         """Per output: loss of each example (B,), and its weight (B,), 0 where the truth is missing."""
         return {n: head.loss(o[n], *batch.targets[n]) for n, head in self._heads() if n in batch.targets}
 
-    def divergence(self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0) -> dict[str, Tensor]:
+    def divergence(
+        self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
+    ) -> dict[str, Tensor]:
         return {n: head.divergence(o[n], teacher[n], temperature) for n, head in self._heads()}
 
     def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The score of fixed answers, (B,) per output: what explanations explain."""
         return {n: head.score(o[n], answers[n]) for n, head in self._heads() if n in answers}
+
+    def glance(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per output one number that a person watches while training: {"accuracy": (per example (B,), weight (B,))}."""
+        many = len(self.outputs) > 1
+        result = {}
+        for n, head in self._heads():
+            if n in batch.targets:
+                name, each, weight = head.glance(o[n], *batch.targets[n])
+                result[f"{n}_{name}" if many else name] = (each, weight)
+        return result
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, list[Answer]]:
@@ -97,7 +111,11 @@ class Composed(Headed):
             else:
                 e = torch.stack([embedded[n] for n in names], 1) if many else embedded[names[0]]
             t = encoder(e, mask)
-            spans = tuple(Span(n, i, i + 1, (1,)) for i, n in enumerate(names)) if many else (Span(names[0], 0, t.x.shape[1], t.x.shape[1:2]),)
+            spans = (
+                tuple(Span(n, i, i + 1, (1,)) for i, n in enumerate(names))
+                if many
+                else (Span(names[0], 0, t.x.shape[1], t.x.shape[1:2]),)
+            )
             result.append(t if t.spans else t._replace(spans=spans))
         return result
 

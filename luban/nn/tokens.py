@@ -102,7 +102,9 @@ class Pool(nn.Module):
 
     def weights(self, tokens: Tokens) -> Tensor:
         """Attention over time, (B, T); zero on padding, and everywhere for an empty example."""
-        energy = self.energy(tokens.x)[..., 0].masked_fill(~tokens.mask, -1e9)  # not -inf: an empty row would give NaN gradients
+        energy = self.energy(tokens.x)[..., 0].masked_fill(
+            ~tokens.mask, -1e9
+        )  # not -inf: an empty row would give NaN gradients
         return torch.softmax(energy, dim=1) * tokens.mask
 
 
@@ -112,7 +114,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 class Dense(nn.Sequential):
     """Linear layers, each with its activation (and dropout): size -> layers[0] -> ... -> `out`."""
 
-    def __init__(self, size: int, layers: list[int] | tuple[int, ...], activation: str = "relu", dropout: float = 0.0, norm: bool = False):
+    def __init__(
+        self,
+        size: int,
+        layers: list[int] | tuple[int, ...],
+        activation: str = "relu",
+        dropout: float = 0.0,
+        norm: bool = False,
+    ):
         modules: list[nn.Module] = []
         self_size = size
         for width in layers:

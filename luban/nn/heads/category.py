@@ -71,5 +71,8 @@ class CategoryHead(nn.Module):
         others = o.masked_fill(picked, -math.inf).logsumexp(-1)
         return (o * picked).sum(-1) - others
 
+    def glance(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[str, Tensor, Tensor]:
+        return "accuracy", (self._both(o).argmax(-1) == x - 1) * mask, mask
+
     def _both(self, z: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(z), z], dim=-1) if self.binary else z

@@ -53,3 +53,6 @@ class NumberHead(nn.Module):
     def score(self, o: Tensor, answers: Tensor) -> Tensor:
         """The value in raw units, (B,); a number has no other answer to fix."""
         return o[:, 0] * self.deviation + self.mean
+
+    def glance(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[str, Tensor, Tensor]:
+        return "mae", (o[:, 0] - x).abs() * self.deviation * mask, mask

@@ -1,0 +1,340 @@
+"""The Bundle: a saved model that can rebuild itself and answer raw rows.
+
+    shop.luban/
+      MANIFEST.json        {format, luban, kind, files: {name: sha256}}, written last
+      recipe.yaml          resolved: every default and every choice
+      columns.json         what the columns learned (tokenizer*.json beside it, Hugging Face format)
+      edits.json           module edits, in order
+      model.safetensors
+      tables/*.arrow       tables that a network or stage keeps, each marked personal or not
+      history.jsonl        one line a stage
+      metrics.jsonl        one line an epoch
+      reports/             KIND.json + KIND.html
+      README.md            the model card
+
+No pickle anywhere; nothing in it is ever executed on load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from luban import files, registry
+from luban.columns import answering
+from luban.columns.base import Column, from_json
+from luban.columns.examples import Arrays
+from luban.errors import BundleError
+from luban.nn.edits import replay
+from luban.nn.tokens import Batch
+from luban.recipe import Recipe
+from luban.report import Report
+
+KIND = "bundle"
+CARRIED = ("checkpoints", ".stages", "run.log", "quarantine.csv")  # what a save leaves where it is
+
+
+@dataclass
+class Bundle:
+    """A model with everything it needs. Stages take one and give another; they never change the one they got.
+
+    `network` is None in a Bundle that is not built yet. `path` is where it was saved or loaded, if it was.
+    """
+
+    recipe: Recipe
+    columns: dict[str, Column] = field(default_factory=dict)
+    network: Any = None
+    edits: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    reports: dict[str, Report] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.recipe.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(self.recipe.outputs)
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+    @cached_property
+    def engine(self) -> TorchEngine:
+        return TorchEngine(self)
+
+    def predict(self, rows: Any, *, probabilities: bool = True) -> list[dict[str, Any]]:
+        """One plain dict per row, in order: the value of each output, its probabilities; `error` for a bad row.
+
+        rows: a list of dicts, a file name, or any table that `luban.data.sources.read` takes.
+        """
+        return [r.plain(probabilities) for r in answering.answer(self.engine, self._records(rows))]
+
+    def _records(self, rows: Any) -> Sequence[Mapping[str, Any]]:
+        if isinstance(rows, Mapping):
+            return [rows]
+        if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
+            return rows
+        from luban.columns.examples import records
+        from luban.data.prepare import raw
+
+        return records(raw(rows, self.columns).table)
+
+    # -- stages as methods; the same names as the command line's verbs --------------------------------------------------
+    def _stage(self, name: str, data: Any, settings: dict[str, Any]) -> Any:
+        from luban.data.prepare import data_of
+
+        return registry.find("stages", name)(
+            self, data_of(data, self.columns) if data is not None else None, **settings
+        )
+
+    def evaluate(self, data: Any, **settings: Any) -> Report:
+        return self._stage("evaluate", data, settings)
+
+    def explain(self, data: Any, **settings: Any) -> Report:
+        return self._stage("explain", [data] if isinstance(data, Mapping) else data, settings)
+
+    def compress(self, data: Any = None, **settings: Any) -> Bundle:
+        return self._stage("compress", data, settings)
+
+    def audit(self, data: Any, **settings: Any) -> Any:
+        return self._stage("audit", data, settings)
+
+    def export(self, to: str = "onnx", *, out: str | Path, data: Any = None, **settings: Any) -> Path:
+        return self._stage("export", data, {"to": to, "out": out, **settings})
+
+    def serve(self, **settings: Any) -> None:
+        return self._stage("serve", None, settings)
+
+    # -- derived Bundles -----------------------------------------------------------------------------------------------
+    def with_report(self, report: Report) -> Bundle:
+        return replace(self, reports={**self.reports, report.kind: report})
+
+    def with_history(self, stage: str, **entry: Any) -> Bundle:
+        return replace(self, history=[*self.history, {"stage": stage, **entry}])
+
+    def copy_network(self) -> nn.Module:
+        """A network of its own with the same weights, for a stage that changes it."""
+        import copy
+
+        return copy.deepcopy(self.network)
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+    def bytes(self) -> int:
+        """Size of the weights, as saved."""
+        return sum(t.numel() * t.element_size() for t in _distinct(self.network.state_dict()).values())
+
+    # -- the folder ------------------------------------------------------------------------------------------------------
+    def save(self, folder: str | Path, *, share: bool = False) -> Path:
+        """Write the folder: all of it or, on a crash, what stood there before. `share` leaves personal tables out."""
+        final = Path(folder).absolute()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        new = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            self._write(new, share)
+            files.seal(new, KIND)
+            for name in CARRIED:
+                if (final / name).exists():
+                    os.replace(final / name, new / name)
+            files.replace_folder(new, final)
+        except BaseException:
+            for name in CARRIED:
+                if (new / name).exists() and final.is_dir():
+                    os.replace(new / name, final / name)
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        self.path = final
+        return final
+
+    def _write(self, folder: Path, share: bool) -> None:
+        from luban.card import card
+
+        columns, tokenizers = _without_tokenizers([c.to_json() for c in self.columns.values()])
+        plain = {
+            "recipe.yaml": self.recipe.yaml(),
+            "columns.json": json.dumps(columns, ensure_ascii=False),
+            "edits.json": json.dumps(self.edits),
+            "history.jsonl": _lines(self.history),
+            "metrics.jsonl": _lines(self.metrics),
+            "README.md": card(self),
+            **tokenizers,
+        }
+        for name, text in plain.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / "model.safetensors").write_bytes(save(_distinct(self.network.state_dict())))
+        for name, table in self.tables.items():
+            if not (share and _personal(table)):
+                _write_table(folder / "tables" / f"{name}.arrow", table)
+        for report in self.reports.values():
+            report.save(folder / "reports")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, module: nn.Module | None = None) -> Bundle:
+        """A saved Bundle. `module` is one's own network, for a Bundle that was trained with one.
+
+        Raises BundleError for a folder that is not a Bundle, damaged, foreign or hostile.
+        """
+        folder = Path(folder).absolute()
+        old = folder.with_name(f".{folder.name}.old")
+        if not folder.exists() and old.is_dir():
+            folder = old  # a save was killed between its two renames
+        manifest = files.open_sealed(folder, KIND)
+        read = lambda name: (folder / name).read_text(encoding="utf-8")  # noqa: E731
+        missing = [
+            n for n in ("recipe.yaml", "columns.json", "edits.json", "model.safetensors") if n not in manifest["files"]
+        ]
+        if missing:
+            raise BundleError("bundle.file_missing", path=str(folder), file=missing[0])
+        recipe = Recipe.load(folder / "recipe.yaml")
+        try:
+            entries = _with_tokenizers(json.loads(read("columns.json")), folder, manifest)
+            edits = json.loads(read("edits.json"))
+            columns = {c.name: c for c in map(from_json, entries)}
+            history, metrics = (
+                _read_lines(read(n)) if n in manifest["files"] else [] for n in ("history.jsonl", "metrics.jsonl")
+            )
+        except (ValueError, RecursionError, AttributeError) as e:
+            raise BundleError("bundle.unreadable", path=str(folder), reason=str(e)[:200]) from e
+        bundle = cls(recipe, columns, None, edits, {}, history, metrics, {}, folder)
+        bundle.network = _with_weights(build_network(recipe, columns, edits, module), folder / "model.safetensors")
+        names = [n for n in manifest["files"] if n.startswith("tables/")]
+        bundle.tables = {Path(n).stem: _read_table(folder / n) for n in names}
+        found = [n for n in manifest["files"] if n.startswith("reports/") and n.endswith(".json")]
+        bundle.reports = {Path(n).stem: Report.load(folder / n) for n in found}
+        return bundle
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.recipe.task()}, {', '.join(self.inputs)[:60]} -> {', '.join(self.outputs)}, {self.parameters():,} parameters)"
+
+    def _repr_html_(self) -> str:
+        return self.recipe._repr_html_()
+
+
+class TorchEngine:
+    """The network in PyTorch, behind the interface that every engine has."""
+
+    def __init__(self, bundle: Bundle, device: str = "cpu"):
+        self.network = bundle.network.to(device).eval()
+        self.columns, self.inputs, self.outputs, self.device = bundle.columns, bundle.inputs, bundle.outputs, device
+
+    @torch.inference_mode()
+    def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        return {n: o.float().cpu().numpy() for n, o in self.network(Batch.of(arrays, self.device)).items()}
+
+
+def build_network(
+    recipe: Recipe, columns: Mapping[str, Column], edits: Sequence[dict[str, Any]] = (), module: nn.Module | None = None
+) -> Any:
+    """The network that a resolved recipe describes, untrained, with the edits replayed."""
+    from luban.nn.network import Composed
+
+    if recipe.fusion.type == "own":
+        from luban.nn.networks.own import Own
+
+        return replay(Own(recipe, columns, module), edits)
+    return replay(Composed(recipe, columns), edits)
+
+
+def _with_weights(network: nn.Module, path: Path) -> nn.Module:
+    try:
+        weights = load(path.read_bytes())
+        shapes = {k: v.shape for k, v in network.state_dict().items()}
+        wrong = [k for k, v in weights.items() if k in shapes and shapes[k] != v.shape]
+        lacking, extra = _missing(network, weights), [k for k in weights if k not in shapes]
+        if wrong or lacking or extra:
+            raise BundleError(
+                "bundle.weights_differ", path=str(path), lacking=lacking[:4], extra=extra[:4], wrong=wrong[:4]
+            )
+        network.load_state_dict(weights, strict=False)
+    except (SafetensorError, ValueError, OverflowError, MemoryError) as e:
+        raise BundleError("bundle.bad_weights", path=str(path), reason=str(e)[:200]) from e
+    return network.eval()
+
+
+def _missing(network: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+    """Names that no saved tensor stands for; of tensors that share memory one is enough."""
+    saved = set(_distinct(network.state_dict()))
+    return [k for k in saved if k not in weights]
+
+
+def _distinct(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, those that share memory (tied weights) once, ready for safetensors."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    result = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        result[name] = tensor.detach().cpu().contiguous().clone()
+    return result
+
+
+def _without_tokenizers(columns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    texts: dict[str, str] = {}
+    for i, column in enumerate(columns):
+        tokenizer = column["state"].get("tokenizer")
+        if tokenizer is not None:
+            name = "tokenizer.json" if not texts else f"tokenizer-{i}.json"
+            texts[name] = json.dumps(tokenizer, ensure_ascii=False)
+            column["state"] = {**column["state"], "tokenizer": {"file": name}}
+    return columns, texts
+
+
+def _with_tokenizers(columns: list[dict[str, Any]], folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    for column in columns:
+        tokenizer = column["state"].get("tokenizer")
+        if isinstance(tokenizer, dict) and "file" in tokenizer:
+            if tokenizer["file"] not in manifest["files"]:
+                raise BundleError("bundle.file_missing", path=str(folder), file=str(tokenizer["file"]))
+            column["state"]["tokenizer"] = json.loads(
+                files.inside(folder, tokenizer["file"]).read_text(encoding="utf-8")
+            )
+    return columns
+
+
+def _lines(entries: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(e, ensure_ascii=False, default=str) + "\n" for e in entries)
+
+
+def _read_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def _personal(table: Any) -> bool:
+    return (table.schema.metadata or {}).get(b"personal", b"true") != b"false"
+
+
+def _write_table(path: Path, table: Any) -> None:
+    import pyarrow as pa
+
+    path.parent.mkdir(exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read_table(path: Path) -> Any:
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except pa.ArrowException as e:
+        raise BundleError("bundle.unreadable", path=str(path), reason=str(e)[:200]) from e

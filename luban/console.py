@@ -1,0 +1,113 @@
+"""What a person sees while work goes on: sentences and a progress line on stderr, everything in `run.log`.
+
+Results go to stdout, elsewhere. Without a terminal: one line per ten seconds and no control codes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from luban.messages import say
+
+EVERY = 10.0  # seconds between progress lines without a terminal
+REDRAW = 0.2  # seconds between redraws on one
+_quiet = False
+_log: Path | None = None
+
+
+def configure(*, quiet: bool = False, log: Path | None = None) -> None:
+    """Silence stderr; name the run.log (None = none)."""
+    global _quiet, _log
+    _quiet, _log = quiet, log
+
+
+def log_to(path: Path | None) -> None:
+    global _log
+    _log = path
+
+
+def tell(id: str, /, **values: Any) -> None:
+    """A sentence on stderr and in the log."""
+    text = say(id, **values)
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+    record("message", id=id, text=text)
+
+
+def record(event: str, **values: Any) -> None:
+    """A line of run.log; a full disk must not stop the work."""
+    if _log is None:
+        return
+    line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False, default=str)
+    try:
+        with open(_log, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError:
+        log_to(None)
+
+
+class Progress:
+    """One line that tells how far a piece of work is: `update(done, loss=...)` is cheap, it draws a few times a second."""
+
+    def __init__(self, title: str, total: int, stream: TextIO | None = None):
+        self.title, self.total = title, max(total, 1)
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty() and "NO_PROGRESS" not in os.environ
+        self.start = self.drawn = time.monotonic()
+        self.begun = 0
+        self.wide = 0
+
+    def resume_at(self, done: int) -> None:
+        self.begun = done
+
+    def due(self) -> bool:
+        return not _quiet and time.monotonic() - self.drawn >= (REDRAW if self.live else EVERY)
+
+    def update(self, done: int, numbers: Mapping[str, float] | None = None, *, unit: str = "") -> None:
+        self.drawn = time.monotonic()
+        if _quiet:
+            return
+        text = self._line(done, numbers or {}, unit)
+        if self.live:
+            print("\r" + text.ljust(self.wide), end="", file=self.stream, flush=True)
+            self.wide = len(text)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        if self.live and self.wide:
+            print("\r" + " " * self.wide + "\r", end="", file=self.stream, flush=True)
+            self.wide = 0
+
+    def _line(self, done: int, numbers: Mapping[str, float], unit: str) -> str:
+        spent = self.drawn - self.start
+        speed = (done - self.begun) / spent if spent > 0 else 0.0
+        left = (self.total - done) / speed if speed else 0.0
+        parts = (
+            [self.title, f"{done / self.total:4.0%}", self._bar(done)]
+            if self.live
+            else [self.title, f"{done / self.total:4.0%}"]
+        )
+        parts += [f"{name} {value:.4g}" for name, value in numbers.items()]
+        parts += [f"{speed:.4g} {unit}/s", say("progress.left", time=clock(left))]
+        return "  ".join(p for p in parts if p)
+
+    def _bar(self, done: int, width: int = 24) -> str:
+        full = round(width * done / self.total)
+        return "█" * full + "·" * (width - full)
+
+
+def clock(seconds: float) -> str:
+    """12s, 3m10s, 2h05m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    return (
+        f"{seconds // 60}m{seconds % 60:02d}s" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    )

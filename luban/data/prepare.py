@@ -1,0 +1,131 @@
+"""From what the user named to rows that stages work on: read, typed, cleaned, split, each row accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luban import registry
+from luban.data.frames import Framed
+from luban.data.rows import Rows
+from luban.data.sources import read, typed
+from luban.errors import DataError
+from luban.recipe import Part, Recipe
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows and which of them are for what. Without splits (a file to evaluate on) every row is a test row."""
+
+    rows: Rows
+    splits: Any = None
+    recipe: Recipe | None = None
+
+    @property
+    def table(self) -> Any:
+        return self.rows.table
+
+    def part(self, name: str) -> np.ndarray:
+        """Row indices of `train`, `validation` or `test`."""
+        if self.splits is None:
+            return np.arange(self.table.num_rows) if name == "test" else np.zeros(0, np.int64)
+        return getattr(self.splits, name)
+
+    def held_out(self) -> tuple[str, np.ndarray]:
+        """The rows to judge a model by: test, else validation, else all there are; and which it was."""
+        for name in ("test", "validation"):
+            if len(self.part(name)):
+                return name, self.part(name)
+        return "train", np.arange(self.table.num_rows)
+
+    def framed(self, part: str | np.ndarray, frame: Part) -> Framed:
+        """The examples of a part, or of given rows, before encoding."""
+        rows = self.part(part) if isinstance(part, str) else part
+        settings = {k: v for k, v in frame.settings.items() if v is not None}
+        return registry.find("frames", frame.type)(self.table, rows, **settings)
+
+
+def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
+    """The data of a recipe whose inputs and outputs are named. Raises DataError."""
+    rows = rows if rows is not None else read_for(recipe)
+    parts = {**recipe.inputs, **recipe.outputs}
+    absent = [n for n in (*parts, *_named(recipe)) if n not in rows.table.column_names]
+    if absent:
+        from luban.errors import problem, raise_all
+
+        raise_all(
+            DataError,
+            [problem("data.no_column", place=rows.source, name=n, allowed=rows.table.column_names) for n in absent],
+        )
+    types = {n: p.type for n, p in parts.items()}
+    rows = typed(rows, types, decimal=recipe.data.get("decimal") or ".")
+    rows = _with_truth(rows, tuple(recipe.outputs))
+    cleaning = {k: v for k, v in (recipe.data.get("clean") or {}).items() if v is not None}
+    settings = {k: v for k, v in (recipe.data.get("split") or {}).items() if v is not None}
+    if settings.pop("stratify", None) in (None, True) and "stratify" not in (recipe.data.get("split") or {}):
+        first = next(iter(recipe.outputs.items()), None)
+        settings["stratify"] = first[0] if first and first[1].type == "category" else None
+    elif (recipe.data.get("split") or {}).get("stratify"):
+        settings["stratify"] = recipe.data["split"]["stratify"]
+    settings.setdefault("seed", recipe.seed)
+    split = registry.find("data", "split")
+    splits = split(rows, **settings)
+    if cleaning:
+        before = len(rows.table)
+        rows = registry.find("data", "clean")(
+            rows, types, fit_on=splits.train, targets=tuple(recipe.outputs), **cleaning
+        )
+        if len(rows.table) != before:
+            splits = split(rows, **settings)
+    return Data(rows, splits, recipe)
+
+
+def read_for(recipe: Recipe) -> Rows:
+    """The raw rows that a recipe names."""
+    if not recipe.data.get("rows"):
+        raise DataError("data.none_named")
+    settings: dict[str, Any] = {"format": recipe.data.get("format") or "auto"}
+    if recipe.data.get("missing") is not None:
+        settings["missing"] = ("", *recipe.data["missing"])
+    return read(recipe.data["rows"], **settings)
+
+
+def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".") -> Rows:
+    """Any source as typed rows, for a model that is already there: columns absent from it are left to the caller."""
+    rows = source if isinstance(source, Rows) else read(source)
+    types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
+    return typed(rows, types, decimal=decimal)
+
+
+def data_of(source: Any, columns: Mapping[str, Any]) -> Data:
+    return source if isinstance(source, Data) else Data(raw(source, columns))
+
+
+def _with_truth(rows: Rows, outputs: Sequence[str]) -> Rows:
+    """Rows in which every output is missing teach nothing: they go to the quarantine, said."""
+    import pyarrow.compute as pc
+
+    if not outputs:
+        return rows
+    empty = np.ones(rows.table.num_rows, bool)
+    for name in outputs:
+        column = rows.table[name]
+        null = (
+            pc.is_null(column, nan_is_null=True)
+            if "double" in str(column.type) or "float" in str(column.type)
+            else pc.is_null(column)
+        )
+        if "string" in str(column.type):
+            null = pc.or_(null, pc.equal(pc.fill_null(column, ""), ""))
+        empty &= null.to_numpy()
+    return rows.drop(empty, "data.no_truth", columns=", ".join(outputs)) if empty.any() else rows
+
+
+def _named(recipe: Recipe) -> list[str]:
+    split = recipe.data.get("split") or {}
+    return [split[k] for k in ("by", "time", "column") if split.get(k)]

@@ -1,0 +1,168 @@
+"""train: a recipe and its data -> a Bundle with a trained network."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from luban.bundle import Bundle, build_network
+from luban.columns.base import Column, make
+from luban.columns.examples import encode
+from luban.console import tell
+from luban.messages import say
+from luban.recipe import Part, fill
+from luban.settings import Count, Dial, Fraction, Natural, NonNegative, Positive
+from luban.training.batches import batches_in
+from luban.training.loop import History, Plan, fit
+from luban.training.objectives import supervised
+from luban.training.random import seed_torch
+
+
+def train(
+    bundle: Bundle,
+    data: Any,
+    *,
+    epochs: Annotated[Count, Dial(nano=20, small=40, base=60)] = None,
+    steps: Natural = 0,
+    batch: Annotated[int | Literal["auto"], Dial("auto", "auto", "auto")] = None,
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw",
+    rate: Annotated[Positive, Dial(nano=3e-3, small=1e-3, base=5e-4)] = None,
+    momentum: Fraction = 0.9,
+    weight_decay: NonNegative = 0.01,
+    schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    warmup: Fraction = 0.05,
+    clip: NonNegative = 1.0,
+    patience: Natural = 6,
+    keep: Literal["best", "last"] = "best",
+    augment: bool = True,
+    device: str = "auto",
+    checkpoint_seconds: NonNegative = 60.0,
+    out: str | None = None,
+    resume: bool = False,
+) -> Bundle:
+    """Fit the columns on the training rows, build the network, train it.
+
+    `steps` > 0 trains for that many updates instead of `epochs`. `patience`: epochs without a better validation loss
+    before it stops; 0 = never. `clip`: largest gradient norm, 0 = none. `out`: folder for checkpoints.
+    Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
+    """
+    began = time.monotonic()
+    columns = bundle.columns or fit_columns(bundle, data)
+    training = encode(columns, bundle.inputs, bundle.outputs, data.framed("train", bundle.recipe.frame))
+    validation = encode(columns, bundle.inputs, bundle.outputs, data.framed("validation", bundle.recipe.frame))
+    if batch in (None, "auto"):
+        batch = batch_for(len(training))
+    epochs = -(-steps // batches_in(len(training), batch)) if steps else epochs
+    plan = Plan(
+        epochs=epochs, batch=batch, rate=rate, steps=steps, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay,
+        schedule=schedule, warmup=warmup, clip=clip, patience=patience if len(validation) else 0, augment=augment,
+        seed=bundle.recipe.seed, device=device_for(device), keep=keep, checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
+    chosen = Part("train", {"epochs": epochs, "steps": steps, "batch": batch, "optimizer": optimizer, "rate": rate, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "patience": patience, "keep": keep, "augment": augment})  # fmt: skip
+    recipe = bundle.recipe.with_stage(fill("stages", chosen, bundle.recipe.size)).resolved()
+    network = bundle.network if bundle.network is not None else new_network(recipe, columns, bundle)
+    metrics: list[dict[str, Any]] = []
+    folder = Path(out) / "checkpoints" if out else None
+    history = fit(
+        network,
+        training,
+        validation,
+        plan=plan,
+        objective=supervised,
+        folder=folder,
+        resume=resume,
+        title=say("train.title"),
+        watch=metrics.append,
+    )
+    seconds = time.monotonic() - began
+    entry = {
+        "settings": dict(chosen.settings),
+        "rows": {p: len(data.part(p)) for p in ("train", "validation", "test")},
+        "ledger": {"in": data.rows.rows_in, "used": data.table.num_rows, "quarantined": len(data.rows.quarantine)},
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "best_epoch": history.best + 1,
+        "stopped": history.stopped,
+        "signal": history.signal,
+        "steps": history.step,
+        "seconds": round(seconds, 3),
+        "diagnosis": diagnosis(history),
+    }
+    trained = replace(bundle, recipe=recipe, columns=columns, network=network, metrics=history.epochs)
+    trained.tables = {**bundle.tables, "trained": fingerprints(data)}
+    tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1)
+    return trained.with_history("train", **entry)
+
+
+def fit_columns(bundle: Bundle, data: Any) -> dict[str, Column]:
+    """Every column, fitted on the training rows and on nothing else."""
+    from luban.columns.examples import cells
+
+    table = data.framed("train", bundle.recipe.frame).table
+    parts = {**bundle.recipe.inputs, **bundle.recipe.outputs}
+    made = {n: make(n, p.type, dict(fill("columns", p, bundle.recipe.size).settings)) for n, p in parts.items()}
+    return {n: c.fit(cells(table[n])) for n, c in made.items()}
+
+
+def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:
+    seed_torch(recipe.seed, "weights")
+    return build_network(recipe, columns, bundle.edits)
+
+
+def batch_for(rows: int) -> int:
+    """About 100 updates an epoch, between 16 and 256 examples each, a power of two."""
+    return min(256, max(16, 1 << max(0, (rows // 100).bit_length() - 1)))
+
+
+def device_for(name: str) -> str:
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def diagnosis(history: History) -> dict[str, Any]:
+    """Does it over-fit? The gap between validation and training loss at the best epoch and at the end, and a remedy.
+
+    `remedy` is a sentence id: more epochs when the loss still falls, early stopping, dropout, a smaller network.
+    """
+    epochs = [e for e in history.epochs if "validation_loss" in e]
+    if len(epochs) < 2:
+        return {}
+    best, last = epochs[history.best if history.best < len(epochs) else -1], epochs[-1]
+    gap = last["validation_loss"] - last["loss"]
+    rise = last["validation_loss"] - best["validation_loss"]
+    relative = gap / max(abs(last["loss"]), 1e-3)
+    if best is last and history.stopped == "done" and epochs[-2]["validation_loss"] > last["validation_loss"] * 1.01:
+        remedy = "train.remedy.longer"
+    elif rise > 0.1 * best["validation_loss"] and relative > 0.5:
+        remedy = "train.remedy.smaller"
+    elif relative > 0.5:
+        remedy = "train.remedy.dropout"
+    else:
+        remedy = "train.remedy.none"
+    return {
+        "gap": gap,
+        "rise": rise,
+        "train_loss": last["loss"],
+        "validation_loss": last["validation_loss"],
+        "remedy": remedy,
+    }
+
+
+def fingerprints(data: Any) -> Any:
+    """Keyed hashes of the rows trained on, so that `evaluate` can tell when it is shown them again. Personal."""
+    import pyarrow as pa
+
+    key = os.urandom(16)
+    names = sorted({**data.recipe.inputs, **data.recipe.outputs}) if data.recipe else data.table.column_names
+    rows = data.rows.take(data.part("train"))
+    rows = replace(rows, table=rows.table.select(names)) if hasattr(rows, "table") else rows
+    return pa.table({"hash": rows.row_hashes(key)}).replace_schema_metadata(
+        {"personal": "true", "key": key.hex(), "columns": "\n".join(names)}
+    )
