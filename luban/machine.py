@@ -1,0 +1,85 @@
+"""What this machine is and may use: threads within affinity and container, processor flags, versions. No torch at import."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
+LIBRARIES = (
+    "torch", "numpy", "pyarrow", "scikit-learn", "tokenizers", "safetensors", "pillow", "onnx", "onnxscript", "onnxruntime",
+    "fastapi", "uvicorn", "fairlearn", "transformers", "torchvision", "pandas", "polars", "datasets", "openvino",
+)  # fmt: skip
+
+
+def threads(wanted: str | int | None = "auto") -> int:
+    """How many threads to compute with: the given number, else the processors this process may use (container included)."""
+    if wanted not in (None, "auto"):
+        return max(1, int(wanted))
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _container_limit() or allowed))
+
+
+def _container_limit() -> int | None:
+    """Processors that the control group grants, rounded up; None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        return None
+
+
+def set_threads(wanted: str | int | None = "auto") -> int:
+    """Give every numeric library the same number of threads, before or after it was imported."""
+    count = threads(wanted)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # idle threads sleep instead of spinning against other libraries
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+    return count
+
+
+@cache
+def processor() -> dict[str, Any]:
+    """Name, flags that matter for speed, cores."""
+    name, flags = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = value
+                break
+    except OSError:
+        pass
+    return {"name": name, "flags": [f for f in FLAGS if f in flags.split()], "cores": os.cpu_count(), "threads": threads()}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Luban and of the libraries it may use, by metadata: nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from luban import __version__
+
+    found = {"luban": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What a report and a history line say about where the work was done."""
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": processor(), "versions": versions()}
