@@ -1,0 +1,196 @@
+"""JSON lines, and JSON files that hold one array of objects: RFC 8259, nothing beyond it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from luban.data.rows import LONGEST_RAW, Quarantined, Rows
+from luban.errors import DataError, Problem, problem
+
+DEEPEST = 64  # levels of nesting that a row may have
+
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_MARKS = re.compile(rb"[\[\]{}]")
+
+
+class BadRow(ValueError):
+    """Why a line is not a row: sentence id and values."""
+
+    def __init__(self, id: str, **values: Any):
+        super().__init__(id)
+        self.id, self.values = id, values
+
+
+def parse(data: bytes, source: str) -> Rows:
+    """Rows of UTF-8 text. Raises DataError where no line is a usable object."""
+    if data.lstrip()[:1] == b"[":
+        return _array(data, source)
+    rows, lines, quarantine, blank = [], [], [], []
+    texts = data.split(b"\n")
+    for number, line in enumerate(texts, 1):
+        if not line.strip():
+            blank.append(number)
+            continue
+        try:
+            rows.append(_object(line, last=number == len(texts)))
+            lines.append(number)
+        except BadRow as e:
+            quarantine.append(Quarantined(number, e.id, e.values, line[:LONGEST_RAW].decode("utf-8", "replace")))
+    blank = blank[:-1] if data.endswith(b"\n") else blank
+    notes = [problem("data.blank_lines", place=f"{source}:{blank[0]}", count=len(blank))] if blank else []
+    if not rows:
+        q = quarantine[0]
+        raise DataError(
+            problem("data.no_usable_row", place=f"{source}:{q.line}", count=len(quarantine), reason=q.reason)
+        )
+    table, more = from_objects(rows, lines, source)
+    return Rows(
+        table, np.array(lines, np.int64), source, None, quarantine, len(rows) + len(quarantine), (*notes, *more)
+    )
+
+
+def _array(data: bytes, source: str) -> Rows:
+    try:
+        rows = _loads(data)
+    except BadRow as e:
+        raise DataError(problem(e.id, place=source, **e.values)) from e
+    if not rows or not all(isinstance(r, dict) for r in rows):
+        raise DataError(problem("data.not_objects", place=source))
+    numbers = list(range(1, len(rows) + 1))
+    table, notes = from_objects(rows, numbers, source)
+    return Rows(table, np.array(numbers, np.int64), source, rows_in=len(rows), notes=tuple(notes))
+
+
+def _object(line: bytes, last: bool) -> dict[str, Any]:
+    try:
+        row = _loads(line)
+    except BadRow as e:
+        raise BadRow("data.half_line", reason=e.values["reason"]) if last and e.id == "data.bad_json" else e from e
+    if not isinstance(row, dict):
+        raise BadRow("data.not_an_object", found=type(row).__name__)
+    return row
+
+
+def _loads(text: bytes) -> Any:
+    if text.count(b"[") + text.count(b"{") > DEEPEST and _depth(text) > DEEPEST:
+        raise BadRow("data.too_deep", limit=DEEPEST)
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_pairs, parse_constant=_constant)
+    except UnicodeDecodeError as e:
+        raise BadRow("data.bad_bytes") from e
+    except json.JSONDecodeError as e:
+        raise BadRow("data.bad_json", reason=f"{e.msg} ({e.colno})") from e
+    except RecursionError as e:
+        raise BadRow("data.too_deep", limit=DEEPEST) from e
+    except BadRow:
+        raise
+    except ValueError as e:  # an integer of more digits than Python converts
+        raise BadRow("data.bad_json", reason=str(e)) from e
+    if b"\\u" in text:
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _depth(text: bytes) -> int:
+    depth = deepest = 0
+    for mark in _MARKS.findall(_STRINGS.sub(b"", text)):
+        depth += 1 if mark in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise BadRow("data.lone_surrogate") from e
+    except RecursionError as e:
+        raise BadRow("data.too_deep", limit=DEEPEST) from e
+    if "\\u0000" in text:
+        raise BadRow("data.nul")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [k for k, _ in pairs]
+        raise BadRow("data.duplicate_key", key=next(n for n in names if names.count(n) > 1))
+    return result
+
+
+def _constant(word: str) -> Any:
+    raise BadRow("data.json_constant", word=word)
+
+
+# ---- objects into columns (also for a list of dicts)
+
+
+def from_objects(rows: list[dict[str, Any]], lines: list[int], source: str) -> tuple[pa.Table, list[Problem]]:
+    """A table with every key that occurs; a key that a row lacks is a missing cell, and is told."""
+    names: dict[str, int] = {}
+    for row in rows:
+        for key in row:
+            names[str(key)] = names.get(str(key), 0) + 1
+    notes = [
+        problem("data.key_lacks", place=source, key=name, count=len(rows) - count)
+        for name, count in names.items()
+        if count < len(rows)
+    ]
+    columns = {}
+    for name in names:
+        columns[name], mixed = to_arrow(row.get(name) for row in rows)
+        if mixed:
+            notes.append(problem("data.mixed_kinds", place=source, column=name, kinds=mixed))
+    table = pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}).select([])
+    return table, notes
+
+
+def to_arrow(values: Iterable[Any]) -> tuple[pa.Array, list[str]]:
+    """Python values as one Arrow column; kinds that do not go together become text, and are named."""
+    values = [None if _is_missing(v) else v for v in values]
+    kinds = sorted({_kind(v) for v in values if v is not None})
+    if kinds == ["float", "int"]:
+        return pa.array([None if v is None else float(v) for v in values], pa.float64()), []
+    if len(kinds) > 1 or kinds == ["other"]:
+        return pa.array(_texts(values), pa.string()), kinds if len(kinds) > 1 else []
+    if not kinds:
+        return pa.nulls(len(values), pa.string()), []
+    try:
+        return pa.array(values), []
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # integers beyond 64 bits, lists of mixed things
+        return pa.array(_texts(values), pa.string()), []
+
+
+def _texts(values: list[Any]) -> Iterator[str | None]:
+    return (v if v is None or isinstance(v, str) else _json(v) for v in values)
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, (bool, int, float, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    if isinstance(value, (int, np.integer)):
+        return "int"
+    if isinstance(value, (float, np.floating)):
+        return "float"
+    for name, kind in (("str", str), ("bytes", bytes), ("list", (list, tuple)), ("dict", dict)):
+        if isinstance(value, kind):
+            return name
+    return type(value).__module__ if type(value).__module__ == "datetime" else "other"

@@ -1,0 +1,210 @@
+"""Rows: a table on its way into the model, and the ledger of the rows that could not go with it.
+
+`rows_in == len(table) + len(quarantine)` always holds: a row is used or it is quarantined with its line
+and a reason, never lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from luban.data.same import tensor
+from luban.errors import DataError, Problem, problem
+from luban.messages import say
+
+LONGEST_RAW = 10_000  # characters of a bad row that the ledger keeps
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that is not used: where it stood, which sentence says why, and what it held."""
+
+    line: int
+    reason_id: str
+    values: dict[str, Any] = field(default_factory=dict)
+    raw: str = ""
+
+    @property
+    def reason(self) -> str:
+        return say(self.reason_id, **self.values)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Cells as they were read, each with its line. Frozen: `take`, `drop`, `select`, `having` make new ones.
+
+    `table`: N rows. `lines`: int64 (N,), the 1-based line in a text file, else the 1-based row number.
+    `root`: relative image paths are relative to this folder. `notes`: what the user should know.
+    """
+
+    table: pa.Table
+    lines: np.ndarray
+    source: str
+    root: Path | None = None
+    quarantine: list[Quarantined] = field(default_factory=list)
+    rows_in: int = 0
+    notes: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.lines) == len(self.table), (len(self.lines), len(self.table))
+        assert self.rows_in == len(self.table) + len(self.quarantine), (
+            self.rows_in,
+            len(self.table),
+            len(self.quarantine),
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def columns(self) -> list[str]:
+        return self.table.column_names
+
+    def place(self, row: int) -> str:
+        """`file:line` of row number `row` (from 0)."""
+        return f"{self.source}:{self.lines[row]}"
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column. Raises DataError with the nearest name."""
+        if name not in self.table.column_names:
+            raise DataError(problem("data.no_such_column", place=self.source, name=name, allowed=self.columns))
+        return self.table[name]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        """The rows with these numbers (from 0), in this order; a ledger of its own, still empty."""
+        indices = np.asarray(indices, np.int64)
+        return replace(
+            self, table=_take(self.table, indices), lines=self.lines[indices], quarantine=[], rows_in=len(indices)
+        )
+
+    def select(self, columns: Sequence[str]) -> Rows:
+        """The same rows with these columns only. Raises DataError for an unknown one."""
+        for name in columns:
+            self.column(name)
+        return replace(self, table=self.table.select(list(columns)))
+
+    def having(self, name: str, values: pa.Array | pa.ChunkedArray) -> Rows:
+        """The same rows with one column replaced or added at the end."""
+        if name in self.table.column_names:
+            return replace(self, table=self.table.set_column(self.table.column_names.index(name), name, values))
+        return replace(self, table=self.table.append_column(name, values))
+
+    def noted(self, *notes: Problem) -> Rows:
+        return replace(self, notes=self.notes + notes)
+
+    def drop(self, which: Sequence[int] | np.ndarray, reason_id: str, **values: Any) -> Rows:
+        """Move rows to the quarantine. `which`: bool (N,) or row numbers."""
+        which = np.asarray(which)
+        which = np.flatnonzero(which) if which.dtype == bool else which.astype(np.int64)
+        return self.drop_each({int(i): (reason_id, values) for i in which})
+
+    def drop_each(self, reasons: dict[int, tuple[str, dict[str, Any]]]) -> Rows:
+        """Move rows to the quarantine, each for its own reason: {row number: (sentence id, values)}."""
+        if not reasons:
+            return self
+        bad = np.array(sorted(reasons), np.int64)
+        raws = raw_rows(_take(self.table, bad))
+        gone = [Quarantined(int(self.lines[i]), *reasons[int(i)], raw) for i, raw in zip(bad, raws)]
+        kept = np.setdiff1d(np.arange(len(self)), bad)
+        ledger = sorted([*self.quarantine, *gone], key=lambda q: q.line)
+        return replace(self, table=_take(self.table, kept), lines=self.lines[kept], quarantine=ledger)
+
+    def save_quarantine(self, path: str | Path) -> None:
+        """Write the ledger as CSV: line, reason, raw."""
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("line", "reason", "raw"))
+            writer.writerows((q.line, q.reason, q.raw) for q in self.quarantine)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names, types and cells; the same however the table is cut into chunks."""
+        digest = hashlib.sha256()
+        for name in self.columns:
+            digest.update(f"{name}\0{self.table[name].type}\0{len(self)}\0".encode())
+            for part in _content(self.table[name]):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def row_hashes(self, key: bytes) -> list[str]:
+        """A keyed BLAKE2b per row (32 hex digits): cells by column name, so that column order does not matter.
+
+        A number read as text and the same number read as a float agree.
+        """
+        names = sorted(self.columns)
+        head = json.dumps(names, ensure_ascii=False).encode()
+        cells = zip(*(_cell_bytes(self.table[n]) for n in names)) if names else iter(() for _ in range(len(self)))
+        start = hashlib.blake2b(head, key=key[:64], digest_size=16)
+        return [_finish(start.copy(), row) for row in cells]
+
+
+def _finish(digest: Any, cells: tuple[bytes, ...]) -> str:
+    digest.update(b"".join(len(c).to_bytes(8, "little") + c for c in cells))
+    return digest.hexdigest()
+
+
+def _take(table: pa.Table, indices: np.ndarray) -> pa.Table:
+    """Rows of a table; a run of neighbours is a view, not a copy."""
+    if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (np.diff(indices) == 1).all():
+        return table.slice(int(indices[0]), len(indices))
+    return table.take(pa.array(indices))
+
+
+def raw_rows(table: pa.Table) -> list[str]:
+    """Each row as one CSV line, for the ledger."""
+    columns = [_shown(table[n]) for n in table.column_names]
+    return [csv_line(cells) for cells in zip(*columns)] if columns else [""] * len(table)
+
+
+def csv_line(cells: Sequence[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(["" if c is None else c for c in cells])
+    return out.getvalue()[:LONGEST_RAW]
+
+
+def _shown(column: pa.ChunkedArray) -> list[Any]:
+    if isinstance(column.type, pa.FixedShapeTensorType) or pa.types.is_binary(column.type):
+        return [f"<{column.type}>"] * len(column)
+    return column.to_pylist()
+
+
+def _content(column: pa.ChunkedArray) -> list[bytes | memoryview]:
+    """The bytes that make a column what it is: which cells are there, and what they hold."""
+    valid = np.packbits(pc.is_valid(column).to_numpy().astype(bool)).tobytes()
+    pixels = tensor(column)
+    if pixels is not None:
+        return [valid, np.ascontiguousarray(pixels).data.cast("B") if pixels.size else b""]
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        numbers = column.fill_null(pa.scalar(0, kind)).to_numpy()
+        return [valid, np.ascontiguousarray(numbers).tobytes()]
+    cells = _cell_bytes(column)
+    return [valid, np.fromiter(map(len, cells), np.int64, len(cells)).tobytes(), b"".join(cells)]
+
+
+def _cell_bytes(column: pa.ChunkedArray) -> list[bytes]:
+    """One bytes object a cell; missing is a byte that no text begins with."""
+    pixels = tensor(column)
+    if pixels is not None:
+        return [np.ascontiguousarray(p).tobytes() for p in pixels]
+    return [_bytes_of(v) for v in column.to_pylist()]
+
+
+def _bytes_of(value: Any) -> bytes:
+    if value is None or value != value:
+        return b"\xff"
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return str(value).encode("utf-8", "surrogatepass")
