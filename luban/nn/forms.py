@@ -86,8 +86,8 @@ class Ids(nn.Module):
 
     def __init__(self, columns: Sequence[Any], width: int, **_: Any):
         super().__init__()
-        vectors = getattr(columns[0], "vectors", None)  # (V, D) or None
-        self.size = vectors.shape[1] if vectors is not None else width
+        vectors = getattr(columns[0], "table", None)  # (V, D) right after `fit`, None once saved
+        self.size = columns[0].state.get("vector_size") or width
         self.table = nn.Embedding(columns[0].size, self.size)
         nn.init.normal_(self.table.weight, 0, self.size**-0.5)
         if vectors is not None:

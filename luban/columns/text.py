@@ -1,0 +1,212 @@
+"""A column of text: characters, words or byte-level BPE, as ids of one `tokenizers` tokenizer."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from luban.columns import tokenizer as tokenizers
+from luban.columns.base import Column, Ragged, Segments, coloured, text_of, to_list
+from luban.errors import DataError
+from luban.settings import Count, Dial, Fraction
+
+PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
+LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
+SAMPLE = 2000  # texts looked at to tell the script
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+(?:['’](?:(?![{UNSPACED}])\w)+)*|[^\w\s]")
+_UNSPACED = re.compile(rf"[{UNSPACED}]")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True)
+class Text(Column):
+    """x is ids (T,): 0 padding, 1 unknown, then the vocabulary, commonest first.
+
+    `tokens` auto takes characters where the training text is mostly in a script without spaces, else words. A text longer
+    than `length` positions loses its end (`keep: start`) or its beginning (`keep: end`). An empty or missing text is one
+    padding position, so its mask is False everywhere. What a user types is always plain text: no token is special.
+    """
+
+    tokens: Literal["auto", "characters", "words", "bpe"] = field(default="auto", kw_only=True)
+    vocabulary: Annotated[Count, Dial(nano=5000, small=10_000, base=30_000)] = field(default=10_000, kw_only=True)
+    length: Annotated[Count, Dial(nano=128, small=256, base=512)] = field(default=256, kw_only=True)
+    keep: Literal["start", "end"] = field(default="start", kw_only=True)
+    lower: bool = field(default=True, kw_only=True)
+    normalise: bool = field(default=True, kw_only=True)  # Unicode NFKC: full-width letters, ligatures, composed accents
+    least: Count = field(default=2, kw_only=True)  # times that a token must stand in the training texts
+    drop: Fraction = field(default=0.1, kw_only=True)  # tokens hidden while training, so that "unknown" means something
+    vectors: str | None = field(default=None, kw_only=True)  # file of GloVe or word2vec vectors
+
+    type: ClassVar[str] = "text"
+    encoder: ClassVar[str] = "cnn"
+    form: ClassVar[str] = "ids"
+    ragged: ClassVar[bool] = True
+
+    def fit(self, values: Iterable[Any]) -> Self:
+        """Learns how to cut text and the vocabulary. Raises DataError where no text has a token in it."""
+        texts = [t for t in map(self._clean, to_list(values)) if t.strip()]
+        if not texts:
+            raise DataError("column.all_missing", name=self.name)
+        tokens = script(texts) if self.tokens == "auto" else self.tokens
+        plain = tokenizers.train(
+            texts, tokens, vocabulary=self.vocabulary, least=self.least, lower=self.lower, normalise=self.normalise
+        )
+        made = tokenizers.load(plain)
+        lengths = np.fromiter((len(e.ids) for e in made.encode_batch_fast(texts)), np.int64, len(texts))
+        words = tokenizers.words(plain)
+        learned = self.learned(
+            tokens=tokens,
+            size=len(words),
+            tokenizer=plain,
+            longest=int(lengths.max()),
+            cut=float((lengths > self.length).mean()),
+            example=_example(words, tokens),
+        )
+        return learned._with_vectors(words)
+
+    def _with_vectors(self, words: list[str]) -> Self:
+        if not self.vectors:
+            return self
+        from luban.columns.word_vectors import read
+
+        table, found = read(self.vectors, words, self.name)
+        learned = self.learned(vector_size=table.shape[1], vectors_found=found)
+        object.__setattr__(learned, "_table", table)
+        return learned
+
+    @property
+    def table(self) -> np.ndarray | None:
+        """First embedding weights (V, D) from `vectors`, right after `fit`; a saved column has only their size."""
+        return self.__dict__.get("_table")
+
+    @property
+    def size(self) -> int:
+        return self.state["size"]
+
+    # -- raw value <-> array ---------------------------------------------------------------------------------------
+    @property
+    def tokenizer(self) -> Any:
+        made = self.__dict__.get("_tokenizer")
+        if made is None:
+            made = tokenizers.load(self.state["tokenizer"])
+            object.__setattr__(self, "_tokenizer", made)
+        return made
+
+    def encode(self, value: Any, of: Any = None) -> np.ndarray:
+        return self._encoded([value])[0]
+
+    def encode_all(self, values: Any, of: Any = None) -> Ragged:
+        return Ragged.of(self._encoded(to_list(values)))
+
+    def _encoded(self, values: Sequence[Any]) -> list[np.ndarray]:
+        found = self.tokenizer.encode_batch_fast([self._clean(v) for v in values])
+        return [np.array(self._cut(e.ids) or [PADDING], np.int32) for e in found]
+
+    def _cut(self, items: list[Any]) -> list[Any]:
+        return items[: self.length] if self.keep == "start" else items[-self.length :]
+
+    def _clean(self, value: Any) -> str:
+        """Text that any tokenizer can take: lone surrogates replaced, absurd lengths cut. Raises DataError for no text."""
+        if isinstance(value, (list, dict, bytes)):
+            raise DataError("column.not_text", name=self.name, value=str(value)[:60])
+        text = text_of(value) or ""
+        most = self.length * LONG
+        if len(text) > most:
+            text = text[:most] if self.keep == "start" else text[-most:]
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
+
+    def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (B, T) int64 padded with 0 to the longest, mask (B, T)."""
+        lengths = np.fromiter((len(i) for i in items), np.int64, len(items))
+        x = np.zeros((len(items), int(lengths.max(initial=1))), np.int64)
+        x[np.arange(x.shape[1]) < lengths[:, None]] = np.concatenate(items) if len(items) else 0
+        return x, x != PADDING
+
+    # -- what explains it --------------------------------------------------------------------------------------------
+    def segments(self, value: Any) -> Segments:
+        """Words; in scripts without spaces, characters. Positions of white space belong to none."""
+        names, index, _ = self._placed(value)
+        return Segments(names, index)
+
+    def _placed(self, value: Any) -> tuple[list[str], np.ndarray, list[tuple[int, int]]]:
+        """Segment names, the segment of each position, and where each segment stands in the cleaned text."""
+        text = self._clean(value)
+        offsets = self._cut(self.tokenizer.encode(text, add_special_tokens=False).offsets)
+        if not offsets:
+            return [], np.array([-1], np.int64), []
+        words = [m.span() for m in _WORD.finditer(text)]
+        starts = np.array([s for s, _ in words] or [0])
+        ends = np.array([e for _, e in words] or [0])
+        last = np.array([e - 1 for _, e in offsets])  # a byte-level token may begin with the blank before its word
+        at = np.searchsorted(starts, last, side="right") - 1
+        inside = (at >= 0) & (last < ends[at])
+        kept, index = np.unique(np.where(inside, at, -1), return_inverse=True)
+        none = int(kept[0] == -1)
+        spans = [words[k] for k in kept[none:]]
+        return [text[s:e] for s, e in spans], index.reshape(-1).astype(np.int64) - none, spans
+
+    def nothing(self, x: np.ndarray) -> np.ndarray:
+        """A hidden word becomes the unknown token: the words beside it keep their places."""
+        return np.full((), UNKNOWN, x.dtype)
+
+    def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
+        """Hides `drop` of the tokens (word dropout, Iyyer et al. 2015)."""
+        return np.where(mask & (rng.random(x.shape, np.float32) < self.drop), UNKNOWN, x), None
+
+    # -- what others see of it ---------------------------------------------------------------------------------------
+    def featurizer(self, training: Any) -> Callable[[Any], Any]:
+        """TF-IDF fitted on training values: over words, or character 1-3-grams in scripts without spaces; sublinear."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        texts = [self._clean(v) for v in to_list(training)]
+        common: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 1000 else 1}
+        if self.state["tokens"] == "characters" or script(texts) == "characters":
+            vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), lowercase=self.lower, **common)
+        else:
+            vectorizer = TfidfVectorizer(
+                token_pattern=r"(?u)\w+(?:['’]\w+)*|[^\w\s]", ngram_range=(1, 1), lowercase=self.lower, **common
+            )
+        vectorizer.fit(texts if any(map(str.strip, texts)) else ["-"])
+        return lambda values: vectorizer.transform([self._clean(v) for v in to_list(values)])
+
+    def features(self, values: Any) -> Any:
+        """TF-IDF (N, F) fitted on these same values; a baseline that is tested elsewhere uses `featurizer`."""
+        return self.featurizer(values)(values)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": ["string", "null"], "examples": [self.state["example"]]}
+
+    def render(self, value: Any, weights: Sequence[float] | None = None) -> str:
+        text = self._clean(value)
+        if weights is None:
+            return html.escape(text)
+        parts, at = [], 0
+        for (start, end), weight in zip(self._placed(value)[2], weights):
+            parts += [html.escape(text[at:start]), coloured(html.escape(text[start:end]), weight)]
+            at = end
+        return "".join([*parts, html.escape(text[at:])])
+
+
+def _example(words: list[str], tokens: str) -> str:
+    """The commonest words in a row: a training text itself may be somebody's secret."""
+    plain = [w.removeprefix("Ġ") for w in words[2:]]
+    return ("" if tokens == "characters" else " ").join([w for w in plain if w.isalpha()][:6])
+
+
+def script(texts: Sequence[str]) -> str:
+    """`characters` where most letters of the texts belong to a script without spaces, else `words`."""
+    sample = " ".join(t[:400] for t in texts[:: max(1, len(texts) // SAMPLE)])
+    letters = len(_LETTER.findall(sample))
+    return "characters" if len(_UNSPACED.findall(sample)) * 2 > max(letters, 1) else "words"

@@ -1,0 +1,76 @@
+"""Tokenizers of text columns, in the format of the `tokenizers` library (tokenizer.json).
+
+Normalisation is part of the tokenizer, so what trains is what serves. The vocabulary begins with padding (0) and unknown
+(1); neither is a special token of the library, so no text that a user types can become one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from luban.errors import BundleError
+
+PADDING, UNKNOWN = 0, 1
+PAD, UNK = "⟨pad⟩", "⟨unk⟩"  # no cutter below gives a token with both a bracket and a letter in it
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORD = rf"[{UNSPACED}]|[\w&&[^{UNSPACED}]]+(?:['’][\w&&[^{UNSPACED}]]+)*|[^\w\s]"
+
+
+def train(
+    texts: Sequence[str], tokens: str, *, vocabulary: int, least: int, lower: bool, normalise: bool
+) -> dict[str, Any]:
+    """A tokenizer.json learned from texts, as plain data. tokens: `characters`, `words` or `bpe` (byte-level)."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    bpe = tokens == "bpe"
+    made = Tokenizer(models.BPE() if bpe else models.WordLevel({UNK: 0}, unk_token=UNK))
+    steps: list[Any] = [normalizers.NFKC()] if normalise else []
+    steps += [normalizers.Lowercase()] if lower else []
+    steps += [normalizers.Replace(Regex(r"\s+"), " ")] if tokens == "characters" else []
+    made.normalizer = normalizers.Sequence(steps)
+    if bpe:
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=max(vocabulary, len(alphabet)),
+            min_frequency=least,
+            initial_alphabet=sorted(alphabet),
+            show_progress=False,
+        )
+    else:
+        cut = "." if tokens == "characters" else WORD
+        made.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "removed", invert=True)
+        trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, min_frequency=least, show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    plain = _with_own_ids(json.loads(made.to_str()))
+    if len(plain["model"]["vocab"]) <= 2 and least > 1:  # so few texts that nothing comes twice
+        return train(texts, tokens, vocabulary=vocabulary, least=1, lower=lower, normalise=normalise)
+    return plain
+
+
+def _with_own_ids(plain: dict[str, Any]) -> dict[str, Any]:
+    """Padding and unknown first, then the learned tokens in their order."""
+    learned = sorted(plain["model"]["vocab"].items(), key=lambda item: item[1])
+    plain["model"]["vocab"] = {w: i for i, w in enumerate([PAD, UNK, *(w for w, _ in learned if w not in (PAD, UNK))])}
+    plain["added_tokens"] = []
+    return plain
+
+
+def load(plain: dict[str, Any]) -> Any:
+    """The tokenizer that was saved. Raises BundleError where the file holds something else."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(plain))
+    except BaseException as e:  # the library raises a bare Exception for a file that it cannot read
+        if type(e) not in (Exception, ValueError, TypeError):
+            raise
+        raise BundleError("bundle.bad_column", reason=str(e)[:200]) from e
+
+
+def words(plain: dict[str, Any]) -> list[str]:
+    """The vocabulary by id."""
+    vocabulary = plain["model"]["vocab"]
+    return sorted(vocabulary, key=vocabulary.get)
