@@ -20,7 +20,9 @@ def card(bundle: Any) -> str:
 def _intended(bundle: Any) -> str:
     inputs = "\n".join(f"- `{n}`: {p.type}" for n, p in bundle.recipe.inputs.items())
     outputs = "\n".join(f"- `{n}`: {p.type}" for n, p in bundle.recipe.outputs.items())
-    return "\n\n".join(["## " + say("card.use"), say("card.use_text"), say("card.inputs"), inputs, say("card.outputs"), outputs])
+    return "\n\n".join(
+        ["## " + say("card.use"), say("card.use_text"), say("card.inputs"), inputs, say("card.outputs"), outputs]
+    )
 
 
 def _data(bundle: Any) -> str:
@@ -31,7 +33,9 @@ def _data(bundle: Any) -> str:
     lines = [
         say("card.rows", train=rows["train"], validation=rows["validation"], test=rows["test"]),
         say("card.ledger", rows_in=ledger["in"], used=ledger["used"], quarantined=ledger["quarantined"]),
-        say("card.training", parameters=f"{trained['parameters']:,}", steps=trained["steps"], seconds=trained["seconds"]),
+        say(
+            "card.training", parameters=f"{trained['parameters']:,}", steps=trained["steps"], seconds=trained["seconds"]
+        ),
     ]
     return "\n\n".join(["## " + say("card.data"), *lines])
 
@@ -40,7 +44,10 @@ def _numbers(bundle: Any) -> str:
     report = bundle.reports.get("evaluate")
     if report is None:
         return ""
-    lines = ["## " + say("card.numbers"), say("card.rows_judged", rows=report.numbers.get("rows"), part=str(report.numbers.get("part")))]
+    lines = [
+        "## " + say("card.numbers"),
+        say("card.rows_judged", rows=report.numbers.get("rows"), part=str(report.numbers.get("part"))),
+    ]
     for name, output in report.numbers.get("outputs", {}).items():
         table = [f"| {name} | {say('card.value')} | {say('card.interval')} |", "|---|---|---|"]
         for metric, m in output["metrics"].items():
@@ -53,9 +60,17 @@ def _numbers(bundle: Any) -> str:
 
 def _checked(bundle: Any) -> str:
     done = [h["stage"] for h in bundle.history]
-    lines = [say("card.checked." + s) if s in done or s in bundle.reports else say("card.unchecked." + s) for s in ("evaluate", "explain", "audit", "export")]
+    lines = [
+        say("card.checked." + s) if s in done or s in bundle.reports else say("card.unchecked." + s)
+        for s in ("evaluate", "explain", "audit", "export")
+    ]
     return "\n".join(["## " + say("card.checked"), "", *(f"- {line}" for line in lines)])
 
 
 def _use(bundle: Any) -> str:
-    return "\n\n".join(["## " + say("card.how"), "```python\nimport luban\n\nmodel = luban.load(\"FOLDER\")\nmodel.predict(\"rows.csv\")\n```"])
+    return "\n\n".join(
+        [
+            "## " + say("card.how"),
+            '```python\nimport luban\n\nmodel = luban.load("FOLDER")\nmodel.predict("rows.csv")\n```',
+        ]
+    )

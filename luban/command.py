@@ -80,7 +80,9 @@ class Verb:
         mine = {f.name for f in self.flags}
         return {k: v for k, v in found.items() if k in mine}, {f.name: found.get(f.name, f.default) for f in common}
 
-    def _flag(self, known_flags: dict[str, Flag], label: str, text: str | None, words: list[str], found: dict[str, Any]) -> None:
+    def _flag(
+        self, known_flags: dict[str, Flag], label: str, text: str | None, words: list[str], found: dict[str, Any]
+    ) -> None:
         flag = known_flags.get(label)
         if flag is None:
             raise RequestError(problem("cli.no_flag", name=label, allowed=sorted(known_flags)))
@@ -88,14 +90,18 @@ class Verb:
             found[flag.name] = True
             return
         if flag.kind == "file":  # a value may follow or not
-            found[flag.name] = text if text is not None else words.pop(0) if words and not words[0].startswith("-") else "-"
+            found[flag.name] = (
+                text if text is not None else words.pop(0) if words and not words[0].startswith("-") else "-"
+            )
             return
         if text is None:
             if not words:
                 raise RequestError(problem("cli.no_value", place=label))
             text = words.pop(0)
         if flag.many:
-            found.setdefault(flag.name, []).extend(flag.read(t) for t in (text.split(",") if "=" not in text else [text]))
+            found.setdefault(flag.name, []).extend(
+                flag.read(t) for t in (text.split(",") if "=" not in text else [text])
+            )
         else:
             found[flag.name] = flag.read(text)
 
@@ -114,7 +120,9 @@ class Verb:
 def _metavar(flag: Flag) -> str:
     if flag.positional or flag.kind == "bool":
         return ""
-    return {"int": " N", "list[int]": " N", "float": " X", "file": " [FILE]"}.get(flag.kind, " " + flag.name.strip("_").split("_")[-1].upper())
+    return {"int": " N", "list[int]": " N", "float": " X", "file": " [FILE]"}.get(
+        flag.kind, " " + flag.name.strip("_").split("_")[-1].upper()
+    )
 
 
 def width() -> int:

@@ -40,6 +40,12 @@ def tell(id: str, /, **values: Any) -> None:
     record("message", id=id, text=text)
 
 
+def block(text: str) -> None:
+    """Ready text (made of sentences) on stderr."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 def record(event: str, **values: Any) -> None:
     """A line of run.log; a full disk must not stop the work."""
     if _log is None:

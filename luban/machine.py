@@ -62,7 +62,12 @@ def processor() -> dict[str, Any]:
                 break
     except OSError:
         pass
-    return {"name": name, "flags": [f for f in FLAGS if f in flags.split()], "cores": os.cpu_count(), "threads": threads()}
+    return {
+        "name": name,
+        "flags": [f for f in FLAGS if f in flags.split()],
+        "cores": os.cpu_count(),
+        "threads": threads(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -37,6 +37,7 @@ HEADS = {
 EDITS = {}
 STAGES = {
     "train": "luban.stages.train:train",
+    "evaluate": "luban.stages.evaluate:evaluate",
 }
 DATA = {
     "split": "luban.data.splits:split",

@@ -51,6 +51,10 @@ def table(bundle: Any, data: Any, rows: np.ndarray | None = None, engine: Any = 
             truth, known = column.collate(examples.targets[name])
             if column.form == "index":  # a label that training never saw is a known truth, and a wrong answer
                 given = cells(framed.table[name])
-                known = np.array([v is not None and v != "" and v == v for v in given.to_pylist()]) if hasattr(given, "to_pylist") else known
+                known = (
+                    np.array([v is not None and v != "" and v == v for v in given.to_pylist()])
+                    if hasattr(given, "to_pylist")
+                    else known
+                )
             outputs[name] = Predictions(column, o, truth, known, column.decode_all(o))
     return Table(rows, framed.table, outputs)

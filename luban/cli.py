@@ -1,0 +1,455 @@
+"""The command line: one function a verb. Results go to stdout, sentences and progress to stderr.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 and 143 on SIGINT and SIGTERM after a usable save.
+Nothing heavy is imported before a verb has checked what it was asked.
+"""
+
+from __future__ import annotations
+
+import json as _json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from luban import __version__, console
+from luban.command import Flag, Verb, table, wrap
+from luban.errors import LubanError, RequestError, problem
+from luban.messages import LANGUAGES, say, set_language
+
+COMMON = [
+    Flag("seed", "int", None, False),
+    Flag("device", "str", "auto", False),
+    Flag("threads", "str", "auto", False),
+    Flag("json", "bool", False, False),
+    Flag("quiet", "bool", False, False),
+    Flag("lang", "str", None, False),
+    Flag("overwrite", "bool", False, False),
+    Flag("help", "bool", False, False),
+]
+common: dict[str, Any] = {}  # the common flags of this call
+
+
+# -- verbs, in the order of a model's life -------------------------------------------------------------------------
+
+
+def new(task: str, folder: str) -> None:
+    from luban.starters import write_starter
+
+    for line in write_starter(task, _fresh(folder)):
+        print(line)
+
+
+def check(
+    source: str, *, target: str | None = None, inputs: list[str] = (), type: list[str] = (), set: list[str] = ()
+) -> int:
+    from luban.pipeline_check import check_light
+
+    findings = check_light(source, target=target, inputs=inputs, types=_pairs(type, "--type"), changes=set)
+    if common["json"]:
+        print(_json.dumps([f.to_json() for f in findings], ensure_ascii=False, indent=1))
+    else:
+        for f in findings:
+            print(f"{say('check.' + f.level)} {f.problem}")
+        print(say("check.done", count=len(findings)))
+    return 1 if any(f.level == "error" for f in findings) else 0
+
+
+def run(recipe: str, *, out: str = "", set: list[str] = ()) -> int:
+    from luban import pipeline
+
+    folder = _named(out, "run")
+    _log(folder)
+    bundle = pipeline.run(_with_seed(recipe), folder, set=_with_seed_change(set))
+    _headline(bundle)
+    print(say("run.done", folder=folder, report=os.path.join(folder, "report.html")))
+    return _signal_code(bundle)
+
+
+def train(
+    data: str,
+    *,
+    target: str | None = None,
+    inputs: list[str] = (),
+    type: list[str] = (),
+    model: list[str] = (),
+    size: str | None = None,
+    from_: str | None = None,
+    set: list[str] = (),
+    out: str = "",
+) -> int:
+    from luban import pipeline
+
+    folder = _fresh(_named(out, "train"))
+    _log(folder)
+    changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
+    bundle = pipeline.train(
+        data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
+        seed=common["seed"], start=from_, set=changes, out=folder,
+    )  # fmt: skip
+    pipeline.write_report(bundle, folder)
+    _headline(bundle)
+    print(say("train.saved", folder=folder))
+    return _signal_code(bundle)
+
+
+def resume(folder: str) -> int:
+    from luban import pipeline
+
+    _log(Path(folder))
+    bundle = pipeline.resume(folder)
+    pipeline.write_report(bundle, Path(folder))
+    _headline(bundle)
+    print(say("train.saved", folder=folder))
+    return _signal_code(bundle)
+
+
+def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = ()) -> None:  # noqa: F821
+    bundle = _load(folder)
+    report = bundle.evaluate(data, slices=list(slices), baselines=False)
+    if json and json != "-":
+        Path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
+    print(
+        _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_markdown()
+    )
+
+
+def predict(folder: str, data: str, *, out: str = "-") -> None:
+    from luban.predictions import predict_file
+
+    rows, bad = predict_file(_load(folder), data, out)
+    console.tell("predict.done", rows=rows, bad=bad)
+
+
+def explain(
+    folder: str,
+    data: str,
+    *,
+    rows: int = 20,
+    method: str = "integrated-gradients",
+    target: str | None = None,
+    output: str | None = None,
+    out: str = "",
+) -> None:
+    bundle = _load(folder)
+    place = _fresh(_named(out, "explain"))
+    from luban.registry import ALIASES
+
+    report = bundle.explain(
+        data, rows=rows, method=ALIASES.get(method, method), target=target, output=output, seed=common["seed"] or 0
+    )
+    report.save(place)
+    print(say("explain.done", path=os.path.join(place, "explain.html")))
+
+
+def compress(
+    folder: str,
+    data: str | None = None,
+    *,
+    quantize: str | None = None,
+    prune: float | None = None,
+    distill: str | None = None,
+    out: str = "",
+) -> None:
+    bundle = _load(folder)
+    place = _fresh(_named(out, "compress"))
+    small = bundle.compress(data or _rows_of(bundle), quantize=quantize, prune=prune, distill=distill)
+    from luban import pipeline
+
+    small.save(place)
+    pipeline.write_report(small, Path(place))
+    print(small.reports["compress"].to_markdown())
+    print(say("train.saved", folder=place))
+
+
+def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = None) -> None:  # noqa: F821
+    bundle = _load(folder)
+    report = bundle.audit(data, sensitive=sensitive)
+    report = getattr(report, "reports", {}).get("audit", report)
+    if json and json != "-":
+        Path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
+    print(
+        _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_markdown()
+    )
+
+
+def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str = "") -> None:
+    bundle = _load(folder)
+    path = bundle.export(to, out=_named(out, "export"), data=data or _rows_of(bundle))
+    print(say("export.done", path=str(path)))
+
+
+def serve(
+    folder: str, *, port: int = 8000, host: str = "127.0.0.1", api_key: str | None = None, engine: str = "auto"
+) -> None:
+    from luban.registry import find
+
+    find("stages", "serve")(
+        folder, port=port, host=host, api_key=api_key or os.environ.get("LUBAN_API_KEY"), engine=engine
+    )
+
+
+def report(folder: str) -> None:
+    from luban import pipeline
+
+    bundle = _load(folder)
+    print(
+        pipeline.full_report(bundle).to_markdown()
+        if common["json"]
+        else say("report.written", path=str(pipeline.write_report(bundle, Path(folder))))
+    )
+
+
+def compare(folders: list[str]) -> None:
+    from luban.pipeline_check import compare_bundles
+
+    print(compare_bundles(folders).to_markdown())
+
+
+def show(what: str) -> None:
+    from luban.recipe import Recipe
+
+    if what.endswith((".yaml", ".yml")):
+        print(Recipe.load(what).resolved().yaml(), end="")
+    else:
+        bundle = _load(what)
+        print(bundle.recipe.yaml(), end="")
+        for entry in bundle.history:
+            print(
+                "#",
+                _json.dumps({k: v for k, v in entry.items() if k != "environment"}, ensure_ascii=False, default=str),
+            )
+
+
+def list(what: str | None = None) -> None:
+    from luban import registry
+
+    if what is None:
+        print(
+            "\n".join(
+                table([(room, ", ".join(registry.names(room))) for room in registry.ROOMS if registry.ROOMS[room]])
+            )
+        )
+        return
+    if what not in registry.ROOMS:
+        raise RequestError(problem("list.unknown", name=what, allowed=registry.ROOMS))
+    print("\n".join(table([(name, say(f"use.{what}.{name}")) for name in registry.names(what)])))
+
+
+def datasets(name: str | None = None, *, out: str | None = None) -> None:
+    from luban.data import samples
+
+    if name is None:
+        print(
+            "\n".join(
+                table(
+                    [
+                        (
+                            n,
+                            say(
+                                "datasets.line",
+                                rows=s.rows,
+                                target=s.target,
+                                size=s.size,
+                                licence=s.licence,
+                                origin=say(f"sample.{n}.origin"),
+                            ),
+                        )
+                        for n, s in samples.SAMPLES.items()
+                    ]
+                )
+            )
+        )
+        return
+    print(samples.save(name, out) if out else samples.fetch(name))
+
+
+def doctor() -> int:
+    from luban.doctor import look
+
+    facts, sick = look()
+    print(_json.dumps(dict(facts), ensure_ascii=False, indent=1) if common["json"] else "\n".join(table(facts)))
+    return 1 if sick else 0
+
+
+def import_(file: str, *, recipe: str = "", data: str = "", out: str = "") -> None:
+    from luban.foreign import import_weights
+
+    place = _fresh(_named(out, "import"))
+    import_weights(file, recipe, data or None).save(place)
+    print(say("train.saved", folder=place))
+
+
+VERBS = (
+    new,
+    check,
+    run,
+    train,
+    resume,
+    evaluate,
+    predict,
+    explain,
+    compress,
+    audit,
+    export,
+    serve,
+    report,
+    compare,
+    show,
+    list,
+    datasets,
+    doctor,
+    import_,
+)
+
+
+# -- the way in --------------------------------------------------------------------------------------------------------
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        return _main(words)
+    except LubanError as e:
+        console.record("error", **e.to_json())
+        print(
+            _json.dumps(e.to_json(), ensure_ascii=False) if "--json" in words else e,
+            file=sys.stdout if "--json" in words else sys.stderr,
+        )
+        return e.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        print(say("io.failed", path=str(e.filename or ""), reason=e.strerror or str(e)), file=sys.stderr)
+        return 1
+
+
+def _main(words: list[str]) -> int:
+    _language(words)
+    verbs = {v.__name__.strip("_"): v for v in VERBS}
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(overview(verbs))
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    if words[0] not in verbs:
+        raise RequestError(problem("cli.no_verb", name=words[0], allowed=tuple(verbs)))
+    verb = Verb(verbs[words[0]])
+    if "--help" in words or "-h" in words:
+        print(verb.help(COMMON))
+        return 0
+    own, shared = verb.parse(words[1:], COMMON)
+    common.clear()
+    common.update(shared)
+    console.configure(quiet=bool(shared["quiet"]))
+    if verb.name not in ("list", "datasets", "show", "new"):
+        from luban.machine import set_threads
+
+        set_threads(shared["threads"])
+    return verb.function(**own) or 0
+
+
+def overview(verbs: dict[str, Any]) -> str:
+    lines = [say("cli.usage", text="luban VERB ..."), "", *wrap(say("cli.luban")), ""]
+    lines += table([(name, say(f"cli.{name}")) for name in verbs])
+    return "\n".join([*lines, "", say("cli.more")])
+
+
+def _language(words: list[str]) -> None:
+    for i, word in enumerate(words):
+        if word == "--lang" or word.startswith("--lang="):
+            language = word.partition("=")[2] or (words[i + 1] if i + 1 < len(words) else "")
+            if language not in (*LANGUAGES, "pseudo"):
+                raise RequestError(problem("cli.no_language", name=language, allowed=LANGUAGES))
+            set_language(language)
+
+
+def _load(folder: str) -> Any:
+    from luban.bundle import Bundle
+
+    return Bundle.load(folder)
+
+
+def _named(out: str, verb: str) -> str:
+    if not out:
+        raise RequestError("cli.lacking", what="--out", verb=verb)
+    return out
+
+
+def _fresh(folder: str) -> Path:
+    """An --out that is empty or not there, or may be overwritten."""
+    path = Path(folder)
+    if path.exists() and not common["overwrite"] and (path.is_file() or any(path.iterdir())):
+        raise RequestError("cli.not_empty", path=folder)
+    return path
+
+
+def _log(folder: str | Path) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    console.log_to(Path(folder) / "run.log")
+
+
+def _pairs(items: Any, flag: str) -> dict[str, str]:
+    """["col=text", ...] -> {"col": "text"}."""
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise RequestError("cli.want_pair", flag=flag, found=item)
+        pairs[name] = value
+    return pairs
+
+
+def _with_seed(recipe: str) -> str:
+    return recipe
+
+
+def _with_seed_change(set: Any) -> list[str]:
+    return [*set, *([f"seed={common['seed']}"] if common["seed"] is not None else [])]
+
+
+def _rows_of(bundle: Any) -> Any:
+    """The rows that a Bundle was trained from, when they are still where its recipe says."""
+    from luban.data.prepare import prepare
+
+    return prepare(bundle.recipe)
+
+
+def _headline(bundle: Any) -> None:
+    """The numbers a person looks for first: the main metric beside the baselines'."""
+    report = bundle.reports.get("evaluate")
+    for name, output in (report.numbers["outputs"] if report else {}).items():
+        metric = {"category": "accuracy", "number": "r2"}[output["kind"]]
+        rows = [(say("evaluate.model"), output["metrics"][metric])]
+        rows += [(b, m[metric]) for b, m in output["baselines"].items()]
+        print(say("headline", output=name, metric=metric, rows=report.numbers["rows"], part=report.numbers["part"]))
+        print(
+            "\n".join(
+                table(
+                    [
+                        (
+                            label,
+                            f"{m['value']:.4f}"
+                            + (f"  ({m['low']:.4f} - {m['high']:.4f})" if m.get("low") is not None else ""),
+                        )
+                        for label, m in rows
+                    ]
+                )
+            )
+        )
+
+
+def _signal_code(bundle: Any) -> int:
+    number = next((h.get("signal", 0) for h in reversed(bundle.history) if h["stage"] == "train"), 0)
+    if number:
+        console.tell("train.interrupted")
+    return 128 + number if number else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""What the table of predictions says, by the kind of answer: numbers, plots, worst rows, slices, baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from luban import plots
+from luban.evaluation import calibration, metrics
+from luban.evaluation.baselines import Baseline, baselines
+from luban.evaluation.slices import slices as sliced
+from luban.evaluation.table import Predictions, Table
+from luban.messages import say
+
+MAIN = {
+    "category": ("accuracy", True),
+    "number": ("r2", True),
+}  # the metric that baselines are compared by; higher is better
+
+
+@dataclass
+class View:
+    """What every kind of answer has in common."""
+
+    name: str
+    predictions: Predictions
+    resamples: int
+    seed: int
+
+    kind = ""
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def measure(self, baseline: Baseline) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def numbers(self, rivals: list[Baseline]) -> dict[str, Any]:
+        """What `evaluate --json` holds for this output."""
+        found = {"kind": self.kind, "metrics": {k: m.to_json() for k, m in self.metrics.items()}}
+        found["baselines"] = {b.name: {k: m.to_json() for k, m in self.measure(b).items()} for b in rivals}
+        return found
+
+    def write(self, report: Any, rivals: list[Baseline]) -> None:
+        report.heading(say("evaluate.output", name=self.name), 2)
+        self._against(report, rivals)
+        rows = [[k, f"{m.value:.4f}", interval(m)] for k, m in self.metrics.items() if m.value == m.value]
+        report.table(say("evaluate.metrics"), [say("evaluate.metric"), say("card.value"), say("card.interval")], rows)
+        self.pictures(report)
+
+    def _against(self, report: Any, rivals: list[Baseline]) -> None:
+        main, higher = MAIN[self.kind]
+        if not rivals:
+            return
+        mine = self.metrics[main]
+        rows = [[say("evaluate.model"), f"{mine.value:.4f}", interval(mine), ""]]
+        beaten = []
+        for b in rivals:
+            theirs = self.measure(b)[main]
+            wins = theirs.value > mine.value if higher else theirs.value < mine.value
+            beaten += [b.name] if wins else []
+            rows.append([b.name, f"{theirs.value:.4f}", interval(theirs), say("evaluate.lost") if wins else ""])
+        report.table(say("evaluate.against", metric=main), ["", main, say("card.interval"), ""], rows)
+        if beaten:
+            report.note("warn", say("evaluate.beaten", baselines=", ".join(beaten), metric=main))
+        else:
+            report.note("good", say("evaluate.beats_all", metric=main))
+
+    def pictures(self, report: Any) -> None:
+        raise NotImplementedError
+
+    def per_row(self) -> np.ndarray:
+        """A score per row, higher is better: for slices."""
+        raise NotImplementedError
+
+    def write_slices(self, report: Any, judged: Table, columns: list[str]) -> None:
+        rows = sliced({c: judged.cells[c].to_pylist() for c in columns}, self.per_row())
+        report.heading(say("evaluate.slices"), 3)
+        report.table("", [say("evaluate.slice"), say("evaluate.rows"), say("evaluate.score"), say("card.interval"), ""], [
+            [f"{r.column} = {r.value}", r.count, f"{r.score:.4f}", interval(r.metric), say("evaluate.cannot_tell") if r.cannot_tell else ""] for r in rows
+        ])  # fmt: skip
+
+
+class CategoryView(View):
+    kind = "category"
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        return self.predictions.known
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        return self.predictions.truth[self.known] - 1  # -1: a label that training never saw
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        return self.predictions.column.probabilities(self.predictions.raw)[self.known]
+
+    @property
+    def labels(self) -> list[str]:
+        return self.predictions.column.labels
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return metrics.classification(
+            self.truth, self.probabilities, self.labels, seed=self.seed, resamples=self.resamples
+        )
+
+    def measure(self, baseline: Baseline) -> dict[str, Any]:
+        return metrics.classification(
+            self.truth,
+            baseline.probabilities[self.known],
+            self.labels,
+            seed=self.seed,
+            resamples=max(100, self.resamples // 5),
+        )
+
+    def pictures(self, report: Any) -> None:
+        answers = self.probabilities.argmax(1)
+        unseen = int((self.truth < 0).sum())
+        if unseen:
+            report.note("warn", say("evaluate.unseen", count=unseen))
+        rows = [
+            [label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", n]
+            for label, p, r, f, n in metrics.per_class(self.truth, answers, self.labels)
+        ]
+        if len(rows) <= 100:
+            report.table(
+                say("evaluate.per_class"),
+                [say("evaluate.class"), "precision", "recall", "f1", say("evaluate.rows")],
+                rows,
+            )
+        if len(self.labels) <= 30:
+            counts = metrics.confusion(self.truth, answers, len(self.labels))
+            report.plot(
+                say("evaluate.confusion"),
+                plots.heatmap(counts, self.labels, self.labels),
+                say("evaluate.confusion_caption"),
+            )
+        if len(self.labels) == 2 and len(set(self.truth[self.truth >= 0])) == 2:
+            fpr, tpr, _ = metrics.roc_curve(self.truth == 1, self.probabilities[:, 1])
+            report.plot(say("evaluate.roc"), plots.roc({self.name: (fpr, tpr)}))
+        self._reliability(report, answers)
+
+    def _reliability(self, report: Any, answers: np.ndarray) -> None:
+        confidence, correct = self.probabilities.max(1), answers == self.truth
+        bins = calibration.reliability(confidence, correct)
+        floor = calibration.ece_floor(confidence)
+        caption = say(
+            "evaluate.reliability_caption", ece=f"{calibration.ece(confidence, correct):.4f}", floor=f"{floor:.4f}"
+        )
+        report.plot(
+            say("evaluate.reliability"), plots.reliability(bins.confidence, bins.accuracy, bins.counts), caption
+        )
+
+    def per_row(self) -> np.ndarray:
+        correct = np.full(len(self.known), np.nan)
+        correct[self.known] = self.probabilities.argmax(1) == self.truth
+        return correct
+
+    def worst(self, count: int) -> np.ndarray:
+        """Positions of wrong answers, the surest first."""
+        where = np.flatnonzero(self.known)
+        wrong = np.flatnonzero(self.probabilities.argmax(1) != self.truth)
+        return where[wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")][:count]]
+
+    def row_names(self) -> list[str]:
+        return [say("evaluate.truth"), say("evaluate.answer"), say("evaluate.probability")]
+
+    def row(self, i: int) -> list[Any]:
+        answer, truth = self.predictions.answers[i], int(self.predictions.truth[i]) - 1
+        return [self.labels[truth] if truth >= 0 else "?", answer.value, f"{answer.probability:.3f}"]
+
+
+class NumberView(View):
+    kind = "number"
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        return self.predictions.known
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        state = self.predictions.column.state
+        return self.predictions.truth[self.known].astype(np.float64) * state["deviation"] + state["mean"]
+
+    @cached_property
+    def answers(self) -> np.ndarray:
+        return np.array([a.value for a, k in zip(self.predictions.answers, self.known) if k])
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return metrics.regression(self.truth, self.answers, seed=self.seed, resamples=self.resamples)
+
+    def measure(self, baseline: Baseline) -> dict[str, Any]:
+        return metrics.regression(
+            self.truth, baseline.answers[self.known], seed=self.seed, resamples=max(100, self.resamples // 5)
+        )
+
+    def pictures(self, report: Any) -> None:
+        labels = {"x_label": say("evaluate.truth"), "y_label": say("evaluate.answer")}
+        report.plot(say("evaluate.scatter"), plots.scatter(self.truth, self.answers, diagonal=True, **labels))
+        report.plot(say("evaluate.residuals"), plots.histogram(self.answers - self.truth))
+
+    def per_row(self) -> np.ndarray:
+        score = np.full(len(self.known), np.nan)
+        score[self.known] = -np.abs(self.answers - self.truth)
+        return score
+
+    def worst(self, count: int) -> np.ndarray:
+        return np.flatnonzero(self.known)[np.argsort(-np.abs(self.answers - self.truth), kind="stable")[:count]]
+
+    def row_names(self) -> list[str]:
+        return [say("evaluate.truth"), say("evaluate.answer")]
+
+    def row(self, i: int) -> list[Any]:
+        truth = float(self.predictions.column.decode(self.predictions.truth[i]).value)
+        return [f"{truth:.5g}", f"{self.predictions.answers[i].value:.5g}"]
+
+
+VIEWS = {"category": CategoryView, "number": NumberView}
+
+
+def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, seed: int) -> View:
+    return VIEWS[predictions.column.type](name, predictions, resamples, seed)
+
+
+def interval(metric: Any) -> str:
+    return "" if metric is None or metric.low is None else f"{metric.low:.4f} – {metric.high:.4f}"
+
+
+def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
+    """Baselines of every output, fitted on the same training rows and asked about the same held-out ones."""
+    from scipy.sparse import hstack
+
+    frame = bundle.recipe.frame
+    train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
+    joined = [
+        hstack([bundle.columns[n].features(t[n]) for n in bundle.inputs]).tocsr() if t.num_rows else None
+        for t in (train, valid, judged.cells)
+    ]
+    tabular = all(bundle.columns[n].form in ("scalar", "index") for n in bundle.inputs)
+    result = {}
+    for name, predictions in judged.outputs.items():
+        column = bundle.columns[name]
+        (y_train, keep), (y_valid, keep_valid) = (_truths(column, t[name]) for t in (train, valid))
+        x_valid = joined[1][keep_valid] if joined[1] is not None else None
+        result[name] = baselines(
+            column.type,
+            joined[0][keep],
+            y_train[keep],
+            x_valid,
+            y_valid[keep_valid],
+            joined[2],
+            tabular=tabular,
+            seed=bundle.recipe.seed,
+        )
+    return result
+
+
+def _truths(column: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Truths as class numbers from 0, or numbers in raw units; and which rows have one."""
+    x, mask = column.collate(column.encode_all(values))
+    if column.type == "category":
+        return x - 1, mask
+    return x.astype(np.float64) * column.state["deviation"] + column.state["mean"], mask

@@ -1,0 +1,121 @@
+"""evaluate: how good the model is, beside simple baselines, on rows it has not seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from luban import plots
+from luban.bundle import Bundle
+from luban.errors import DataError, problem
+from luban.evaluation import views
+from luban.evaluation.table import Table, table
+from luban.messages import say
+from luban.report import Report
+from luban.settings import Count, Natural
+
+
+def evaluate(
+    bundle: Bundle,
+    data: Any,
+    *,
+    slices: list[str] = (),
+    baselines: bool = True,
+    resamples: Count = 500,
+    worst: Natural = 10,
+) -> Report:
+    """A Report of kind "evaluate": per output metrics with bootstrap intervals, baselines, plots, worst examples, slices.
+
+    `slices`: columns whose values the score is split by. Judged on the held-out rows, or on all rows of a file of its own.
+    Raises DataError when the data have no column of truth or no such slice column.
+    """
+    part, rows = data.held_out()
+    unknown = [c for c in slices if c not in data.table.column_names]
+    if unknown:
+        raise DataError(*(problem("evaluate.no_slice", name=c, allowed=data.table.column_names) for c in unknown))
+    judged = table(bundle, data, rows)
+    if not judged.outputs:
+        raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
+    report = Report("evaluate", say("evaluate.title", task=bundle.recipe.task()))
+    report.numbers = {"rows": len(judged), "part": part, "outputs": {}, **seen_rows(bundle, data, rows)}
+    _warn_seen(report)
+    rivals = views.rivals(bundle, data, judged) if baselines and data.splits is not None else {}
+    for name, predictions in judged.outputs.items():
+        view = views.view(name, predictions, judged, resamples=resamples, seed=bundle.recipe.seed)
+        report.numbers["outputs"][name] = view.numbers(rivals.get(name, []))
+        view.write(report, rivals.get(name, []))
+        if worst:
+            _worst(report, bundle, judged, view, worst)
+        if slices:
+            view.write_slices(report, judged, slices)
+    if bundle.metrics:
+        _training(report, bundle)
+    return report
+
+
+def seen_rows(bundle: Bundle, data: Any, rows: np.ndarray) -> dict[str, Any]:
+    """How many of these rows the model was trained on: a count, or None where its fingerprints were dropped."""
+    trained = bundle.tables.get("trained")
+    if trained is None:
+        return {"trained_on": None}
+    metadata = {k.decode(): v.decode() for k, v in trained.schema.metadata.items()}
+    names = metadata["columns"].split("\n")
+    if any(n not in data.table.column_names for n in names):
+        return {"trained_on": None}
+    hashes = data.rows.take(rows).select(names).row_hashes(bytes.fromhex(metadata["key"]))
+    known = set(trained["hash"].to_pylist())
+    return {"trained_on": sum(h in known for h in hashes)}
+
+
+def _warn_seen(report: Report) -> None:
+    count = report.numbers["trained_on"]
+    if count is None:
+        report.note("info", say("evaluate.cannot_tell_seen"))
+    elif count:
+        report.note("bad", say("evaluate.seen", count=count, rows=report.numbers["rows"]))
+
+
+def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int) -> None:
+    order = view.worst(count)
+    if not len(order):
+        return
+    report.heading(say("evaluate.worst"), 3)
+    shown = [n for n in bundle.inputs][:8]
+    cells = judged.cells
+    rows = []
+    for i in order:
+        raw = [cells[n][int(i)].as_py() for n in shown if "extension" not in str(cells[n].type)]
+        rows.append([int(judged.rows[i]) + 1, *(_short(v) for v in raw), *view.row(int(i))])
+    names = [n for n in shown if "extension" not in str(cells[n].type)]
+    report.table("", [say("evaluate.row"), *names, *view.row_names()], rows)
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _training(report: Report, bundle: Bundle) -> None:
+    epochs = [e["epoch"] for e in bundle.metrics]
+    series = {
+        say("evaluate.curve." + k): (epochs, [e[k] for e in bundle.metrics])
+        for k in ("loss", "validation_loss")
+        if k in bundle.metrics[0]
+    }
+    report.heading(say("evaluate.training"), 2)
+    report.plot(
+        say("evaluate.curve"), plots.lines(series, x_label=say("evaluate.epoch"), y_label=say("evaluate.curve.loss"))
+    )
+    entry = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
+    if entry.get("diagnosis"):
+        d = entry["diagnosis"]
+        report.text(
+            say(
+                "evaluate.gap",
+                gap=f"{d['gap']:.3g}",
+                train=f"{d['train_loss']:.3g}",
+                validation=f"{d['validation_loss']:.3g}",
+            )
+        )
+        report.text(say(d["remedy"]))
