@@ -10,7 +10,7 @@ battery in `tests/test_contract_columns.py` runs over every registered type.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -143,7 +143,15 @@ class Column:
         """Follow the change of the column that this one is `of:`."""
         return x
 
+    def guarded(self) -> Self:
+        """The column as a server uses it: values come from strangers, so none of them may name a file to open."""
+        return self
+
     # -- what others see of it ---------------------------------------------------------------------------------------
+    def featurizer(self, training: Any) -> Callable[[Any], Any]:
+        """values -> features, with what has to be learned (a TF-IDF vocabulary) learned from training values."""
+        return self.features
+
     def features(self, values: Any) -> Any:
         """A scipy.sparse matrix (N, F) for simple baselines: TF-IDF, one-hot, scaled, pixels."""
         raise NotImplementedError

@@ -1,0 +1,158 @@
+"""One picture as pixels: files, bytes, base64 and arrays of every kind -> uint8 (H, W, C), whatever a camera wrote.
+
+Orientation is taken from EXIF, transparency is laid on white, CMYK and palettes become RGB, 16 bits become 8, an
+animation gives its first frame. Limits are checked from the header, before any pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luban.errors import DataError, problem
+
+LARGEST = 64_000_000  # pixels: more is taken for a decompression bomb
+STRANGER = 16_000_000  # pixels of a picture that comes over the network
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+
+
+def open_image(value: Any, *, files: bool = True) -> Any:
+    """A PIL image of an encoded one, its header read and its size checked; pixels still to come.
+
+    value: path, bytes, base64 (plain or `data:` URI), {"bytes", "path"}, or a PIL image. `files` False (a server): no
+    path is opened. Raises DataError.
+    """
+    from PIL import UnidentifiedImageError
+
+    Image = _pillow()
+    place, source = _source(value, files)
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as e:
+        if isinstance(e, FileNotFoundError):
+            raise DataError(problem("image.no_file", place=place)) from None
+        raise DataError(problem("image.unknown", place=place)) from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise DataError(problem("image.too_large", place=place, width="?", height="?", limit=LARGEST)) from e
+    width, height = image.size
+    limit = LARGEST if files else STRANGER
+    if width * height > limit:
+        raise DataError(problem("image.too_large", place=place, width=width, height=height, limit=limit))
+    image.luban_place = place
+    return image
+
+
+@cache
+def _pillow() -> Any:
+    """PIL.Image, told not to warn on stderr of sizes that are refused here anyway."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    return Image
+
+
+def _source(value: Any, files: bool) -> tuple[str, Any]:
+    """What to show as the place of a mistake, and what Pillow can open."""
+    if isinstance(value, dict) and {"bytes", "path"} & set(value):
+        value = value.get("bytes") or value.get("path")
+    if hasattr(value, "getbands"):
+        return "", value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "", io.BytesIO(value)
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        raise DataError(problem("image.not_an_image", found=type(value).__name__))
+    if value.startswith("data:"):
+        return "", io.BytesIO(_decoded(value.partition(",")[2]))
+    if files and len(value) < 4096 and "\0" not in value and Path(value).is_file():
+        return value, value
+    if len(value) < 60 and files:
+        raise DataError(problem("image.no_file", place=value))
+    return "", io.BytesIO(_decoded(value))
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as e:
+        raise DataError(problem("image.bad_base64")) from e
+
+
+def pixels(image: Any, channels: int, about: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 (H, W, C) of a PIL image. `about` (H, W): a JPEG may be decoded smaller, but not below this.
+
+    Raises DataError for a truncated or damaged picture.
+    """
+    from PIL import Image, ImageOps
+
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        if about and getattr(image, "format", None) == "JPEG":
+            image.draft(mode, (about[1] * 2, about[0] * 2))
+        if getattr(image, "n_frames", 1) > 1:
+            image.seek(0)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+        place = getattr(image, "luban_place", "")
+        raise DataError(problem("image.damaged", place=place, reason=str(e)[:100])) from e
+    image = _opaque(_eight_bits(image))
+    array = np.asarray(image.convert(mode))
+    return array[..., None] if channels == 1 else array
+
+
+def _eight_bits(image: Any) -> Any:
+    """I, I;16 and F, which `convert` would clip at 255, scaled to 0..255."""
+    from PIL import Image
+
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L", "F"):
+        return image
+    x = np.nan_to_num(np.asarray(image).astype(np.float32))
+    top = next((t for t in (1.0, 255.0, 65535.0) if x.max(initial=0) <= t and (t > 1 or image.mode == "F")), x.max())
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    return Image.fromarray(np.clip(x * (255.0 / top), 0, 255).astype(np.uint8))
+
+
+def _opaque(image: Any) -> Any:
+    """Transparent pictures laid on white."""
+    from PIL import Image
+
+    if not ("A" in image.mode or "a" in image.mode or "transparency" in image.info):
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+def fitted(array: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
+    """uint8 (H, W, C) brought to size (H, W): `crop` fills and cuts the overhang, `pad` fits and repeats the edge, `stretch`."""
+    from PIL import Image
+
+    height, width = array.shape[:2]
+    if (height, width) == size:
+        return array
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    kind = Image.Resampling.BILINEAR
+    if how == "stretch":
+        done = np.asarray(image.resize(size[::-1], kind))
+    elif how == "crop":
+        ratio = min(height / size[0], width / size[1])
+        cut_h, cut_w = size[0] * ratio, size[1] * ratio
+        top, left = (height - cut_h) / 2, (width - cut_w) / 2
+        done = np.asarray(image.resize(size[::-1], kind, box=(left, top, left + cut_w, top + cut_h)))
+    else:
+        ratio = min(size[0] / height, size[1] / width)
+        inner = max(1, round(height * ratio)), max(1, round(width * ratio))
+        done = np.asarray(image.resize(inner[::-1], kind))
+        top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+        space = ((top, size[0] - inner[0] - top), (left, size[1] - inner[1] - left))
+        done = np.pad(done, (*space, (0, 0))[: done.ndim], mode="edge")
+    return done.reshape(*size, -1)
