@@ -54,7 +54,8 @@ class Part:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> Any:
-        return {self.type: dict(self.settings)} if self.settings else self.type
+        settings = {k: v for k, v in self.settings.items() if v is not None}
+        return {self.type: settings} if settings else self.type
 
     @classmethod
     def of(cls, value: Any) -> Part:
@@ -185,7 +186,8 @@ def _filled(room: str, name: str, given: Mapping[str, Any], size: str) -> dict[s
             value = schema["x-size"][size] if "x-size" in schema else schema.get("default")
         if value is not None and "x-part" in schema:
             value = fill(schema["x-part"], Part.of(value), size).plain()
-        result[key] = value
+        if value is not None:
+            result[key] = value
     return result
 
 

@@ -95,7 +95,7 @@ def _build(node: yaml.Node, path: tuple[Any, ...], lines: Lines, problems: list[
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     text = node.value
-    if node.style is not None:  # quoted or block: always words
+    if node.style:  # quoted or block: always words
         return text
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
