@@ -41,9 +41,7 @@ class Image(Column):
     to size. `shift` (share of a side) and `flip` (auto: colour images) move training images at random.
     """
 
-    side: Annotated[int | list[Count] | Literal["auto"], Dial("auto", "auto", "auto")] = field(
-        default="auto", kw_only=True
-    )
+    side: int | list[Count] | Literal["auto"] = field(default="auto", kw_only=True)
     largest: Annotated[Count, Dial(nano=64, small=64, base=224)] = field(default=64, kw_only=True)
     channels: Literal["auto", 1, 3] = field(default="auto", kw_only=True)
     shape: Literal["crop", "pad", "stretch"] = field(default="crop", kw_only=True)

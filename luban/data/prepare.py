@@ -63,7 +63,7 @@ def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
             [problem("data.no_column", place=rows.source, name=n, allowed=rows.table.column_names) for n in absent],
         )
     types = {n: p.type for n, p in parts.items()}
-    rows = typed(rows, types, decimal=recipe.data.get("decimal") or ".")
+    rows = located(typed(rows, types, decimal=recipe.data.get("decimal") or "."), types)
     rows = _with_truth(rows, tuple(recipe.outputs))
     cleaning = {k: v for k, v in (recipe.data.get("clean") or {}).items() if v is not None}
     settings = {k: v for k, v in (recipe.data.get("split") or {}).items() if v is not None}
@@ -99,7 +99,25 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".") -> Rows:
     """Any source as typed rows, for a model that is already there: columns absent from it are left to the caller."""
     rows = source if isinstance(source, Rows) else read(source)
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
-    return typed(rows, types, decimal=decimal)
+    return located(typed(rows, types, decimal=decimal), types)
+
+
+def located(rows: Rows, types: Mapping[str, str]) -> Rows:
+    """Rows whose image files are named from the root of the file system, so that a cell means the same everywhere."""
+    import os
+
+    import pyarrow as pa
+
+    for name in (n for n, kind in types.items() if kind == "image"):
+        column = rows.table[name]
+        if rows.root is None or str(column.type) not in ("string", "large_string"):
+            continue
+        root = str(rows.root.absolute())
+        cells = [
+            v and (v if v.startswith("data:") or len(v) > 4096 else os.path.join(root, v)) for v in column.to_pylist()
+        ]
+        rows = rows.having(name, pa.array(cells, pa.string()))
+    return rows
 
 
 def data_of(source: Any, columns: Mapping[str, Any]) -> Data:

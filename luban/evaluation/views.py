@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from luban import plots
+from luban.columns.examples import cells
 from luban.evaluation import calibration, metrics
 from luban.evaluation.baselines import Baseline, baselines
 from luban.evaluation.slices import slices as sliced
@@ -239,8 +240,9 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
 
     frame = bundle.recipe.frame
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
+    made = {n: bundle.columns[n].featurizer(cells(train[n])) for n in bundle.inputs}
     joined = [
-        hstack([bundle.columns[n].features(t[n]) for n in bundle.inputs]).tocsr() if t.num_rows else None
+        hstack([made[n](cells(t[n])) for n in bundle.inputs]).tocsr() if t.num_rows else None
         for t in (train, valid, judged.cells)
     ]
     tabular = all(bundle.columns[n].form in ("scalar", "index") for n in bundle.inputs)
