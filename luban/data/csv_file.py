@@ -67,7 +67,7 @@ def _delimiter(text: str, expected: str) -> str:
 
 def fast(data: bytes, source: str, delimiter: str, missing: Sequence[str]) -> Rows | None:
     """The rows by Arrow's parser, or None when the file is not perfectly clean."""
-    if b"\0" in data or data.count(b"\r") != data.count(b"\r\n"):
+    if b"\0" in data or (b"\r" in data and data.count(b"\r") != data.count(b"\r\n")):
         return None
     if data.startswith((b"\n", b"\r")) or b"\n\n" in data or b"\n\r\n" in data:
         return None
@@ -127,8 +127,7 @@ def _arrow(body: pa.Buffer, header: list[str], delimiter: str, missing: Sequence
 
 def _lines(data: bytes, start: int, quotes: np.ndarray, count: int) -> np.ndarray:
     first = data.count(b"\n", 0, start) + 1
-    ends = data.count(b"\n", start) + (not data.endswith(b"\n"))
-    if ends == count:
+    if not len(quotes) or data.count(b"\n", start) + (not data.endswith(b"\n")) == count:
         return np.arange(first, first + count, dtype=np.int64)
     newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
     outside = np.searchsorted(quotes, newlines) % 2 == 0

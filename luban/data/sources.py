@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def read(
     return finish(rows, missing, columns)
 
 
-def _named(name: str, format: str, missing: Sequence[str], columns: Sequence[str] | None) -> Rows:
+def _named(name: str, format: str, missing: Sequence[str], columns: Sequence[str] | None) -> Rows | _Parsed:
     if name == "-":
         return _text(sys.stdin.buffer.read(), "-", format, missing, None)
     path = Path(name).expanduser()
@@ -71,6 +71,13 @@ def _named(name: str, format: str, missing: Sequence[str], columns: Sequence[str
     raise DataError(problem("data.no_such_file", name=path.name, path=name, allowed=[*near, *samples.SAMPLES]))
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """Rows of a CSV text: its parser has already looked for missing words and NUL."""
+
+    rows: Rows
+
+
 def _folder(path: Path, name: str, format: str) -> Rows:
     if format in ("auto", "idx") and (rows := images.idx_folder(path, name)) is not None:
         return rows
@@ -81,7 +88,7 @@ def _folder(path: Path, name: str, format: str) -> Rows:
     raise DataError(problem("data.is_a_folder", place=name, format=format))
 
 
-def _file(path: Path, name: str, format: str, missing: Sequence[str], columns: Sequence[str] | None) -> Rows:
+def _file(path: Path, name: str, format: str, missing: Sequence[str], columns: Sequence[str] | None) -> Rows | _Parsed:
     with _opened(path, name) as file:
         head = file.read(512)
     if not head:
@@ -98,7 +105,7 @@ def _file(path: Path, name: str, format: str, missing: Sequence[str], columns: S
     if kind == "arrow":
         return typed_files.arrow(path, name)
     data = text_file.read_bytes(path, name)
-    return replace(_text(data, name, kind, missing, ENDINGS.get(path.suffix.lower())), root=path.parent)
+    return _text(data, name, kind, missing, path)
 
 
 def _opened(path: Path, name: str) -> Any:
@@ -118,20 +125,25 @@ def _kind(path: Path, head: bytes) -> str:
     return inside if inside in ("parquet", "arrow") else ENDINGS.get(path.suffix.lower(), "auto")
 
 
-def _text(data: bytes, source: str, kind: str, missing: Sequence[str], by_name: str | None) -> Rows:
+def _text(data: bytes, source: str, kind: str, missing: Sequence[str], path: Path | None) -> Rows | _Parsed:
     text_file.refuse_foreign(data[:512], source)
     data, notes = text_file.as_utf8(data, source)
-    if kind == "jsonl" or (kind == "auto" and by_name is None and data.lstrip()[:1] in (b"{", b"[")):
-        return json_lines.parse(data, source).noted(*notes)
+    root = path.parent if path else None
+    untold = kind == "auto" and (path is None or path.suffix.lower() not in ENDINGS)
+    if kind == "jsonl" or (untold and data.lstrip()[:1] in (b"{", b"[")):
+        return replace(json_lines.parse(data, source).noted(*notes), root=root)
     delimiter = "\t" if kind == "tsv" else None
-    return csv_file.parse(data, source, missing=missing, delimiter=delimiter).noted(*notes)
+    return _Parsed(replace(csv_file.parse(data, source, missing=missing, delimiter=delimiter).noted(*notes), root=root))
 
 
 # ---- what all sources have in common
 
 
-def finish(rows: Rows, missing: Sequence[str], columns: Sequence[str] | None) -> Rows:
+def finish(found: Rows | _Parsed, missing: Sequence[str], columns: Sequence[str] | None) -> Rows:
     """The same rules for every source: distinct names, plain types, declared missing words, no NUL in text."""
+    if isinstance(found, _Parsed):
+        return found.rows if columns is None else found.rows.select(columns)
+    rows = found
     names, notes = csv_file.clean_names([str(n) for n in rows.columns], rows.source)
     notes = [n for n in notes if n.id != "data.header_is_numbers"]
     rows = replace(rows, table=rows.table.rename_columns(names)).noted(*notes)

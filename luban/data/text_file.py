@@ -6,6 +6,8 @@ import codecs
 import re
 from pathlib import Path
 
+import pyarrow as pa
+
 from luban.errors import DataError, Problem, problem
 
 # What a file really is, by its first bytes. (The label files of idx are told apart by name.)
@@ -32,6 +34,7 @@ MAGIC = (
     (b"\x80\x05", "pickle"),
 )
 _HTML = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml)", re.IGNORECASE)
+_BLANK = b"\r\n\t \0"
 _LFS = b"version https://git-lfs"
 
 
@@ -80,7 +83,7 @@ def as_utf8(data: bytes, source: str) -> tuple[bytes, list[Problem]]:
         notes.append(problem("data.bom", place=source))
     elif _looks_like_utf16(data):
         raise DataError(problem("data.utf16_unmarked", place=source))
-    if not data.strip(b"\r\n\t \0"):
+    if not data[:4096].strip(_BLANK) and not data.strip(_BLANK):
         raise DataError(problem("data.empty_file", place=source))
     if b"\n" not in data and b"\r" in data:
         data = data.replace(b"\r", b"\n")
@@ -94,23 +97,24 @@ def _looks_like_utf16(data: bytes) -> bool:
 
 
 def _refuse_other_encoding(data: bytes, source: str) -> None:
-    try:
-        data.decode()
+    if data.isascii() or _is_utf8(data):
         return
+    try:
+        first = len(data.decode()) + 1
     except UnicodeDecodeError as e:
         first = e.start
     foreign = [line for line in data.split(b"\n") if not line.isascii()]
-    broken = sum(not _is_utf8(line) for line in foreign)
+    broken = sum("\ufffd" in line.decode("utf-8", "replace") for line in foreign)
     if broken * 2 > len(foreign) or first < data.find(b"\n"):
         line = data.count(b"\n", 0, first) + 1
         byte = f"0x{data[first]:02X}"
         raise DataError(problem("data.not_utf8", place=f"{source}:{line}", byte=byte, guess=_guess(data)))
 
 
-def _is_utf8(line: bytes) -> bool:
+def _is_utf8(text: bytes) -> bool:
     try:
-        line.decode()
-    except UnicodeDecodeError:
+        pa.array([text], pa.large_binary()).cast(pa.large_string())  # checks without building Python strings
+    except pa.ArrowInvalid:
         return False
     return True
 

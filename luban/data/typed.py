@@ -69,6 +69,13 @@ def _numbers(column: pa.ChunkedArray, decimal: str, rows: Rows, name: str) -> tu
 
 
 def _parsed(column: pa.ChunkedArray, decimal: str) -> tuple[pa.ChunkedArray, np.ndarray]:
+    if decimal == ".":
+        try:  # clean columns in one pass; "inf", "nan" and all that fails go the long way
+            values = column.cast(pa.float64())
+            if pc.all(pc.is_finite(values)).as_py() is not False:
+                return values, np.zeros(len(column), bool)
+        except pa.ArrowInvalid:
+            pass
     text = pc.utf8_trim_whitespace(column)
     if decimal == ",":
         text = pc.if_else(pc.match_substring(text, "."), "?", pc.replace_substring(text, ",", "."))

@@ -1,0 +1,147 @@
+"""Which type each column most likely has, with the reason, so that the guess can be shown and overruled.
+
+Only names of types are decided here; no cell is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from luban.data.images import ENDINGS
+from luban.data.rows import Rows
+from luban.data.same import missing
+from luban.errors import DataError, problem
+from luban.messages import say
+
+NUMBERS = 0.995  # share of the cells that must be numbers
+CLASSES = 20  # distinct whole numbers up to which a target is taken for classes
+FEW = 50  # distinct words up to which a column is a category whatever its length
+LONG = 30  # characters on average from which strings are texts
+_NUMBER = r"^\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*$"
+_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?\s*$"
+_CODE = r"^[A-Za-z0-9_\-./#]{1,40}$"
+_ID_NAME = re.compile(
+    r"(^|[_\W])(id|uuid|guid|key|index|rowid|row_number|编号|序号)$|^(id|unnamed|column_1$)", re.IGNORECASE
+)
+_CJK = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
+_PARTS = {"train", "training", "validation", "valid", "val", "dev", "test"}
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """`type`: number, category, text, image or skip. `reason`: one sentence. `settings`: for the column."""
+
+    type: str
+    reason: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def infer(rows: Rows, *, target: str | None = None) -> dict[str, Inferred]:
+    """The likely type of every column. A target is never skipped. Raises DataError for an unknown target."""
+    if target is not None and target not in rows.columns:
+        raise DataError(problem("data.no_such_column", place=rows.source, name=target, allowed=rows.columns))
+    return {name: _column(name, rows.table[name], name == target) for name in rows.columns}
+
+
+def types(inferred: Mapping[str, Inferred]) -> dict[str, str]:
+    """Names and types of the columns that are not skipped."""
+    return {n: i.type for n, i in inferred.items() if i.type != "skip"}
+
+
+def _column(name: str, column: pa.ChunkedArray, target: bool) -> Inferred:
+    kind = column.type
+    if isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return _because("image", "infer.pixels")
+    cells = column.filter(pa.array(~missing(column)))
+    if not len(cells):
+        return _because("category" if target else "skip", "infer.all_missing")
+    distinct = pc.count_distinct(cells).as_py()
+    if distinct == 1 and not target:
+        return _because("skip", "infer.constant", value=str(cells[0].as_py())[:40])
+    if pa.types.is_boolean(kind):
+        return _because("category", "infer.truth")
+    if pa.types.is_temporal(kind):
+        return _because("skip", "infer.time")
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _number(name, cells.cast(pa.float64(), safe=False), distinct, target)
+    if not pa.types.is_string(kind):
+        return _because("skip", "infer.unknown", type=str(kind))
+    return _strings(name, cells, distinct, target)
+
+
+def _because(kind: str, id: str, settings: dict[str, Any] | None = None, **values: Any) -> Inferred:
+    return Inferred(kind, say(id, **values), settings or {})
+
+
+def _number(name: str, cells: pa.ChunkedArray, distinct: int, target: bool) -> Inferred:
+    values = cells.to_numpy()
+    whole = bool(np.isfinite(values).all() and (values == np.rint(values)).all())
+    if target:
+        compact = whole and distinct <= CLASSES and values.max() - values.min() <= 2 * CLASSES
+        if compact and len(values) >= 2 * distinct:
+            return _because("category", "infer.number_classes", count=distinct)
+        return _because("number", "infer.target_number", count=distinct)
+    if whole and distinct == len(values) > 20 and (_ID_NAME.search(name) or _counts_up(values)):
+        return _because("skip", "infer.identifier", count=distinct)
+    return _because("number", "infer.numbers")
+
+
+def _counts_up(values: np.ndarray) -> bool:
+    """1, 2, 3 ...: a row number."""
+    return bool((np.diff(values) == 1).all())
+
+
+def _strings(name: str, cells: pa.ChunkedArray, distinct: int, target: bool) -> Inferred:
+    count = len(cells)
+    if _share(cells, r"(?i)\.(" + "|".join(e[1:] for e in ENDINGS) + r")\s*$") > 0.9:
+        return _because("image", "infer.image_paths")
+    shaped = pc.fill_null(pc.match_substring_regex(cells, _NUMBER), False)
+    share = pc.mean(shaped.cast(pa.float64())).as_py()
+    if share >= NUMBERS:
+        if _share(cells, r"^\s*0\d") > 0.005:
+            return _because("category", "infer.leading_zeros", example=_first(cells, r"^\s*0\d"))
+        plain = pc.replace_substring(pc.utf8_trim_whitespace(cells.filter(shaped)), ",", ".")
+        plain = pc.replace_substring_regex(plain, r"^\+", "")
+        settings = {"decimal": ","} if _share(cells, ",") > 0.005 else {}
+        inferred = _number(name, plain.cast(pa.float64()), distinct, target)
+        return Inferred(inferred.type, inferred.reason, settings if inferred.type == "number" else {})
+    if _share(cells, _DATE) >= 0.99 and not target:
+        return _because("skip", "infer.time")
+    if not target and {v.lower() for v in pc.unique(cells.slice(0, 1000)).to_pylist()} <= _PARTS and distinct <= 3:
+        return _because("skip", "infer.parts")
+    return _words(name, cells, distinct, count, share, target)
+
+
+def _words(name: str, cells: pa.ChunkedArray, distinct: int, count: int, numbers: float, target: bool) -> Inferred:
+    length = pc.mean(pc.utf8_length(cells)).as_py()
+    spaced = _share(cells, r"\S\s+\S")
+    chinese = _share(cells, _CJK)
+    if target:
+        return _because("category", "infer.classes", count=distinct)
+    if distinct == count > 20 and _share(cells, _CODE) > 0.99 and length <= 40:
+        return _because("skip", "infer.identifier", count=distinct)
+    few = distinct <= FEW or distinct <= 0.05 * count
+    if few and length < LONG and distinct < 0.5 * max(count, 2) + 2:
+        if numbers > 0.5:
+            return _because("category", "infer.not_all_numbers", percent=round(100 * numbers), count=distinct)
+        return _because("category", "infer.words", count=distinct)
+    if chinese > 0.3 and distinct > 0.3 * count:
+        return _because("text", "infer.chinese")
+    if length >= LONG or (spaced > 0.5 and distinct > 0.5 * count):
+        return _because("text", "infer.texts", length=round(length), count=distinct)
+    return _because("category", "infer.words", count=distinct)
+
+
+def _share(cells: pa.ChunkedArray, pattern: str) -> float:
+    return pc.mean(pc.match_substring_regex(cells, pattern).cast(pa.float64())).as_py()
+
+
+def _first(cells: pa.ChunkedArray, pattern: str) -> str:
+    return cells.filter(pc.match_substring_regex(cells, pattern))[0].as_py()[:40]
