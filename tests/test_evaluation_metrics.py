@@ -209,7 +209,7 @@ def test_per_class_and_confusion_equal_scikit_learn():
     expected = precision_recall_fscore_support(truth, answers, labels=range(5), zero_division=0)
     rows = per_class(truth, answers, labels)
     for name, column in zip(("precision", "recall", "f1", "support"), expected):
-        np.testing.assert_allclose([r[name] for r in rows], column)
+        np.testing.assert_allclose([getattr(r, name) for r in rows], column)
     np.testing.assert_array_equal(confusion(truth, answers, 5), confusion_matrix(truth, answers, labels=range(5)))
 
 

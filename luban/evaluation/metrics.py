@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -227,18 +227,24 @@ def _one_vs_rest(truth: np.ndarray, p: np.ndarray, classes: list[int]) -> tuple[
     return float(np.mean(values)), influence
 
 
-def per_class(truth: Any, answers: Any, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a class: label, precision, recall, f1, support. A share of nothing is 0."""
+class ClassScore(NamedTuple):
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def per_class(truth: Any, answers: Any, labels: Sequence[str]) -> list[ClassScore]:
+    """One row a class. A share of nothing is 0."""
     truth, answers = np.asarray(truth, np.int64), np.asarray(answers, np.int64)
     k = len(labels)
     support, answered = np.bincount(truth[truth >= 0], minlength=k), np.bincount(answers[answers >= 0], minlength=k)
     hits = np.bincount(truth[(truth == answers) & (truth >= 0)], minlength=k)
     precision, recall = _share(hits, answered, 0.0), _share(hits, support, 0.0)
     f1 = _share(2 * hits, support + answered, 0.0)
-    return [
-        {"label": label, "precision": float(a), "recall": float(b), "f1": float(c), "support": int(d)}
-        for label, a, b, c, d in zip(labels, precision, recall, f1, support)
-    ]
+    columns = (precision.tolist(), recall.tolist(), f1.tolist(), support.tolist())
+    return [ClassScore(*row) for row in zip(labels, *columns)]
 
 
 def confusion(truth: Any, answers: Any, k: int) -> np.ndarray:
