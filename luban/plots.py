@@ -10,179 +10,34 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from luban.drawing import (
+    WIDTH,
+    Axis,
+    color,
+    dash,
+    empty,
+    frame,
+    legend_of,
+    line,
+    lone,
+    path,
+    short,
+    span,
+    square,
+    svg,
+    text,
+    thinned,
+)
 from luban.markup import escape, fitted, number, tag, visible, width_of
 from luban.messages import say
 
-COLORS = ("#2f6fde", "#d9730d", "#1a9a6c", "#b8439e", "#8a6d00", "#0a93b5", "#d03b3b", "#6b5bd2")
-DASHES = (None, "7 4", "2 3")
 RED, BLUE = np.array([214, 48, 49]), np.array([38, 98, 214])
-FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','PingFang SC','Noto Sans CJK SC',sans-serif"
-WIDTH = 680
-MOST_POINTS = 1500  # along a line; more than the screen has columns
 MOST_DOTS = 3000
-
-
-def color(i: int) -> str:
-    return f"var(--c{i % len(COLORS) + 1},{COLORS[i % len(COLORS)]})"
-
-
-@dataclass
-class Axis:
-    """From data to picture along one axis: [low, high] -> [start, end]."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: Any) -> Any:
-        return self.start + (np.asarray(value, float) - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self, about: int = 5) -> list[float]:
-        rough = (self.high - self.low) / about
-        size = 10 ** math.floor(math.log10(rough))
-        step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough * 0.999)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-
-def span(values: Iterable[Any], *, zero: bool = False, unit: bool = False) -> tuple[float, float] | None:
-    """A range that holds all finite values, never empty; `zero` includes 0, `unit` is 0 to 1 whatever comes."""
-    if unit:
-        return 0.0, 1.0
-    found = [v[np.isfinite(v)] for v in (np.asarray(v, float).ravel() for v in values)]
-    found = [v for v in found if v.size]
-    if not found:
-        return None
-    low, high = min(float(v.min()) for v in found), max(float(v.max()) for v in found)
-    if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
-        room = abs(high) * 0.1 or 1.0
-        low, high = low - room, high + room
-    pad = 0.04 * (high - low)
-    return (low if zero and low == 0 else low - pad), (high if zero and high == 0 else high + pad)
-
-
-def text(
-    x: float, y: float, said: str, *, size: float = 12, anchor: str = "start", soft: bool = False, **more: Any
-) -> str:
-    said = escape(said)
-    return tag(
-        "text", said, x=_r(x), y=_r(y), font_size=size, text_anchor=anchor, opacity="0.72" if soft else None, **more
-    )
-
-
-def line(x1: float, y1: float, x2: float, y2: float, stroke: str = "currentColor", **more: Any) -> str:
-    return tag("line", x1=_r(x1), y1=_r(y1), x2=_r(x2), y2=_r(y2), stroke=stroke, **more)
-
-
-def _r(value: float) -> str:
-    return f"{float(value):.2f}".rstrip("0").rstrip(".")
-
-
-def svg(width: float, height: float, parts: Iterable[str], label: str = "") -> str:
-    """The whole drawing; `label` is what a screen reader says."""
-    return tag(
-        "svg",
-        tag("title", escape(label)) if label else "",
-        *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {_r(width)} {_r(height)}",
-        class_="plot",
-        role="img",
-        fill="currentColor",
-        font_family=FONT,
-        style=f"min-width:{_r(0.7 * width)}px;max-width:{_r(1.15 * width)}px;height:auto",
-    )
-
-
-def empty(label: str = "") -> str:
-    said = text(WIDTH / 2, 44, say("plot.empty"), size=13, anchor="middle", soft=True)
-    frame = tag("rect", x=1, y=1, width=WIDTH - 2, height=76, rx=8, fill="none", stroke="currentColor", opacity="0.25")
-    return svg(WIDTH, 78, [frame, said], label)
-
-
-def _frame(x: Axis, y: Axis, x_label: str, y_label: str, whole: str = "") -> list[str]:
-    """Grid, ticks and axis labels; `whole` names the axes (x, y) that count and have no ticks between whole numbers."""
-    parts = []
-    for value in _kept(y.ticks(), "y" in whole):
-        at = float(y(value))
-        parts.append(line(x.start, at, x.end, at, stroke="var(--grid,#8883)"))
-        parts.append(text(x.start - 8, at + 4, number(value), anchor="end", soft=True))
-    for value in _kept(x.ticks(7), "x" in whole):
-        parts.append(text(float(x(value)), y.start + 18, number(value), anchor="middle", soft=True))
-    parts.append(line(x.start, y.start, x.end, y.start, opacity="0.5"))
-    if x_label:
-        parts.append(text((x.start + x.end) / 2, y.start + 38, fitted(x_label, x.end - x.start, 12), anchor="middle"))
-    if y_label:
-        parts.append(text(2, y.end - 14, fitted(y_label, x.end, 12)))
-    return parts
-
-
-def _kept(ticks: list[float], whole: bool) -> list[float]:
-    return [t for t in ticks if t == round(t)] if whole else ticks
-
-
-def _legend(names: Sequence[str], width: float, top: float) -> tuple[list[str], float]:
-    """Marks and names in as many rows as they need, and the height of that; one name needs none."""
-    if len(names) < 2:
-        return [], 0.0
-    parts, x, y = [], 44.0, top
-    for i, name in enumerate(names):
-        said = fitted(name, 240, 12)
-        room = 34 + width_of(said, 12)
-        if x + room > width and x > 44:
-            x, y = 44.0, y + 20
-        parts.append(line(x, y - 4, x + 20, y - 4, color(i), stroke_width=2.5, stroke_dasharray=_dash(i)))
-        parts.append(text(x + 26, y, said))
-        x += room + 14
-    return parts, y - top + 22
-
-
-def _dash(i: int) -> str | None:
-    return DASHES[i // len(COLORS) % len(DASHES)]
-
-
-def _path(x: np.ndarray, y: np.ndarray, **more: Any) -> str:
-    """One line, broken where a value is missing."""
-    steps, pen = [], False
-    for a, b in zip(x.tolist(), y.tolist()):
-        real = math.isfinite(a) and math.isfinite(b)
-        if real:
-            steps.append(f"{'L' if pen else 'M'}{_r(a)} {_r(b)}")
-        pen = real
-    return tag("path", d="".join(steps), fill="none", stroke_width=2, stroke_linejoin="round", **more)
-
-
-def _lone(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """Points without a neighbour, which a line cannot show."""
-    real = np.isfinite(x) & np.isfinite(y)
-    before, after = np.r_[False, real[:-1]], np.r_[real[1:], False]
-    return np.flatnonzero(real & ~before & ~after).tolist()
-
-
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `MOST_POINTS` points: the lowest and the highest of each stretch stay, so no peak is lost."""
-    n = len(x)
-    if n <= MOST_POINTS:
-        return x, y
-    edges = np.linspace(0, n, MOST_POINTS // 2 + 1).astype(int)
-    keep = {0, n - 1}
-    for a, b in pairwise(edges.tolist()):
-        part = y[a:b]
-        if np.isfinite(part).any():
-            keep |= {a + int(np.nanargmin(part)), a + int(np.nanargmax(part))}
-        keep |= set((a + np.flatnonzero(~np.isfinite(part))[:1]).tolist())
-    order = sorted(keep)
-    return x[order], y[order]
 
 
 def lines(
@@ -203,7 +58,7 @@ def lines(
     left = 14 + max(width_of(number(v), 12) for v in Axis(*ys, 1, 0).ticks())
     x, y = Axis(*xs, max(left, 40), WIDTH - 14), Axis(*ys, height, 28)
     whole = all(np.all(a[np.isfinite(a)] == np.round(a[np.isfinite(a)])) for a, _ in arrays.values())
-    parts = _frame(x, y, x_label, y_label, "x" if whole else "")
+    parts = frame(x, y, x_label, y_label, "x" if whole else "")
     for name, value in (marks or {}).items():
         if not math.isfinite(value):
             continue
@@ -221,10 +76,10 @@ def lines(
             )
         )
     for i, (a, b) in enumerate(arrays.values()):
-        a, b = _thinned(np.asarray(x(a)), np.asarray(y(b)))
-        parts.append(_path(a, b, stroke=color(i), stroke_dasharray=_dash(i)))
-        parts += [tag("circle", cx=_r(a[j]), cy=_r(b[j]), r=3, fill=color(i)) for j in _lone(a, b)]
-    legend, more = _legend(list(arrays), WIDTH, height + (62 if x_label else 44))
+        a, b = thinned(np.asarray(x(a)), np.asarray(y(b)))
+        parts.append(path(a, b, stroke=color(i), stroke_dasharray=dash(i)))
+        parts += [tag("circle", cx=short(a[j]), cy=short(b[j]), r=3, fill=color(i)) for j in lone(a, b)]
+    legend, more = legend_of(list(arrays), WIDTH, height + (62 if x_label else 44))
     return svg(WIDTH, height + (48 if x_label else 28) + more, parts + legend, title)
 
 
@@ -268,10 +123,10 @@ def _bar(x: Axis, top: float, row: float, value: float, limits: list[float], sig
     parts = [
         tag(
             "rect",
-            x=_r(min(zero, at)),
-            y=_r(top + 3),
-            width=_r(max(abs(at - zero), 0.8)),
-            height=_r(row - 6),
+            x=short(min(zero, at)),
+            y=short(top + 3),
+            width=short(max(abs(at - zero), 0.8)),
+            height=short(row - 6),
             rx=2,
             fill=paint,
         )
@@ -329,7 +184,7 @@ def heatmap(
     if y_label:
         middle = top + tall * len(rows) / 2
         said_y = fitted(y_label, max(tall * len(rows), 80), 12)
-        parts.append(text(12, middle, said_y, anchor="middle", soft=True, transform=f"rotate(-90 12 {_r(middle)})"))
+        parts.append(text(12, middle, said_y, anchor="middle", soft=True, transform=f"rotate(-90 12 {short(middle)})"))
     shades = _shades(matrix, by_row)
     shown_size = size if fits <= cell else max(size * cell / fits, 5)
     for i in range(len(rows)):
@@ -360,7 +215,7 @@ def _heat_labels(rows, columns, left, top, cell, tall, size, flat, deep) -> list
         if flat:
             parts.append(text(at, top - 7, visible(name), size=size, anchor="middle"))
         elif j % every == 0:
-            turn = f"rotate(-45 {_r(at)} {_r(top - 6)})"
+            turn = f"rotate(-45 {short(at)} {short(top - 6)})"
             parts.append(text(at, top - 6, fitted(name, (deep - 19) / 0.72, size), size=size, transform=turn))
     return parts
 
@@ -373,28 +228,20 @@ def _heat_cell(place: tuple[float, float, float, float], shade: float, said: str
     box = tag(
         "rect",
         tag("title", escape(hint)),
-        x=_r(x + 0.5),
-        y=_r(y + 0.5),
-        width=_r(w - 1),
-        height=_r(h - 1),
+        x=short(x + 0.5),
+        y=short(y + 0.5),
+        width=short(w - 1),
+        height=short(h - 1),
         rx=min(2, w / 8),
         fill=paint,
-        fill_opacity=_r(strength),
+        fill_opacity=short(strength),
     )
     if not said:
         return box
     ink = "var(--bg,#fff)" if strength > 0.55 else "currentColor"
     return box + text(
-        x + w / 2, y + h / 2 + size * 0.36, said, size=_r(size), anchor="middle", fill=ink, pointer_events="none"
+        x + w / 2, y + h / 2 + size * 0.36, said, size=short(size), anchor="middle", fill=ink, pointer_events="none"
     )
-
-
-def _square(
-    label_x: str, label_y: str, x_span: tuple[float, float], y_span: tuple[float, float]
-) -> tuple[Axis, Axis, list[str]]:
-    left = 14 + max(width_of(number(v), 12) for v in Axis(*y_span, 1, 0).ticks())
-    x, y = Axis(*x_span, max(left, 40), max(left, 40) + 340), Axis(*y_span, 368, 28)
-    return x, y, _frame(x, y, label_x, label_y)
 
 
 def scatter(x: Any, y: Any, diagonal: bool = False, *, title: str = "", x_label: str = "", y_label: str = "") -> str:
@@ -405,14 +252,15 @@ def scatter(x: Any, y: Any, diagonal: bool = False, *, title: str = "", x_label:
     if not a.size:
         return empty(title)
     xs, ys = (span([a, b]),) * 2 if diagonal else (span([a]), span([b]))
-    across, up, parts = _square(x_label, y_label, xs, ys)
+    across, up, parts = square(x_label, y_label, xs, ys)
     if diagonal:
         parts.append(line(across.start, up.start, across.end, up.end, opacity="0.5", stroke_dasharray="4 4"))
     shown = np.arange(len(a)) if len(a) <= MOST_DOTS else np.linspace(0, len(a) - 1, MOST_DOTS).astype(int)
     faint = f"{min(0.75, max(0.18, 12 / math.sqrt(len(shown)))):.2f}"
     radius = 3.2 if len(shown) < 400 else 2.2
     dots = [
-        tag("circle", cx=_r(p), cy=_r(q), r=radius) for p, q in zip(across(a[shown]).tolist(), up(b[shown]).tolist())
+        tag("circle", cx=short(p), cy=short(q), r=radius)
+        for p, q in zip(across(a[shown]).tolist(), up(b[shown]).tolist())
     ]
     parts.append(tag("g", *dots, fill=color(0), fill_opacity=faint))
     if len(shown) < len(a):
@@ -426,12 +274,12 @@ def roc(curves: Mapping[str, tuple[Any, Any]], *, title: str = "", x_label: str 
     real = {n: (np.asarray(a, float).ravel(), np.asarray(b, float).ravel()) for n, (a, b) in curves.items()}
     if not any(a.size and np.isfinite(a).any() and np.isfinite(b).any() for a, b in real.values()):
         return empty(title)
-    x, y, parts = _square(x_label, y_label, (0.0, 1.0), (0.0, 1.0))
+    x, y, parts = square(x_label, y_label, (0.0, 1.0), (0.0, 1.0))
     parts.append(line(x.start, y.start, x.end, y.end, opacity="0.45", stroke_dasharray="4 4"))
     for i, (a, b) in enumerate(real.values()):
-        a, b = _thinned(np.asarray(x(a)), np.asarray(y(b)))
-        parts.append(_path(a, b, stroke=color(i), stroke_dasharray=_dash(i)))
-    legend, more = _legend(list(real), x.end + 20, 432 if x_label else 412)
+        a, b = thinned(np.asarray(x(a)), np.asarray(y(b)))
+        parts.append(path(a, b, stroke=color(i), stroke_dasharray=dash(i)))
+    legend, more = legend_of(list(real), x.end + 20, 432 if x_label else 412)
     return svg(x.end + 20, 372 + (42 if x_label else 24) + more, parts + legend, title)
 
 
@@ -453,17 +301,17 @@ def reliability(
     counts = np.asarray(counts, float).ravel()
     if not counts.size or not counts.sum() > 0:
         return empty(title)
-    x, y, parts = _square("", y_label, (0.0, 1.0), (0.0, 1.0))
+    x, y, parts = square("", y_label, (0.0, 1.0), (0.0, 1.0))
     n, wide = len(counts), (x.end - x.start) / len(counts)
     for i in np.flatnonzero(np.isfinite(accuracy)).tolist():
         at, top = x.start + wide * i, float(y(accuracy[i]))
         parts.append(
             tag(
                 "rect",
-                x=_r(at + 1),
-                y=_r(top),
-                width=_r(wide - 2),
-                height=_r(max(y.start - top, 0.8)),
+                x=short(at + 1),
+                y=short(top),
+                width=short(wide - 2),
+                height=short(max(y.start - top, 0.8)),
                 rx=2,
                 fill=color(0),
                 fill_opacity="0.75",
@@ -481,10 +329,10 @@ def reliability(
             tag(
                 "rect",
                 hint,
-                x=_r(x.start + wide * i + 1),
-                y=_r(base - tall),
-                width=_r(wide - 2),
-                height=_r(tall),
+                x=short(x.start + wide * i + 1),
+                y=short(base - tall),
+                width=short(wide - 2),
+                height=short(tall),
                 rx=1,
                 opacity="0.35",
             )
@@ -514,7 +362,7 @@ def histogram(
     left = 14 + width_of(number(int(counts.max())), 12)
     x = Axis(float(edges[0]), float(edges[-1]), max(left, 40), WIDTH - 14)
     y = Axis(0.0, float(counts.max()) * 1.06, height, 28)
-    parts = _frame(x, y, x_label, y_label, "xy" if whole else "y")
+    parts = frame(x, y, x_label, y_label, "xy" if whole else "y")
     for n, a, b in zip(counts.tolist(), x(edges[:-1]).tolist(), x(edges[1:]).tolist()):
         if n:
             top = float(y(n))
@@ -522,10 +370,10 @@ def histogram(
                 tag(
                     "rect",
                     tag("title", number(n)),
-                    x=_r(a + 0.75),
-                    y=_r(top),
-                    width=_r(max(b - a - 1.5, 0.8)),
-                    height=_r(y.start - top),
+                    x=short(a + 0.75),
+                    y=short(top),
+                    width=short(max(b - a - 1.5, 0.8)),
+                    height=short(y.start - top),
                     rx=2,
                     fill=color(0),
                     fill_opacity="0.85",

@@ -26,7 +26,15 @@ from luban.messages import language, say
 
 FORMAT = 1
 LEVELS = ("info", "warn", "bad", "good")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+NONE = "'none'"
+SOURCES = {
+    "default-src": NONE,
+    "style-src": "'unsafe-inline'",
+    "img-src": "data:",
+    "base-uri": NONE,
+    "form-action": NONE,
+}
+POLICY = "; ".join(f"{what} {source}" for what, source in SOURCES.items())
 
 
 @dataclass
@@ -179,7 +187,7 @@ class Report:
         head += tag("meta", name="viewport", content="width=device-width, initial-scale=1")
         head += tag("title", escape(self.title)) + tag("style", _css())
         body = tag("body", tag("main", self._body()))
-        return "<!doctype html>\n" + tag("html", tag("head", head), body, lang=language()[:2]) + "\n"
+        return "<!DOCTYPE html>\n" + tag("html", tag("head", head), body, lang=language()[:2]) + "\n"
 
     def _body(self) -> str:
         blocks = self.shown()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from luban import plots
+from luban import drawing, plots
 from luban.markup import harmless
 
 NAN, INF = float("nan"), float("inf")
@@ -90,8 +90,8 @@ def test_a_gap_breaks_the_line_and_a_lone_point_is_a_dot():
 def test_long_lines_keep_their_peak():
     y = np.zeros(100_000)
     y[54_321] = 1.0
-    a, b = plots._thinned(np.arange(100_000.0), y)
-    assert len(a) < 2 * plots.MOST_POINTS and b.max() == 1.0
+    a, b = drawing.thinned(np.arange(100_000.0), y)
+    assert len(a) < 2 * drawing.MOST_POINTS and b.max() == 1.0
 
 
 def test_bars_lie_where_the_values_are():
@@ -129,7 +129,7 @@ def test_many_dots_are_sampled_and_said():
 
 
 def test_curves_go_through_their_points():
-    x, y = plots.Axis(0, 10, 100, 200), plots.Axis(0, 1, 50, 0)
+    x, y = drawing.Axis(0, 10, 100, 200), drawing.Axis(0, 1, 50, 0)
     assert x(5) == 150 and y(1) == 0 and y.ticks() == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
