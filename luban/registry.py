@@ -26,6 +26,7 @@ FRAMES = {
 }
 ENCODERS = {
     "mlp": "luban.nn.encoders.mlp:MLP",
+    "cnn": "luban.nn.encoders.cnn:CNN",
 }
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
