@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,22 @@ from luban.columns.base import Column, Encoded, Ragged, take, to_list
 from luban.errors import DataError
 
 Pair = tuple[np.ndarray, np.ndarray]  # x (B, ...), mask (B,) or (B, T)
+FLAT = ("scalar", "index")  # forms of one number per example
 
 
 @dataclass
 class Arrays:
-    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch."""
+    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch.
+
+    `blocks`: inputs of one number per example stand side by side, (names, x (B, F), mask (B, F)); those in `inputs` are
+    views of them, so that thirty columns cost as little as one.
+    """
 
     inputs: dict[str, Pair]
     targets: dict[str, Pair]
     size: int
     rows: Any = None
+    blocks: list[tuple[list[str], np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,49 @@ class Examples:
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
         """The batch of some examples; with `rng` it is augmented, and columns `of:` another follow its change."""
-        inputs = {n: self.columns[n].collate(take(e, index)) for n, e in self.inputs.items()}
-        targets = {n: self.columns[n].collate(take(e, index)) for n, e in self.targets.items()}
+        inputs: dict[str, Pair] = {}
+        blocks = [(names, x[index], mask[index]) for names, x, mask in self.blocks]
+        for names, x, mask in blocks:
+            inputs |= {n: (x[:, i], mask[:, i]) for i, n in enumerate(names)}
+        inputs |= {n: self.columns[n].collate(take(e, index)) for n, e in self.inputs.items() if n not in inputs}
+        targets = {n: (x[index], mask[index]) for n, (x, mask) in self.flat_targets.items()}
+        targets |= {n: self.columns[n].collate(take(e, index)) for n, e in self.targets.items() if n not in targets}
         if rng is not None:
-            changes = {}
-            for name, (x, mask) in inputs.items():
-                x, changes[name] = self.columns[name].augment(x, mask, rng)
-                inputs[name] = (x, mask)
-            for side in (inputs, targets):
-                for name, (x, mask) in side.items():
-                    change = changes.get(getattr(self.columns[name], "of", None))
-                    if change is not None:
-                        side[name] = (self.columns[name].follow(x, change), mask)
+            self._augment(inputs, targets, rng)
         rows = self.rows[index] if isinstance(self.rows, np.ndarray) else None
-        return Arrays(inputs, targets, len(index), rows)
+        return Arrays(inputs, targets, len(index), rows, blocks)
+
+    def _augment(self, inputs: dict[str, Pair], targets: dict[str, Pair], rng: np.random.Generator) -> None:
+        changes = {}
+        for name, (x, mask) in inputs.items():
+            column = self.columns[name]
+            if type(column).augment is Column.augment:
+                continue
+            changed, changes[name] = column.augment(x, mask, rng)
+            if column.form in FLAT:
+                x[:] = changed  # in place: x is a view of its block
+            else:
+                inputs[name] = (changed, mask)
+        for side in (inputs, targets):
+            for name, (x, mask) in side.items():
+                change = changes.get(getattr(self.columns[name], "of", None))
+                if change is not None:
+                    side[name] = (self.columns[name].follow(x, change), mask)
+
+    @cached_property
+    def blocks(self) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
+        """The inputs of one number per example, collated once: (names, x (N, F), mask (N, F)) for each form."""
+        found = []
+        for form in FLAT:
+            names = [n for n, e in self.inputs.items() if self.columns[n].form == form and isinstance(e, np.ndarray) and e.ndim == 1]
+            if names:
+                xs, masks = zip(*(self.columns[n].collate(self.inputs[n]) for n in names))
+                found.append((names, np.stack(xs, 1), np.stack(masks, 1)))
+        return found
+
+    @cached_property
+    def flat_targets(self) -> dict[str, Pair]:
+        return {n: self.columns[n].collate(e) for n, e in self.targets.items() if self.columns[n].form in FLAT and isinstance(e, np.ndarray)}
 
 
 def encode(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Any) -> Examples:

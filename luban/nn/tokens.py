@@ -43,8 +43,16 @@ class Batch:
     @classmethod
     def of(cls, arrays: Any, device: torch.device | str = "cpu") -> Batch:
         """From numpy (`luban.columns.examples.Arrays`)."""
-        side = lambda pairs: {n: tuple(torch.as_tensor(a, device=device) for a in p) for n, p in pairs.items()}  # noqa: E731
-        return cls(side(arrays.inputs), side(arrays.targets), arrays.size, arrays.rows)
+
+        def pair(x: Any, mask: Any) -> tuple[Tensor, Tensor]:
+            return torch.as_tensor(x, device=device), torch.as_tensor(mask, device=device)
+
+        inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        for names, x, mask in arrays.blocks:
+            xs, masks = pair(x, mask)
+            inputs |= dict(zip(names, zip(xs.unbind(1), masks.unbind(1))))
+        inputs |= {n: pair(*p) for n, p in arrays.inputs.items() if n not in inputs}
+        return cls(inputs, {n: pair(*p) for n, p in arrays.targets.items()}, arrays.size, arrays.rows)
 
 
 class Encoder(nn.Module):

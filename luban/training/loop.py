@@ -79,8 +79,8 @@ class State:
         for p in self.parameters:
             p.grad = self.flat[start : start + p.numel()].view_as(p)
             start += p.numel()
-        self.optimizer = optimizers.make(
-            network, name=plan.optimizer, rate=plan.rate, momentum=plan.momentum, weight_decay=plan.weight_decay
+        self.optimizer = optimizers.Optimizer(
+            network, name=plan.optimizer, momentum=plan.momentum, weight_decay=plan.weight_decay
         )
         self.factor = optimizers.schedule(plan.schedule, plan.warmup, total)
 
@@ -94,10 +94,7 @@ class State:
             raise Diverged("train.diverged", step=self.step, epoch=self.epoch + 1)
         if self.plan.clip and norm > self.plan.clip:
             self.flat.mul_(self.plan.clip / (norm + 1e-6))
-        rate = self.plan.rate * self.factor(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.optimizer.update(self.plan.rate * self.factor(self.step))
         self.flat.zero_()
 
 
@@ -207,7 +204,7 @@ class Run:
         }
         tensors = {
             "model": self.network.state_dict(),
-            "optimizer": optimizers.tensors_of(self.state.optimizer),
+            "optimizer": self.state.optimizer.tensors(),
             "best": self.best,
             **owned,
         }
@@ -233,7 +230,7 @@ class Run:
             tell("train.other_checkpoint")
             return False
         self.network.load_state_dict(tensors["model"])
-        optimizers.restore(self.state.optimizer, tensors["optimizer"])
+        self.state.optimizer.restore(tensors["optimizer"])
         self.best = tensors["best"]
         self.state.step, self.state.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.sums, self.history = state["sums"], History(**state["history"])
