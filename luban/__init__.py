@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from luban.asking import check
     from luban.bundle import Bundle
     from luban.errors import LubanError
-    from luban.pipeline import check, load, run, train
+    from luban.pipeline import load, run, train
     from luban.recipe import Recipe
     from luban.report import Report
 
@@ -23,7 +24,7 @@ _WHERE = {
     "LubanError": "luban.errors",
     "Recipe": "luban.recipe",
     "Report": "luban.report",
-    "check": "luban.pipeline",
+    "check": "luban.asking",
     "load": "luban.pipeline",
     "run": "luban.pipeline",
     "train": "luban.pipeline",

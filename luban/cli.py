@@ -43,9 +43,10 @@ def new(task: str, folder: str) -> None:
 def check(
     source: str, *, target: str | None = None, inputs: list[str] = (), type: list[str] = (), set: list[str] = ()
 ) -> int:
-    from luban.pipeline_check import check_light
+    from luban.asking import Ask
+    from luban.asking import check as look
 
-    findings = check_light(source, target=target, inputs=inputs, types=_pairs(type, "--type"), changes=set)
+    _, findings, _ = look(source, Ask(target, inputs, _pairs(type, "--type"), changes=set))
     if common["json"]:
         print(_json.dumps([f.to_json() for f in findings], ensure_ascii=False, indent=1))
     else:
@@ -60,7 +61,8 @@ def run(recipe: str, *, out: str = "", set: list[str] = ()) -> int:
 
     folder = _named(out, "run")
     _log(folder)
-    bundle = pipeline.run(_with_seed(recipe), folder, set=_with_seed_change(set))
+    seed = [f"seed={common['seed']}"] if common["seed"] is not None else []
+    bundle = pipeline.run(recipe, folder, set=[*set, *seed])
     _headline(bundle)
     print(say("run.done", folder=folder, report=os.path.join(folder, "report.html")))
     return _signal_code(bundle)
@@ -201,9 +203,9 @@ def report(folder: str) -> None:
 
 
 def compare(folders: list[str]) -> None:
-    from luban.pipeline_check import compare_bundles
+    from luban import pipeline
 
-    print(compare_bundles(folders).to_markdown())
+    print(pipeline.compare(folders).to_markdown())
 
 
 def show(what: str) -> None:
@@ -403,14 +405,6 @@ def _pairs(items: Any, flag: str) -> dict[str, str]:
             raise RequestError("cli.want_pair", flag=flag, found=item)
         pairs[name] = value
     return pairs
-
-
-def _with_seed(recipe: str) -> str:
-    return recipe
-
-
-def _with_seed_change(set: Any) -> list[str]:
-    return [*set, *([f"seed={common['seed']}"] if common["seed"] is not None else [])]
 
 
 def _rows_of(bundle: Any) -> Any:

@@ -35,10 +35,16 @@ HEADS = {
     "category": "luban.nn.heads.category:CategoryHead",
     "number": "luban.nn.heads.number:NumberHead",
 }
-EDITS = {}
+EDITS = {
+    "quantize_linear": "luban.nn.edits:quantize_linear",
+    "prune_channels": "luban.nn.edits:prune_channels",
+    "prune_magnitude": "luban.nn.edits:prune_magnitude",
+    "low_rank": "luban.nn.edits:low_rank",
+}
 STAGES = {
     "train": "luban.stages.train:train",
     "evaluate": "luban.stages.evaluate:evaluate",
+    "explain": "luban.stages.explain:explain",
 }
 DATA = {
     "split": "luban.data.splits:split",

@@ -14,7 +14,22 @@ PACKAGE = ROOT / "luban"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up; a room imports from those before it and from itself.
 ORDER = [
-    {"messages", "errors", "settings", "files", "yaml_file", "registry", "console", "markup", "machine", "command", "plots", "report", "__init__"},
+    {
+        "messages",
+        "errors",
+        "settings",
+        "files",
+        "yaml_file",
+        "registry",
+        "console",
+        "markup",
+        "machine",
+        "command",
+        "drawing",
+        "plots",
+        "report",
+        "__init__",
+    },
     {"recipe"},
     {"data"},
     {"columns"},
@@ -23,11 +38,31 @@ ORDER = [
     {"card", "bundle"},
     {"training", "evaluation"},
     {"stages", "predictions", "foreign"},
-    {"pipeline", "pipeline_check", "starters", "doctor"},
+    {"asking", "starters", "doctor"},
+    {"pipeline"},
     {"cli"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
-NO_TORCH = {"messages", "errors", "settings", "files", "yaml_file", "registry", "console", "command", "plots", "report", "recipe", "data", "columns", "engines", "card"}
+NO_TORCH = {
+    "asking",
+    "messages",
+    "errors",
+    "settings",
+    "files",
+    "yaml_file",
+    "registry",
+    "console",
+    "command",
+    "drawing",
+    "markup",
+    "plots",
+    "report",
+    "recipe",
+    "data",
+    "columns",
+    "engines",
+    "card",
+}
 MODALITIES = {"text", "image", "number", "category", "audio", "series"}
 
 
@@ -54,7 +89,9 @@ def wrong_way(path: Path, source: str) -> list[str]:
         there = name.split(".")[1]
         if LEVEL.get(there, 0) > LEVEL[here]:
             wrong.append(f"{here} imports {name}")
-        if here == there == "stages" and name.split(".")[2:3] != [path.relative_to(PACKAGE / "stages").parts[0].removesuffix(".py")]:
+        if here == there == "stages" and name.split(".")[2:3] != [
+            path.relative_to(PACKAGE / "stages").parts[0].removesuffix(".py")
+        ]:
             wrong.append(f"stage {path.name} imports {name}")
     return wrong
 
@@ -80,11 +117,19 @@ def test_no_torch_below_the_network(path):
     assert not [n for n in imports(ast.parse(path.read_text(encoding="utf-8"))) if n.split(".")[0] == "torch"]
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if room(f) in ("stages", "training")], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if room(f) in ("stages", "training")], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_no_stage_names_a_modality(path):
     """Stages speak of forms and kinds of answer; an input type's name in one would mean N x M."""
-    named = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant) and n.value in ("text", "image", "audio", "series")}
-    used = {n.split(".")[-1] for n in imports(ast.parse(path.read_text(encoding="utf-8"))) if n.startswith("luban.columns.")}
+    named = {
+        n.value
+        for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(n, ast.Constant) and n.value in ("text", "image", "audio", "series")
+    }
+    used = {
+        n.split(".")[-1] for n in imports(ast.parse(path.read_text(encoding="utf-8"))) if n.startswith("luban.columns.")
+    }
     assert not used & MODALITIES
     assert not named
 
@@ -101,7 +146,9 @@ def prose(source: str) -> list[tuple[int, str]]:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 skip.add(id(first.value))
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skip]
+    found = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skip
+    ]
     return [(n.lineno, n.value) for n in found if PROSE.search(n.value) and not MARKUP.search(n.value)]
 
 
@@ -118,7 +165,9 @@ def test_control_a_sentence_in_code_is_seen():
 
 
 CATALOGUE = json.loads((PACKAGE / "messages" / "en.json").read_text(encoding="utf-8"))
-ID = re.compile(r'(?:say|tell|problem|Error|Unsupported|MissingExtra|Diverged|ExportMismatch|DataError|known)\(\s*"([a-z_]+(?:\.[A-Za-z_0-9-]+)+)"')
+ID = re.compile(
+    r'(?:say|tell|problem|Error|Unsupported|MissingExtra|Diverged|ExportMismatch|DataError|known)\(\s*"([a-z_]+(?:\.[A-Za-z_0-9-]+)+)"'
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -137,13 +186,19 @@ def test_the_catalogue_is_sorted_and_every_other_language_a_part_of_it():
 def test_schema_is_what_the_signatures_say():
     from luban import registry
 
-    assert json.loads((PACKAGE / "schema.json").read_text(encoding="utf-8")) == json.loads(json.dumps(registry.everything())), "run: make schema"
+    assert json.loads((PACKAGE / "schema.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(registry.everything())
+    ), "run: make schema"
 
 
 def test_every_name_has_a_word_on_its_use():
     from luban import registry
 
-    listed = [f"use.{room}.{name}" for room in ("columns", "encoders", "fusions", "heads", "stages", "edits") for name in registry.ROOMS[room]]
+    listed = [
+        f"use.{room}.{name}"
+        for room in ("columns", "encoders", "fusions", "heads", "stages", "edits")
+        for name in registry.ROOMS[room]
+    ]
     assert not [i for i in listed if i not in CATALOGUE]
 
 

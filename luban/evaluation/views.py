@@ -247,20 +247,15 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     ]
     tabular = all(bundle.columns[n].form in ("scalar", "index") for n in bundle.inputs)
     result = {}
-    for name, predictions in judged.outputs.items():
+    for name in judged.outputs:
         column = bundle.columns[name]
         (y_train, keep), (y_valid, keep_valid) = (_truths(column, t[name]) for t in (train, valid))
         x_valid = joined[1][keep_valid] if joined[1] is not None else None
+        classes = len(column.labels) if column.type == "category" else None
         result[name] = baselines(
-            column.type,
-            joined[0][keep],
-            y_train[keep],
-            x_valid,
-            y_valid[keep_valid],
-            joined[2],
-            tabular=tabular,
-            seed=bundle.recipe.seed,
-        )
+            column.type, joined[0][keep], y_train[keep], x_valid, y_valid[keep_valid], joined[2],
+            tabular=tabular, classes=classes, seed=bundle.recipe.seed,
+        )  # fmt: skip
     return result
 
 

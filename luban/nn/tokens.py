@@ -54,6 +54,12 @@ class Batch:
         inputs |= {n: pair(*p) for n, p in arrays.inputs.items() if n not in inputs}
         return cls(inputs, {n: pair(*p) for n, p in arrays.targets.items()}, arrays.size, arrays.rows)
 
+    def take(self, index: Any) -> Batch:
+        """Some of its examples: per-example gradients, micro-batches."""
+        side = lambda pairs: {n: (x[index], m[index]) for n, (x, m) in pairs.items()}  # noqa: E731
+        rows = self.rows[index] if self.rows is not None else None
+        return Batch(side(self.inputs), side(self.targets), len(range(self.size)[index]), rows)
+
 
 class Encoder(nn.Module):
     """x of one column, or of F scalar ones -> Tokens.

@@ -197,11 +197,7 @@ class Run:
         self._read_sums()
         if self.folder is None:
             return
-        owned = {
-            f"owned-{i}-{n}": m.state_dict()
-            for i, o in enumerate((self.objective, self.make_step))
-            for n, m in getattr(o, "modules", {}).items()
-        }
+        owned = {key: thing() for key, (thing, _) in self._owned().items()}
         tensors = {
             "model": self.network.state_dict(),
             "optimizer": self.state.optimizer.tensors(),
@@ -216,9 +212,20 @@ class Run:
             "sums": self.sums,
             "history": asdict(self.history),
             "examples": len(self.training),
+            "owned": [o.state() if hasattr(o, "state") else None for o in (self.objective, self.make_step)],
         }
         checkpoints.save(self.folder, self.state.step, tensors, state)
         self.saved_at = time.monotonic()
+
+    def _owned(self) -> dict[str, tuple[Callable[[], dict[str, Tensor]], Callable[[dict[str, Tensor]], Any]]]:
+        """What objective and step own, as (read, restore) by file name."""
+        found = {}
+        for i, owner in enumerate((self.objective, self.make_step)):
+            for name, module in getattr(owner, "modules", {}).items():
+                found[f"owned-{i}-{name}"] = (module.state_dict, module.load_state_dict)
+            for name, optimizer in getattr(owner, "optimizers", {}).items():
+                found[f"owned-{i}-{name}-optimizer"] = (optimizer.tensors, optimizer.restore)
+        return found
 
     def resume(self) -> bool:
         """Take up the newest good checkpoint of the folder, if it is one of this plan."""
@@ -234,9 +241,11 @@ class Run:
         self.best = tensors["best"]
         self.state.step, self.state.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.sums, self.history = state["sums"], History(**state["history"])
+        for key, (_, restore) in self._owned().items():
+            restore(tensors[key])
         for i, owner in enumerate((self.objective, self.make_step)):
-            for name, module in getattr(owner, "modules", {}).items():
-                module.load_state_dict(tensors[f"owned-{i}-{name}"])
+            if hasattr(owner, "restore"):
+                owner.restore(state["owned"][i])
         return True
 
 

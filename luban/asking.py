@@ -1,0 +1,147 @@
+"""What the user asks for becomes a recipe with its rows; what can be said before training. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from luban import console, registry
+from luban.data.prepare import Data, prepare, read_for
+from luban.errors import DataError, RequestError, problem, raise_all
+from luban.messages import say
+from luban.recipe import Part, Recipe
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What `train` was asked for on the command line or in Python, apart from a recipe."""
+
+    target: str | Sequence[str] | None = None
+    inputs: Sequence[str] = ()
+    types: Mapping[str, str] | None = None
+    model: Mapping[str, Any] | None = None
+    size: str | None = None
+    seed: int | None = None
+    changes: Sequence[str] = ()
+
+
+def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
+    """The recipe that a recipe file, or data and a target, stand for; its rows; and what was inferred.
+
+    Raises RecipeError, DataError with every mistake.
+    """
+    name = str(source) if isinstance(source, (str, Path)) else None
+    if name and name.endswith((".yaml", ".yml")):
+        recipe = Recipe.load(name, tuple(ask.changes))
+        recipe = replace(recipe, data=_beside(recipe.data, Path(name).parent))
+    elif isinstance(source, (Recipe, Mapping)):
+        recipe = source if isinstance(source, Recipe) else Recipe.of(source, changes=tuple(ask.changes))
+    else:
+        recipe = Recipe.of({"luban": 1, "data": {"rows": name} if name else {}}, changes=tuple(ask.changes))
+    rows = read_for(recipe) if name or isinstance(source, (Recipe, Mapping)) else None
+    if rows is None:
+        from luban.data.sources import read
+
+        rows = read(source)
+    recipe, inferred = _with_columns(recipe, rows, ask)
+    plain = recipe.plain() | ({"model": dict(ask.model)} if ask.model else {})
+    if ask.size:
+        plain["size"] = ask.size
+    if ask.seed is not None:
+        plain["seed"] = ask.seed
+    return Recipe.of(plain), rows, inferred
+
+
+def _beside(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths in a recipe are relative to the recipe's file."""
+    rows = data.get("rows")
+    if rows and not Path(rows).exists() and (folder / rows).exists():
+        return {**data, "rows": str(folder / rows)}
+    return dict(data)
+
+
+def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str, Any]]:
+    """Inputs and outputs filled in by inference where the recipe names none."""
+    from luban.columns.infer import infer
+
+    found = list(rows.table.column_names)
+    targets = [ask.target] if isinstance(ask.target, str) else list(ask.target or [])
+    if not targets and not recipe.outputs and {"image", "label"} <= set(found):
+        targets = ["label"]
+    wrong = [n for n in (*targets, *ask.inputs, *(ask.types or {})) if n not in found]
+    raise_all(DataError, [problem("data.no_column", place=rows.source, name=n, allowed=found) for n in wrong])
+    kinds = registry.names("columns")
+    raise_all(
+        RequestError,
+        [
+            problem("cli.no_type", place=f"--type {n}", name=t, allowed=kinds)
+            for n, t in (ask.types or {}).items()
+            if t not in kinds
+        ],
+    )
+    outputs = dict(recipe.outputs)
+    if not outputs and not targets:
+        raise RequestError(problem("train.no_target", allowed=found))
+    inferred = infer(rows, target=targets[0] if targets else next(iter(outputs)))
+    given = {n: Part(t) for n, t in (ask.types or {}).items()}
+    for name in targets:
+        kind = inferred[name].type
+        outputs[name] = given.get(name) or outputs.get(name) or Part("number" if kind == "number" else "category")
+    inputs = dict(recipe.inputs)
+    if not inputs:
+        named = list(ask.inputs) or [n for n in found if n not in outputs]
+        used = {n: inferred[n] for n in named}
+        inputs = {
+            n: given.get(n) or Part(i.type, i.settings)
+            for n, i in used.items()
+            if n in given or i.type != "skip" or n in ask.inputs
+        }
+        inputs = {n: (p if p.type != "skip" else Part("category")) for n, p in inputs.items()}
+    if not inputs:
+        raise DataError("data.no_inputs", found=found)
+    return replace(recipe, inputs=inputs, outputs=outputs), inferred
+
+
+def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
+    """Everything that can be said before training: the recipe, what the data check found, the prepared data."""
+    from luban.data.quality import check as look
+
+    recipe, rows, inferred = recipe_from(source, ask)
+    recipe = recipe.resolved()
+    prepared = prepare(recipe, rows)
+    show_columns(recipe, inferred)
+    tell_ledger(prepared)
+    types = {n: p.type for n, p in {**recipe.inputs, **recipe.outputs}.items()}
+    return recipe, look(prepared.rows, types, next(iter(recipe.outputs)), prepared.splits), prepared
+
+
+def show_columns(recipe: Recipe, inferred: Mapping[str, Any]) -> None:
+    """Say what each column is taken for, and why, before anything is trained."""
+    from luban.command import table
+    from luban.errors import shortened
+
+    alike: dict[tuple[str, str], list[str]] = {}  # thirty columns of numbers are one line
+    for side, parts in (("report.input", recipe.inputs), ("report.output", recipe.outputs)):
+        for name, part in parts.items():
+            reason = (
+                inferred[name].reason if name in inferred and inferred[name].type == part.type else say("columns.asked")
+            )
+            alike.setdefault((f"{say(side)}: {part.type}", reason), []).append(name)
+    for name, i in inferred.items():
+        if name not in recipe.inputs and name not in recipe.outputs:
+            alike.setdefault((say("columns.skipped"), i.reason), []).append(name)
+    console.tell("columns.title")
+    console.block("\n".join(table([(what, f"{shortened(names, 8)} ({why})") for (what, why), names in alike.items()])))
+
+
+def tell_ledger(data: Data) -> None:
+    rows = data.rows
+    for note in rows.notes:
+        console.block(str(note))
+    console.tell("data.ledger", rows_in=rows.rows_in, used=len(rows.table), quarantined=len(rows.quarantine))
+    for bad in rows.quarantine[:3]:
+        console.tell("data.quarantined", line=bad.line, reason=bad.reason)
+    if data.splits is not None:
+        console.block(data.splits.how)
