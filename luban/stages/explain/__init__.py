@@ -1,0 +1,221 @@
+"""explain: which parts of each row speak for the network's answer, and how far that can be believed.
+
+The methods are plain functions, one a file: `shapley.kernel_shap`, `lime.lime`, `integrated_gradients`, `grad_cam`.
+`game` turns rows into masked examples through what every column can do, `methods` applies a method to them, `checks`
+measures the explanation on the network, `page` writes the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from luban import registry
+from luban.bundle import Bundle
+from luban.columns.base import Answer, Column, take, text_of
+from luban.columns.examples import encode, encode_values, records
+from luban.errors import DataError, RequestError, problem
+from luban.report import Report
+from luban.settings import Count, Natural
+from luban.stages.explain import checks
+from luban.stages.explain.game import Example, Masked, Scorer, example, still
+from luban.stages.explain.methods import METHODS, Found, Task, feature_layers
+from luban.stages.explain.page import page
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain_rows` found. R rows, in the order asked for; weights are per segment, by column through `Example.split`."""
+
+    method: str
+    output: str
+    examples: list[Example]
+    answers: list[Answer]
+    explained: list[Any]  # the answer whose score is explained
+    weights: list[np.ndarray]  # per row (S,), NaN where the method says nothing
+    error: list[np.ndarray] | None  # standard errors of the weights
+    score: np.ndarray  # (R,)
+    baseline: np.ndarray  # (R,)
+    completeness: checks.Completeness | None  # None where the method's weights do not share out a difference
+    deletion: checks.Deletion
+    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+    without: tuple[str, ...] = ()  # inputs that the method says nothing about
+
+    def by_column(self) -> list[dict[str, np.ndarray]]:
+        return [e.split(w) for e, w in zip(self.examples, self.weights)]
+
+
+def explain(
+    bundle: Bundle,
+    data: Any,
+    *,
+    method: Literal["integrated-gradients", "grad-cam", "lime", "kernel-shap"] = "integrated-gradients",
+    rows: Count | list[Natural] = 20,
+    output: str | None = None,
+    target: str | float | bool | None = None,
+    samples: Count | Literal["auto"] = "auto",
+    steps: Count = 50,
+    background: Literal["typical", "rows"] | dict = "typical",
+    seed: Natural = 0,
+    out: str | None = None,
+) -> Report:
+    """Signed weights of every segment of every input, for each row, with the method's own error beside them.
+
+    What is explained is the score of a fixed answer: the log-odds of a class, or a number's value in its own units.
+    `rows`: how many, from the first held-out row, or positions in the data from 0. `target`: the class to explain instead of
+    the predicted one. `samples`: coalitions or masks a row (auto: 512, or eight a segment). `background`: what stands where a
+    segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
+    `out`: folder for explain.json and explain.html.
+    Raises RequestError, DataError; Unsupported where the method cannot explain this network.
+    """
+    data_rows, framed = _rows(bundle, data, rows)
+    encoded = encode(bundle.columns, bundle.inputs, (), framed)
+    found = explain_rows(
+        bundle.network, bundle.columns, records(framed.table), _values(encoded), data_rows,
+        method=method, output=_output(bundle, output), target=target, samples=None if samples == "auto" else samples,
+        steps=steps, background=background, seed=seed,
+    )  # fmt: skip
+    report = page(found, bundle.columns, {"background": background, "seed": seed, "target": target})
+    if out:
+        report.save(Path(out))
+    return report
+
+
+def explain_rows(
+    network: Any,
+    columns: Mapping[str, Column],
+    raw: Sequence[Mapping[str, Any]],
+    values: Sequence[Mapping[str, np.ndarray]],
+    rows: Sequence[int],
+    *,
+    method: str,
+    output: str,
+    target: Any = None,
+    samples: int | None = None,
+    steps: int = 50,
+    background: Any = "typical",
+    seed: int = 0,
+) -> Explanation:
+    """Explain encoded rows (`values`: input -> x) of a network; see `explain`. The network is left as it was."""
+    method = registry.ALIASES.get(method, method)
+    if method not in METHODS:
+        raise RequestError(problem("explain.unknown_method", name=method, allowed=METHODS))
+    with still(network), torch.random.fork_rng(devices=[]):
+        answers = _answers(network, columns, values, output)
+        numbers, explained = _fixed(columns[output], answers, target)
+        scorer = Scorer(network, columns, output, numbers)
+        games = [
+            [example(columns, r, record, x, other) for r, record, x in zip(rows, raw, values)]
+            for other in _backgrounds(columns, values, background)
+        ]
+        masked = [Masked(scorer, examples) for examples in games]
+        tasks = [Task(scorer, e, m, samples, steps, seed) for e, m in zip(games, masked)]
+        found = _mean([METHODS[method](task) for task in tasks])
+        ends = np.mean([_ends(m) for m in masked], axis=0)  # (R, 2)
+        baseline = ends[:, 0] if found.baseline is None else found.baseline
+        shares_out = method in ("integrated-gradients", "kernel-shap")
+        total = np.array([w.sum() for w in found.weights])
+        return Explanation(
+            method, output, games[0], answers, explained, found.weights, found.error, ends[:, 1], baseline,
+            checks.completeness(total, ends[:, 1], baseline) if shares_out else None,
+            checks.deletion(masked[0], found.weights, seed), found.own,
+            tuple(n for n, layer in feature_layers(network, list(values[0])).items() if layer is None)
+            if method == "grad-cam" else (),
+        )  # fmt: skip
+
+
+def _rows(bundle: Bundle, data: Any, rows: Any) -> tuple[list[int], Any]:
+    """Positions of the rows in the data, and the rows themselves as examples."""
+    there = data.table.num_rows
+    if isinstance(rows, int):
+        chosen = data.held_out()[1][:rows] if rows > 0 else np.zeros(0, np.int64)
+    else:
+        outside = [r for r in rows if isinstance(r, bool) or not 0 <= r < there]
+        if outside:
+            raise RequestError(problem("explain.no_such_row", rows=outside, last=there - 1))
+        chosen = np.asarray(rows, np.int64)
+    framed = data.framed(chosen, bundle.recipe.frame)
+    if not len(framed):
+        raise RequestError(problem("explain.no_rows", asked=str(rows), there=there))
+    return [int(np.ravel(r)[0]) for r in framed.rows], framed
+
+
+def _values(encoded: Any) -> list[dict[str, np.ndarray]]:
+    index = np.arange(len(encoded))
+    items = {n: take(e, index) for n, e in encoded.inputs.items()}
+    return [{n: v[i] for n, v in items.items()} for i in index]
+
+
+def _output(bundle: Bundle, name: str | None) -> str:
+    if name is not None and name not in bundle.outputs:
+        raise RequestError(problem("explain.no_such_output", name=name, allowed=bundle.outputs))
+    return name or bundle.outputs[0]
+
+
+def _answers(
+    network: Any, columns: Mapping[str, Column], values: Sequence[Mapping[str, Any]], name: str
+) -> list[Answer]:
+    """What the network answers to each row, 64 at a time."""
+    scorer, answers = Scorer(network, columns, name, np.zeros(0)), []
+    for start in range(0, len(values), 64):
+        part = values[start : start + 64]
+        with torch.no_grad():
+            o = network(scorer.batch({n: [v[n] for v in part] for n in part[0]}, len(part)))[name]
+        answers += columns[name].decode_all(o.float().cpu().numpy())
+    return answers
+
+
+def _fixed(column: Column, answers: Sequence[Answer], target: Any) -> tuple[np.ndarray, list[Any]]:
+    """The class number (from 0) and the name of the answer explained in each row."""
+    labels = getattr(column, "labels", None)
+    if labels is None:
+        if target is not None:
+            raise RequestError(problem("explain.no_classes", output=column.name))
+        return np.zeros(len(answers), np.int64), [a.value for a in answers]
+    wanted = [text_of(target)] * len(answers) if target is not None else [a.value for a in answers]
+    if wanted and wanted[0] not in labels:
+        raise RequestError(problem("explain.no_such_class", name=wanted[0], output=column.name, allowed=labels))
+    return np.array([labels.index(w) for w in wanted], np.int64), wanted
+
+
+def _backgrounds(columns: Mapping[str, Column], values: Sequence[Mapping[str, Any]], background: Any) -> list[Any]:
+    """What stands where a segment is gone: None for each column's own "nothing", else encoded rows."""
+    if background == "typical":
+        return [None]
+    names = list(values[0])
+    if not isinstance(background, Mapping) and background != "rows":
+        raise RequestError(problem("explain.bad_background", name=str(background), allowed=("typical", "rows")))
+    ragged = [n for n in names if columns[n].ragged]
+    if ragged:
+        raise RequestError(problem("explain.ragged_background", inputs=ragged))
+    if background == "rows":
+        return list(values)
+    encoded, bad = encode_values(columns, names, [background])
+    if bad:
+        raise DataError(problem("explain.background_row", reason=bad[0]))
+    return _values(encoded)
+
+
+def _ends(masked: Masked) -> np.ndarray:
+    """(R, 2): the score of each row with nothing there and as it is."""
+    result = np.zeros((len(masked.examples), 2))
+    for rows in masked.groups():
+        players = masked.examples[rows[0]].players
+        result[rows] = masked(rows, np.array([[False] * players, [True] * players]).reshape(2, players))
+    return result
+
+
+def _mean(found: list[Found]) -> Found:
+    """Over backgrounds: Shapley values, gradients and surrogates are all linear in the score."""
+    if len(found) == 1:
+        return found[0]
+    weights = [np.mean(w, axis=0) for w in zip(*(f.weights for f in found))]
+    own = {n: np.mean([f.own[n] for f in found], axis=0) for n in found[0].own}
+    error = [np.mean(e, axis=0) for e in zip(*(f.error for f in found))] if found[0].error else None
+    baseline = np.mean([f.baseline for f in found], axis=0) if found[0].baseline is not None else None
+    return Found(weights, own, baseline, error)

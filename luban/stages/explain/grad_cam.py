@@ -1,0 +1,39 @@
+"""Grad-CAM (Selvaraju et al. 2017): where in its feature layer the network found what speaks for an answer.
+
+Letters: B examples, C channels, H x W or T positions of the feature layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def grad_cam(score: Callable[[], Tensor], layer: nn.Module, size: tuple[int, ...]) -> Tensor:
+    """The map of one forward pass, (B, *size): positive where a position speaks for the answer, never negative.
+
+    `score` runs the network and gives (B,); `layer` gives (B, C, H, W) or (B, C, T). Channels are weighted by the mean of
+    their gradient, added, cut off at zero and stretched to `size` (H, W) or (T,).
+    Raises ValueError where the layer was not part of the pass or gives another shape.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_(True))
+        return seen[-1].clone()  # a layer after it may work in place
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            total = score().sum()
+    finally:
+        handle.remove()
+    if len(seen) != 1 or seen[0].ndim != len(size) + 2:
+        raise ValueError([tuple(s.shape) for s in seen])
+    (slope,) = torch.autograd.grad(total, seen)
+    strength = slope.flatten(2).mean(2).view(*slope.shape[:2], *[1] * len(size))  # (B, C, 1, 1)
+    found = torch.relu((strength * seen[0].detach()).sum(1, keepdim=True))  # (B, 1, H, W)
+    return F.interpolate(found, size=size, mode="bilinear" if len(size) == 2 else "linear", align_corners=False)[:, 0]
