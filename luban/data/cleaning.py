@@ -82,7 +82,7 @@ def clean(
     `missing`: by type, `{number: median, category: drop}`. `outliers`: numbers beyond Tukey's far fences of
     the training rows; "drop" takes training rows only. `conflicting`: rows with equal inputs and different
     targets. `normalise`: of text, `{unicode: true, lower: true, whitespace: true}`. Targets are never filled
-    or clipped; a row without its target is dropped. Raises DataError for what is not possible.
+    or clipped; a row that misses every target is dropped. Raises DataError for what is not possible.
     """
     missing = missing or {}
     raise_all(DataError, _mistakes(missing, normalise or {}))
@@ -174,11 +174,15 @@ Gone = dict[int, tuple[str, dict[str, Any]]]
 def _drop_missing(
     rows: Rows, types: Mapping[str, str], targets: Sequence[str], ways: Mapping[str, str], gone: Gone
 ) -> None:
+    """Rows that miss an input whose way is "drop", and rows that miss every target."""
+    truths = [missing(rows.table[n]) for n in targets if n in rows.columns]
+    if truths:
+        for row in np.flatnonzero(np.all(truths, axis=0)).tolist():
+            gone.setdefault(row, ("data.gone_target", {"column": list(targets)}))
     for name, kind in types.items():
-        if name in rows.columns and (name in targets or ways.get(kind) == "drop"):
-            id = "data.gone_target" if name in targets else "data.gone_missing"
+        if name in rows.columns and name not in targets and ways.get(kind) == "drop":
             for row in np.flatnonzero(missing(rows.table[name])).tolist():
-                gone.setdefault(row, (id, {"column": name}))
+                gone.setdefault(row, ("data.gone_missing", {"column": name}))
 
 
 def _drop_outliers(

@@ -160,7 +160,7 @@ class Records:
         return cells or []
 
     def skip_blank(self) -> None:
-        while self.at < len(self.lines) and not self.lines[self.at].strip():
+        while self.at < len(self.lines) and is_blank(self.lines[self.at]):
             self.blank.append(self.at + 1)
             self.at += 1
 
@@ -229,7 +229,7 @@ def careful(data: bytes, source: str, delimiter: str, missing: Sequence[str]) ->
     broken_text = not data.isascii() and _SURROGATE.search(text) is not None
     one_column = len(header) == 1
     while records.at < len(records.lines):
-        if not records.lines[records.at].strip() and not one_column:
+        if is_blank(records.lines[records.at]) and not one_column:
             records.skip_blank()
             continue
         first = records.at
@@ -251,7 +251,12 @@ def _fault(raw: str, broken_text: bool, one_column: bool) -> str | None:
         return "data.nul"
     if broken_text and _SURROGATE.search(raw):
         return "data.bad_bytes"
-    return "data.blank_line" if one_column and not raw.strip() else None
+    return "data.blank_line" if one_column and not raw.strip("\r") else None
+
+
+def is_blank(line: str) -> bool:
+    """Nothing but spaces; tabs may be delimiters."""
+    return not line.strip(" \r")
 
 
 def _remarks(records: Records, source: str) -> list[Problem]:

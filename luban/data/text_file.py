@@ -14,7 +14,7 @@ from luban.errors import DataError, Problem, problem
 MAGIC = (
     (b"PAR1", "parquet"),
     (b"ARROW1", "arrow"),
-    (b"FEA1", "feather version 1"),
+    (b"FEA1", "Feather-1"),
     (b"\x1f\x8b", "gzip"),
     (b"PK\x03\x04", "zip"),
     (b"BZh", "bzip2"),

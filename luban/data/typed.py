@@ -96,7 +96,7 @@ def _reason(column: str, value: Any, decimal: str) -> tuple[str, dict[str, Any]]
     values = {"column": column, "value": str(value)[:80]}
     if not text:
         return "data.cell.blank", values
-    if _INFINITE.fullmatch(text) or re.fullmatch(_SHAPE, text):
+    if _INFINITE.fullmatch(text) or re.fullmatch(_SHAPE, text, re.ASCII):
         wrong_sign = decimal == "," and _POINT.fullmatch(text)
         return ("data.cell.decimal_point" if wrong_sign else "data.cell.not_finite"), values
     if _THOUSANDS.fullmatch(text) and not (decimal == "." and re.fullmatch(r"[+-]?0,\d+", text)):
@@ -115,8 +115,11 @@ def _beyond(column: pa.ChunkedArray, values: pa.ChunkedArray, rows: Rows, name: 
     """Integers that float64 cannot hold exactly."""
     if pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         return []
-    large = pc.greater(pc.abs(values), float(EXACT)).fill_null(False).to_numpy().astype(bool)
-    if large.any() and pa.types.is_string(column.type):
+    large = pc.greater_equal(pc.abs(values), float(EXACT)).fill_null(False).to_numpy().astype(bool)
+    if large.any() and pa.types.is_integer(column.type):
+        exact = pc.or_(pc.equal(column, pa.scalar(EXACT)), pc.equal(column, pa.scalar(-EXACT)))
+        large &= ~exact.fill_null(True).to_numpy().astype(bool)
+    elif large.any():
         digits = pc.match_substring_regex(pc.utf8_trim_whitespace(column), r"^[+-]?\d+$")
         large &= digits.fill_null(False).to_numpy().astype(bool)
     if not large.any():
