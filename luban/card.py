@@ -68,9 +68,4 @@ def _checked(bundle: Any) -> str:
 
 
 def _use(bundle: Any) -> str:
-    return "\n\n".join(
-        [
-            "## " + say("card.how"),
-            '```python\nimport luban\n\nmodel = luban.load("FOLDER")\nmodel.predict("rows.csv")\n```',
-        ]
-    )
+    return "\n\n".join(["## " + say("card.how"), say("card.snippet")])

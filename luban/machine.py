@@ -55,7 +55,7 @@ def processor() -> dict[str, Any]:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "model name":
+            if key.split() == ["model", "name"]:
                 name = value.strip()
             elif key.strip() in ("flags", "Features"):
                 flags = value

@@ -64,7 +64,7 @@ def test_a_toy_gan_learns_a_distribution(tmp_path):
     generator = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
     nothing = Examples({}, {}, {}, np.arange(64), 64)  # a batch knows its size without any input
     plan = Plan(
-        epochs=200, batch=64, rate=1e-2, optimizer="adam", schedule="constant", warmup=0.0, clip=0.0, keep="last"
+        epochs=600, batch=64, rate=3e-3, optimizer="adam", schedule="constant", warmup=0.0, clip=0.0, keep="last"
     )
     fit(generator, nothing, None, plan=plan, objective=None, step=toys.Alternating(real, 4), folder=tmp_path)
     made = generator(torch.randn(2000, 4)).detach()

@@ -47,7 +47,7 @@ class DNA(Column):
 class Alternating:
     """Each call one update of the discriminator, then one of the generator (`state.network`)."""
 
-    def __init__(self, real, noise: int, rate: float = 1e-2):
+    def __init__(self, real, noise: int, rate: float = 3e-3):
         self.real, self.noise, self.rate = real, noise, rate
         self.modules = {
             "discriminator": torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
