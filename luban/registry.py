@@ -27,9 +27,17 @@ FRAMES = {
 ENCODERS = {
     "mlp": "luban.nn.encoders.mlp:MLP",
     "cnn": "luban.nn.encoders.cnn:CNN",
+    "bag": "luban.nn.encoders.bag:Bag",
+    "rnn": "luban.nn.encoders.rnn:RNN",
+    "gru": "luban.nn.encoders.rnn:GRU",
+    "lstm": "luban.nn.encoders.rnn:LSTM",
+    "bilstm": "luban.nn.encoders.rnn:BiLSTM",
+    "attention": "luban.nn.encoders.attention:Attention",
+    "transformer": "luban.nn.encoders.transformer:Transformer",
 }
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
+    "join": "luban.nn.join:Join",
 }
 HEADS = {
     "category": "luban.nn.heads.category:CategoryHead",
@@ -45,6 +53,7 @@ STAGES = {
     "train": "luban.stages.train:train",
     "evaluate": "luban.stages.evaluate:evaluate",
     "explain": "luban.stages.explain:explain",
+    "serve": "luban.stages.serve:serve",
 }
 DATA = {
     "split": "luban.data.splits:split",
