@@ -1,0 +1,77 @@
+"""The transformer encoder, for sequences and for images in patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.nn import forms
+from luban.nn.blocks import Block, sinusoids
+from luban.nn.tokens import Encoder, Span, Tokens
+from luban.settings import Count, Dial, Fraction
+
+LONGEST = 512  # positions that are learnt where the column does not say how long a value can be
+
+
+class Transformer(Encoder):
+    """Use with many rows, or where far-apart positions belong together. Instead: `cnn` or `bilstm` with few rows.
+
+    Pre-norm blocks of self-attention and a dense layer four times as wide (Vaswani et al. 2017); images are cut into
+    patches first (Dosovitskiy et al. 2021). ids, vectors (B, T) -> Tokens (B, T, D); grid -> (B, patches, D).
+    """
+
+    accepts = ("ids", "vectors", "grid")
+
+    def __init__(
+        self,
+        columns: Sequence[Any],
+        *,
+        width: Annotated[Count, Dial(nano=32, small=96, base=256)] = 96,
+        layers: Annotated[Count, Dial(nano=1, small=2, base=4)] = 2,
+        heads: Count = 4,
+        positions: Literal["sinusoidal", "learnt", "none"] = "sinusoidal",
+        patch: Count | Literal["auto"] = "auto",
+        dropout: Fraction = 0.1,
+        pooling: Literal["last", "mean", "max", "attention"] = "mean",
+    ):
+        super().__init__()
+        self.form = forms.make(columns, width=width)
+        self.grid = columns[0].form == "grid"
+        inside, longest = self.form.size, getattr(columns[0], "length", LONGEST)
+        self.length, self.span = None, ()
+        if self.grid:
+            height, width_ = columns[0].hw
+            self.patch = max(1, round(max(height, width_) / 8)) if patch == "auto" else patch
+            cut = -(-height // self.patch), -(-width_ // self.patch)
+            self.short = cut[0] * self.patch - height, cut[1] * self.patch - width_
+            inside, longest = inside * self.patch**2, cut[0] * cut[1]
+            self.length, self.span = longest, (Span(columns[0].name, 0, longest, cut),)
+        self.project = nn.Linear(inside, width) if inside != width or self.grid else nn.Identity()
+        self.kind = positions
+        if positions == "learnt":
+            self.positions = nn.Parameter(torch.randn(longest, width) * 0.02)
+        elif positions == "sinusoidal":
+            self.register_buffer("positions", sinusoids(longest, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, 4 * width, dropout) for _ in range(layers))
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.size, self.pooling = width, pooling
+
+    def embed(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.form.embed(x, mask)
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
+        h = self.form.lift(embedded, mask)
+        if self.grid:
+            h = F.unfold(F.pad(h, (0, self.short[1], 0, self.short[0])), self.patch, stride=self.patch).transpose(1, 2)
+            mask = h.new_ones(h.shape[:2], dtype=torch.bool)
+        h = self.project(h)  # (B, T, D)
+        if self.kind != "none":
+            h = h + self.positions[: h.shape[1]]
+        h = self.dropout(h)
+        for block in self.blocks:
+            h = block(h, mask)
+        return Tokens(self.norm(h), mask, self.span)

@@ -1,0 +1,53 @@
+"""Fusion by attention: all positions of all inputs side by side, then transformer blocks over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from luban.nn.blocks import Block
+from luban.nn.tokens import Encoder, Tokens
+from luban.settings import Count, Dial, Fraction
+
+
+class Join(nn.Module):
+    """Use where what one input says depends on a place in another (a word and a patch of the picture). Instead: `concat`,
+    with few rows.
+
+    Every position is projected to `width` and told which input it comes from; a learnt summary position in front reads
+    all others. Tokens of any lengths -> Tokens (B, 1 + T, width), the summary first, where heads look.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        *,
+        width: Annotated[Count, Dial(nano=32, small=64, base=256)] = 64,
+        layers: Annotated[Count, Dial(nano=1, small=2, base=4)] = 2,
+        heads: Count = 4,
+        dropout: Fraction = 0.1,
+    ):
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(e.size), nn.Linear(e.size, width)) for e in encoders
+        )
+        self.origin = nn.Parameter(torch.randn(len(encoders), width) * 0.02)
+        self.summary = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads, 4 * width, dropout) for _ in range(layers))
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.size = width
+
+    def forward(self, tokens: Sequence[Tokens]) -> Tokens:
+        first = tokens[0].x
+        parts: list[Tensor] = [self.summary.expand(len(first), 1, -1)]
+        masks = [tokens[0].mask.new_ones(len(first), 1)]
+        for project, origin, t in zip(self.projections, self.origin, tokens):
+            parts.append(project(t.x) + origin)
+            masks.append(t.mask)
+        h, mask = self.dropout(torch.cat(parts, 1)), torch.cat(masks, 1)
+        for block in self.blocks:
+            h = block(h, mask)
+        return Tokens(self.norm(h), mask)

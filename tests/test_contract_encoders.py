@@ -1,0 +1,303 @@
+"""Contract battery of encoders: runs over every registered encoder and every form of input that it accepts.
+
+A new encoder needs no test of its own here; each check below is also run on a planted fault that it must find.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from luban import registry
+from luban.columns.base import Column
+from luban.columns.category import Category
+from luban.columns.image import Image
+from luban.columns.number import Number
+from luban.columns.text import Text
+from luban.nn.forms import MANY
+from luban.nn.fusion import Concat
+from luban.nn.heads.category import CategoryHead
+from luban.nn.tokens import Encoder, Pool, Tokens
+from luban.recipe import Part, fill
+
+B, T = 5, 9
+
+
+@dataclass(frozen=True)
+class Readings(Column):
+    """A toy column of vectors."""
+
+    type: ClassVar[str] = "readings"
+    form: ClassVar[str] = "vectors"
+
+    @property
+    def size(self):
+        return 6
+
+
+def columns_of(form):
+    if form == "scalar":
+        return [Number("a").fit([1, 2, 3, 4.5]), Number("b").fit([0, None, 7, 7])]
+    if form == "index":
+        return [Category("a").fit(["x", "y"]), Category("b").fit(["p", "q", "r"])]
+    if form == "ids":
+        return [Text("t", tokens="words").fit(["one two three four five six seven eight nine ten"] * 2)]
+    if form == "grid":
+        return [Image("i").fit(np.random.default_rng(0).integers(0, 256, (4, 12, 10, 3), np.uint8))]
+    return [Readings("v")]
+
+
+def batch_of(form, columns):
+    random = torch.Generator().manual_seed(3)
+    if form == "scalar":
+        return torch.randn(B, 2, generator=random), torch.tensor([[True, False]] * 2 + [[True, True]] * 3)
+    if form == "index":
+        return torch.randint(0, 3, (B, 2), generator=random), torch.ones(B, 2, dtype=torch.bool)
+    if form == "grid":
+        return torch.randint(0, 256, (B, 3, 12, 10), generator=random, dtype=torch.uint8), torch.ones(B, dtype=bool)
+    lengths = torch.tensor([T, 1, 4, 7, 2])
+    mask = torch.arange(T) < lengths[:, None]
+    if form == "ids":
+        return torch.randint(1, columns[0].size, (B, T), generator=random) * mask, mask
+    return torch.randn(B, T, 6, generator=random) * mask[..., None], mask
+
+
+def made(name, form, **settings):
+    torch.manual_seed(0)
+    columns = columns_of(form)
+    part = fill("encoders", Part(name, settings), "nano")
+    return registry.find("encoders", name)(
+        columns, **{k: v for k, v in part.settings.items() if v is not None}
+    ).eval(), batch_of(form, columns)
+
+
+CASES = [(n, f) for n in registry.ENCODERS for f in registry.schema("encoders", n)["x-accepts"]]
+SETTINGS = [
+    *((n, f, {}) for n, f in CASES),
+    *((n, "ids", {"pooling": p}) for n in ("bilstm", "lstm", "cnn") for p in ("last", "mean", "max", "attention")),
+    ("bilstm", "ids", {"layers": 2}),
+    ("lstm", "vectors", {"hidden": [8, 6]}),
+    ("attention", "ids", {"kind": "self"}),
+    ("attention", "ids", {"over": {"bilstm": {"hidden": 6}}}),
+    ("bag", "ids", {"kind": "counts", "layers": [7, 5]}),
+    ("transformer", "ids", {"positions": "learnt"}),
+    ("cnn", "grid", {"dense": [], "pooling": "mean"}),
+    ("cnn", "grid", {"channels": [4, 8], "padding": 0, "activation": "gelu"}),
+    ("cnn", "ids", {"channels": [6, 5], "kernel": [1, 2, 4]}),
+]
+LONG = [s for s in SETTINGS if s[1] in ("ids", "vectors")]
+every = pytest.mark.parametrize(("name", "form", "settings"), SETTINGS, ids=str)
+sequences = pytest.mark.parametrize(("name", "form", "settings"), LONG, ids=str)
+
+
+def run(encoder, x, mask):
+    return encoder(encoder.embed(x, mask), mask)
+
+
+def answer(encoder, x, mask):
+    """What a fusion sees: one vector an example."""
+    torch.manual_seed(1)
+    return Pool(encoder.pooling, encoder.size, encoder.length)(run(encoder, x, mask))
+
+
+class Sloppy(Encoder):
+    """The planted faults: takes the mean over padding as well, cuts the gradient, throws dice."""
+
+    accepts = ("ids", "vectors")
+
+    def __init__(self, columns, fault):
+        super().__init__()
+        self.fault, self.table = fault, nn.Embedding(columns[0].size, 4)
+        self.size, self.length, self.pooling = 4, 1, "flatten"
+
+    def embed(self, x, mask):
+        return self.table(x)
+
+    def forward(self, embedded, mask):
+        if self.fault == "gradient":
+            embedded = embedded.detach()
+        h = (
+            embedded.mean(1, keepdim=True)
+            if self.fault == "mask"
+            else (embedded * mask[..., None]).sum(1, keepdim=True)
+        )
+        h = h + torch.randn(1) if self.fault == "dice" else h * (h > 0) if self.fault == "bent" else h
+        return Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool))
+
+
+def sloppy(fault):
+    torch.manual_seed(0)
+    columns = columns_of("ids")
+    return Sloppy(columns, fault).eval(), batch_of("ids", columns)
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------------
+@every
+def test_shapes(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    t = run(encoder, x, mask)
+    assert t.x.ndim == 3 and t.x.shape[0] == B and t.x.shape[2] == encoder.size
+    assert t.mask.shape == t.x.shape[:2] and t.mask.dtype == torch.bool
+    assert encoder.length in (None, t.x.shape[1])
+    assert t.x.isfinite().all() and t.x.dtype == torch.float32
+    assert all(0 <= s.start < s.stop <= t.x.shape[1] and np.prod(s.grid) == s.stop - s.start for s in t.spans)
+
+
+@every
+def test_every_parameter_learns(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    if not list(encoder.parameters()):  # pixels as they are
+        return
+    answer(encoder, x, mask).square().sum().backward()
+    silent = [n for n, p in encoder.named_parameters() if p.grad is None]
+    assert not silent
+
+
+# -- padding ---------------------------------------------------------------------------------------------------------
+def padding_gap(encoder, x, mask):
+    """How far answers move when sequences are cut to their length, padded further, or padded with rubbish."""
+    whole, gap = answer(encoder, x, mask), 0.0
+    more_x, more_mask = torch.cat([x, torch.ones_like(x)], 1), torch.cat([mask, torch.zeros_like(mask)], 1)
+    gap = max(gap, float((answer(encoder, more_x, more_mask) - whole).abs().max().detach()))
+    for i, n in enumerate(mask.sum(1).tolist()):
+        alone = answer(encoder, x[i : i + 1, :n], mask[i : i + 1, :n])
+        gap = max(gap, float((alone - whole[i]).abs().max().detach()))
+    return gap
+
+
+@sequences
+def test_padding_never_changes_an_answer(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    assert padding_gap(encoder, x, mask) < 2e-6
+
+
+def test_control_padding():
+    encoder, (x, mask) = sloppy("mask")
+    assert padding_gap(encoder, x, mask) > 1e-2
+
+
+@sequences
+def test_an_empty_text_is_answered_with_numbers(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    x, mask = x.clone(), mask.clone()
+    x[0], mask[0] = 0, False
+    out = answer(encoder.train(), x, mask)
+    if out.requires_grad:
+        out.square().sum().backward()
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in encoder.parameters())
+
+
+# -- what explanations rest on -----------------------------------------------------------------------------------------
+@every
+def test_embedded_is_what_counts(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    embedded = encoder.embed(x, mask).detach().requires_grad_(True)
+    assert torch.equal(encoder(embedded, mask).x, run(encoder, x, mask).x)
+    answer_of = Pool(encoder.pooling, encoder.size, encoder.length)(encoder(embedded, mask))
+    (slope,) = torch.autograd.grad(answer_of.square().sum(), embedded)
+    assert slope.abs().sum() > 0
+
+
+def test_control_embedded():
+    encoder, (x, mask) = sloppy("gradient")
+    embedded = encoder.embed(x, mask).detach().requires_grad_(True)
+    assert not encoder(embedded, mask).x.requires_grad
+
+
+def completeness(encoder, x, mask, steps=400):
+    """Integrated gradients of a fixed answer's score from nothing (0) to x: sum of attributions / true difference."""
+    torch.manual_seed(2)
+    encoder = encoder.double()
+    fusion = Concat([encoder], layers=[6], activation="tanh", dropout=0.0).double().eval()
+    head = CategoryHead(Category("y").fit(["a", "b", "c"]), fusion.size).double()
+    answers = torch.zeros(len(x), dtype=torch.int64)
+    score = lambda e: head.score(head(fusion([encoder(e, mask)])), answers)  # noqa: E731
+    full = encoder.embed(x, mask).double().detach()
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for k in range(steps):
+        point = (full * ((k + 0.5) / steps)).requires_grad_(True)
+        (slope,) = torch.autograd.grad(score(point).sum(), point)
+        total += (slope * full).flatten(1).sum(1) / steps
+    return float((total - (score(full) - score(full * 0))).abs().max().detach())
+
+
+@pytest.mark.parametrize(("name", "form"), CASES, ids=str)
+def test_integrated_gradients_add_up(name, form):
+    encoder, (x, mask) = made(name, form)
+    assert completeness(encoder, x, mask) < 5e-3
+
+
+def test_control_integrated_gradients():
+    class Hidden(Sloppy):
+        def forward(self, embedded, mask):  # part of the answer goes round the gradient
+            t = super().forward(embedded, mask)
+            return t._replace(x=t.x + embedded.detach().sum(1, keepdim=True))
+
+    torch.manual_seed(0)
+    columns = columns_of("ids")
+    assert completeness(Hidden(columns, ""), *batch_of("ids", columns)) > 2e-2
+
+
+# -- the same again ------------------------------------------------------------------------------------------------------
+@every
+def test_evaluation_throws_no_dice(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    assert torch.equal(run(encoder, x, mask).x, run(encoder, x, mask).x)
+
+
+def test_control_dice():
+    encoder, (x, mask) = sloppy("dice")
+    assert not torch.equal(run(encoder, x, mask).x, run(encoder, x, mask).x)
+
+
+@every
+def test_weights_are_all_there_is(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    other, _ = made(name, form, **settings)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.normal_()
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(run(encoder, x, mask).x, run(other, x, mask).x)
+
+
+@every
+def test_an_example_is_answered_alike_alone_and_in_company(name, form, settings):
+    encoder, (x, mask) = made(name, form, **settings)
+    together = answer(encoder, x, mask)
+    alone = torch.cat([answer(encoder, x[i : i + 1], mask[i : i + 1]) for i in range(B)])
+    assert (together - alone).abs().max() < 2e-6
+
+
+class Whole(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.pool = encoder, Pool(encoder.pooling, encoder.size, encoder.length)
+
+    def forward(self, x, mask):
+        return self.pool(self.encoder(self.encoder.embed(x, mask), mask))
+
+
+@pytest.mark.parametrize(("name", "form"), CASES, ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_exports_with_any_batch_and_length(name, form):
+    encoder, (x, mask) = made(name, form)
+    whole = Whole(encoder).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    axes = {0: batch}
+    if form in ("ids", "vectors"):
+        axes[1] = torch.export.Dim("length", min=1, max=512)
+    program = torch.export.export(
+        whole, (x, mask), dynamic_shapes=({**axes}, {k: v for k, v in axes.items() if k < mask.ndim}), strict=False
+    ).module()
+    for rows in (1, 3):
+        length = 4 if 1 in axes else None
+        some, seen = (x[:rows], mask[:rows]) if length is None else (x[:rows, :length], mask[:rows, :length])
+        assert (program(some, seen) - whole(some, seen)).abs().max() < 1e-5
+
+
+def test_the_forms_are_all_tried():
+    assert {f for _, f in CASES} == {"scalar", "index", "ids", "vectors", "grid"} and set(MANY) <= {f for _, f in CASES}
