@@ -73,7 +73,7 @@ def test_names_that_are_not_there(tmp_path):
     with pytest.raises(DataError) as e:
         read(str(tmp_path / "adlt.csv"))
     assert e.value.problems[0].nearest == "adult.csv"
-    with pytest.raises(DataError, match="'b'. Allowed: a"):
+    with pytest.raises(DataError, match=r"'b'\. Allowed: a"):
         read(str(tmp_path / "adult.csv"), columns=["b"])
     with pytest.raises(DataError, match="csv"):
         read(str(tmp_path / "adult.csv"), format="cvs")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-BLOCK = 4096  # rows of pixels widened to 64 bits at once
+BLOCK = 256  # rows of pixels widened to 64 bits at once
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -68,9 +68,13 @@ def _pixel_codes(flat: np.ndarray) -> np.ndarray:
     result = np.empty(len(flat), np.uint64)
     as_bits = flat if flat.dtype.kind in "iub" else np.ascontiguousarray(flat).view(f"u{flat.dtype.itemsize}")
     for start in range(0, len(flat), BLOCK):
-        block = mix(as_bits[start : start + BLOCK].astype(np.uint64))
+        block = as_bits[start : start + BLOCK]
+        block = _BYTES[block] if block.dtype == np.uint8 else mix(block.astype(np.uint64))
         result[start : start + BLOCK] = (block * weights).sum(axis=1, dtype=np.uint64)
     return result
+
+
+_BYTES = mix(np.arange(256, dtype=np.uint64))
 
 
 def missing(column: pa.ChunkedArray) -> np.ndarray:
