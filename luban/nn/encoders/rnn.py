@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from luban.nn import forms
+from luban.nn.recurrence import Recurrence
 from luban.nn.tokens import Encoder, Tokens
 from luban.settings import Count, Dial, Fraction
 
-KINDS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 Pooling = Literal["last", "mean", "max", "attention"]
 
 
@@ -44,10 +44,9 @@ class Recurrent(Encoder):
         self.form = forms.make(columns, width=embedding)
         sizes = [hidden] * layers if isinstance(hidden, int) else list(hidden)
         inside = [self.form.size, *(self.ways * size for size in sizes[:-1])]
-        make = KINDS[self.kind]
-        self.forwards = nn.ModuleList(make(i, o, batch_first=True) for i, o in zip(inside, sizes))
+        self.forwards = nn.ModuleList(Recurrence(self.kind, i, o) for i, o in zip(inside, sizes))
         pairs = zip(inside, sizes) if self.ways == 2 else ()
-        self.backwards = nn.ModuleList(make(i, o, batch_first=True) for i, o in pairs)
+        self.backwards = nn.ModuleList(Recurrence(self.kind, i, o) for i, o in pairs)
         self.dropout = nn.Dropout(dropout)
         self.size, self.length, self.pooling = self.ways * sizes[-1], None, pooling
 
@@ -59,9 +58,9 @@ class Recurrent(Encoder):
         back = reversal(mask) if self.ways == 2 else None
         for i, layer in enumerate(self.forwards):
             h = self.dropout(h)
-            states = layer(h)[0]  # (B, T, hidden)
+            states = layer(h)  # (B, T, hidden)
             if back is not None:
-                turned = self.backwards[i](rearranged(h, back))[0]
+                turned = self.backwards[i](rearranged(h, back))
                 states = torch.cat([states, rearranged(turned, back)], dim=2)
             h = states
         if back is not None and self.pooling == "last":
