@@ -74,14 +74,13 @@ def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
         settings["stratify"] = recipe.data["split"]["stratify"]
     settings.setdefault("seed", recipe.seed)
     split = registry.find("data", "split")
-    splits = split(rows, **settings)
+    splits = split(rows, tuple(parts), **settings)
     if cleaning:
-        before = len(rows.table)
+        before = rows
         rows = registry.find("data", "clean")(
             rows, types, fit_on=splits.train, targets=tuple(recipe.outputs), **cleaning
         )
-        if len(rows.table) != before:
-            splits = split(rows, **settings)
+        splits = splits.moved(before, rows)  # a new split would test on rows that cleaning has learned from
     return Data(rows, splits, recipe)
 
 

@@ -139,6 +139,21 @@ def fetch(name: str) -> Path:
     return folder / sample.source
 
 
+def save(name: str, out: str | Path) -> Path:
+    """A copy of a sample set at `out`: a file, or a folder of picture files. Raises DataError where `out` exists."""
+    source, target = fetch(name), Path(out)
+    if target.is_dir() and source.is_file():
+        target = target / source.name
+    if target.exists():
+        raise DataError(problem("sample.exists", place=str(target)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+    return target
+
+
 def _whole(folder: Path, sample: Sample) -> bool:
     if not sample.files:  # made here, not fetched
         return (folder / sample.source).exists()
