@@ -49,7 +49,7 @@ class Number(Column):
     def encode(self, value: Any, of: Any = None) -> np.ndarray:
         if value is None or value == "":
             return np.float32(np.nan)[()]
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        if not isinstance(value, (float, np.floating)):
             try:
                 value = float(value)
             except (TypeError, ValueError, OverflowError):

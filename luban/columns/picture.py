@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,7 @@ def _source(value: Any, files: bool) -> tuple[str, Any]:
         raise DataError(problem("image.not_an_image", found=type(value).__name__))
     if value.startswith("data:"):
         return "", io.BytesIO(_decoded(value.partition(",")[2]))
-    if files and len(value) < 4096 and "\0" not in value and Path(value).is_file():
+    if files and os.path.isfile(value):
         return value, value
     if len(value) < 60 and files:
         raise DataError(problem("image.no_file", place=value))
