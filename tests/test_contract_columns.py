@@ -173,7 +173,7 @@ def test_augmentation_keeps_shape_type_and_padding(type, settings):
 def augments_well(column, values):
     x, mask = batch(column, values)
     before = x.copy()
-    changed, change = column.augment(x, mask, np.random.default_rng(0))
+    changed, _ = column.augment(x, mask, np.random.default_rng(0))
     again, _ = column.augment(x, mask, np.random.default_rng(0))
     same = changed.shape == x.shape and changed.dtype == x.dtype and np.array_equal(changed, again)
     kept = np.array_equal(changed[~mask], x[~mask]) if mask.shape == x.shape and column.form == "ids" else True
