@@ -16,7 +16,7 @@ from luban.errors import DataError, Problem, problem
 DEEPEST = 64  # levels of nesting that a row may have
 
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)  # an open one runs to the end: linear time
 _MARKS = re.compile(rb"[\[\]{}]")
 
 
@@ -58,7 +58,7 @@ def parse(data: bytes, source: str) -> Rows:
 
 def _array(data: bytes, source: str) -> Rows:
     try:
-        rows = _loads(data)
+        rows = strict(data)
     except BadRow as e:
         raise DataError(problem(e.id, place=source, **e.values)) from e
     if not rows or not all(isinstance(r, dict) for r in rows):
@@ -70,7 +70,7 @@ def _array(data: bytes, source: str) -> Rows:
 
 def _object(line: bytes, last: bool) -> dict[str, Any]:
     try:
-        row = _loads(line)
+        row = strict(line)
     except BadRow as e:
         raise BadRow("data.half_line", reason=e.values["reason"]) if last and e.id == "data.bad_json" else e from e
     if not isinstance(row, dict):
@@ -78,7 +78,8 @@ def _object(line: bytes, last: bool) -> dict[str, Any]:
     return row
 
 
-def _loads(text: bytes) -> Any:
+def strict(text: bytes) -> Any:
+    """One JSON value as RFC 8259 has it: no NaN, no key twice, no NUL, at most `DEEPEST` levels. Raises BadRow."""
     if text.count(b"[") + text.count(b"{") > DEEPEST and _depth(text) > DEEPEST:
         raise BadRow("data.too_deep", limit=DEEPEST)
     try:

@@ -1,0 +1,126 @@
+"""Which engine answers, and how raw rows become answers in a thread."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from luban import registry
+from luban.columns.answering import Engine, answer
+from luban.columns.base import Answer
+from luban.errors import DataError, Problem, RequestError, Unsupported, problem
+
+
+class Guarded:
+    """An engine whose rows come from strangers: no value may name a file to open."""
+
+    def __init__(self, engine: Engine, name: str, explainer: Explainer | None = None):
+        self.engine, self.name, self.explainer = engine, name, explainer
+        self.columns = {n: c.guarded() for n, c in engine.columns.items()}
+        self.inputs, self.outputs = tuple(engine.inputs), tuple(engine.outputs)
+
+    def run(self, arrays: Any) -> dict[str, np.ndarray]:
+        return self.engine.run(arrays)
+
+    def answers(self, rows: Sequence[Mapping[str, Any]], batch: int) -> list[Mapping[str, Answer] | Problem]:
+        """Per row its answers, or the problem with it. An answer that is no finite number is a problem."""
+        with np.errstate(all="ignore"):
+            found = answer(self, rows, batch)
+            return [self._one(row, f) for row, f in zip(rows, found)]
+
+    def _one(self, row: Mapping[str, Any], found: Any) -> Mapping[str, Answer] | Problem:
+        if found.answers is None:
+            return self._why(row) or problem("serve.bad_row", reason=str(found.error))
+        wrong = [n for n, a in found.answers.items() if not _finite(a)]
+        return problem("serve.not_finite", columns=wrong) if wrong else found.answers
+
+    def _why(self, row: Mapping[str, Any]) -> Problem | None:
+        """The problem behind a row that could not be read, with the column it is in."""
+        for name in self.inputs:
+            try:
+                self.columns[name].encode(row[name])
+            except DataError as e:
+                return replace(e.problems[0], place=name)
+        return None
+
+
+def _finite(found: Answer) -> bool:
+    numbers = [found.value, found.probability, *(p for _, p in found.candidates)]
+    return all(math.isfinite(n) for n in numbers if isinstance(n, float))
+
+
+class Explainer:
+    """The stage `explain` on a network of its own, one request at a time."""
+
+    settings = ("method", "output", "target")
+    most = 8  # rows of one request
+
+    def __init__(self, bundle: Any):
+        columns = {n: c.guarded() for n, c in bundle.columns.items()}
+        self.bundle = replace(bundle, columns=columns, network=bundle.copy_network())
+        self.explain = registry.find("stages", "explain")
+        self.lock = Lock()
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The numbers of the explanation report. Raises RequestError."""
+        from luban.data.prepare import data_of
+
+        inputs = [{n: row[n] for n in self.bundle.inputs} for row in rows]
+        with self.lock:
+            report = self.explain(self.bundle, data_of(inputs, self.bundle.columns), rows=len(rows), **settings)
+        return report.to_json()["numbers"]
+
+
+def choose(source: Any, which: str = "auto") -> Guarded:
+    """The engine for a Bundle, a folder, an `.onnx` file, or an Engine as it is. Raises RequestError, BundleError."""
+    if hasattr(source, "run") and hasattr(source, "outputs"):
+        return Guarded(source, type(source).__name__)
+    if not isinstance(source, (str, Path)):
+        path = getattr(source, "path", None)
+        found = onnx_beside(path) if path and which != "torch" else None
+        if found is None and which == "onnx":
+            raise RequestError("serve.no_onnx", path=str(path or ""))
+        return Guarded(found, "onnx") if found is not None and which == "onnx" else _torch(source)
+    path = Path(source)
+    if path.suffix == ".onnx":
+        if which == "torch":
+            raise Unsupported("serve.onnx_only", path=str(path))
+        return Guarded(open_onnx(path), "onnx")
+    found = onnx_beside(path) if which != "torch" else None
+    if found is not None:
+        return Guarded(found, "onnx")
+    if which == "onnx":
+        raise RequestError("serve.no_onnx", path=str(path))
+    from luban.bundle import Bundle
+
+    return _torch(Bundle.load(path))
+
+
+def _torch(bundle: Any) -> Guarded:
+    can_explain = "explain" in registry.names("stages")
+    return Guarded(bundle.engine, "torch", Explainer(bundle) if can_explain else None)
+
+
+def open_onnx(path: Path) -> Engine:
+    from luban.engines import OnnxEngine
+
+    return OnnxEngine(path)
+
+
+def onnx_beside(folder: Path) -> Engine | None:
+    """The engine of FOLDER/model.onnx, where it was exported from the model of that folder."""
+    path = Path(folder) / "model.onnx"
+    return open_onnx(path) if path.is_file() else None
+
+
+def share_processors(threads: int) -> None:
+    """Run in each worker thread: the libraries compute with this thread's share of the processors."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

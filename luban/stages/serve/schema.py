@@ -1,0 +1,125 @@
+"""The OpenAPI document of a service: what a row is, from what its columns say. Every number in it has a maximum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luban import __version__
+from luban.messages import say
+from luban.stages.serve.rows import LARGEST
+from luban.stages.serve.service import Service
+
+STATUSES = (400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503, 504)
+HIGHEST = 1.7976931348623157e308
+
+
+def openapi(service: Service) -> dict[str, Any]:
+    """OpenAPI 3.1 of the endpoints; `components.schemas.Row` is a row of this model."""
+    posts = {name: {"post": _post(name, service)} for name in ("predict", "explain")}
+    gets = {name: {"get": _get(name)} for name in ("healthz", "readyz", "metrics", "docs", "openapi.json")}
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": say("serve.api.title", outputs=service.engine.outputs), "version": __version__},
+        "paths": {f"/{name}": path for name, path in {**posts, **gets}.items()},
+        "components": {
+            "schemas": _schemas(service),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+    if service.limits.api_key:
+        document["security"] = [{"bearer": []}, {"key": []}]
+    return document
+
+
+def _post(name: str, service: Service) -> dict[str, Any]:
+    answer = {"predict": "Answers", "explain": "Explanation"}[name]
+    wrong = {str(s): {"description": say(f"serve.status.{s}"), "content": _content("Refused")} for s in STATUSES}
+    return {
+        "summary": say(f"serve.api.{name}"),
+        "operationId": name,
+        "requestBody": {"required": True, "content": _content(f"{name.capitalize()}Request", _example(service))},
+        "responses": {"200": {"description": say("serve.status.200"), "content": _content(answer)}, **wrong},
+    }
+
+
+def _get(name: str) -> dict[str, Any]:
+    return {
+        "summary": say(f"serve.api.{name}"),
+        "operationId": name.partition(".")[0],
+        "responses": {"200": {"description": say("serve.status.200")}},
+    }
+
+
+def _content(schema: str, example: Any = None) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {"application/json": content | ({"example": example} if example is not None else {})}
+
+
+def _example(service: Service) -> dict[str, Any]:
+    columns = service.engine.columns
+    return {"rows": [{n: (columns[n].schema().get("examples") or [None])[0] for n in service.engine.inputs}]}
+
+
+def _schemas(service: Service) -> dict[str, Any]:
+    engine, limits = service.engine, service.limits
+    row = {
+        "type": "object",
+        "properties": {n: bounded(engine.columns[n].schema(), limits.body) for n in engine.inputs},
+        "required": list(engine.inputs),
+        "additionalProperties": False,
+    }
+    explainer = engine.explainer
+    settings = {n: bounded({"type": ["string", "number", "boolean"]}, 200) for n in getattr(explainer, "settings", ())}
+    few = min(limits.batch, getattr(explainer, "most", 1))
+    string = {"type": "string", "maxLength": 1000}
+    error = _object({"id": string, "message": string, "place": string})
+    chance = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+    value = {"type": ["string", "number", "null"], "maxLength": limits.body, "minimum": -HIGHEST, "maximum": HIGHEST}
+    candidates = {"type": "array", "maxItems": 100, "items": _object({"value": value, "probability": chance})}
+    answer = _object({"value": value, "probability": chance, "candidates": candidates})
+    answered = _object({"answers": _object(dict.fromkeys(engine.outputs, answer))})
+    return {
+        "Row": row,
+        "PredictRequest": _request(limits.batch, {}),
+        "ExplainRequest": _request(few, settings),
+        "Answers": _object({"rows": _many({"oneOf": [answered, _object({"error": error})]}, limits.batch)}),
+        "Explanation": {"type": "object"},
+        "Refused": {"type": "object", "properties": {"error": error}, "required": ["error"]},
+    }
+
+
+def _request(most: int, settings: dict[str, Any]) -> dict[str, Any]:
+    row = {"$ref": "#/components/schemas/Row"}
+    many = {"rows": {**_many(row, most), "minItems": 1}, **settings}
+    batch = {"type": "object", "properties": many, "required": ["rows"], "additionalProperties": False}
+    return {"oneOf": [batch, row]}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _many(items: dict[str, Any], most: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "maxItems": most}
+
+
+def bounded(schema: dict[str, Any], most: int) -> dict[str, Any]:
+    """The same schema with an end to every number, text and list that has none."""
+    kinds = schema.get("type", [])
+    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    ends: dict[str, Any] = {}
+    if kinds & {"number", "integer"}:
+        ends |= {"minimum": -LARGEST, "maximum": LARGEST}
+    if "string" in kinds:
+        ends["maxLength"] = most
+    if "array" in kinds:
+        ends["maxItems"] = most
+    result = ends | schema
+    if isinstance(result.get("items"), dict):
+        result["items"] = bounded(result["items"], most)
+    if isinstance(result.get("properties"), dict):
+        result["properties"] = {k: bounded(v, most) for k, v in result["properties"].items()}
+    return result

@@ -1,0 +1,344 @@
+"""Who is let in, how much, how long: keys, hosts, sizes, overload, deadlines, and a stop that answers what it accepted."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from luban.errors import RequestError
+from luban.stages.serve import prepare
+from tests.serving import SlowEngine, serving
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+
+
+def talk(server, *pieces, pause=0.0):
+    """Send raw bytes; what came back until the server hung up or fell silent, and how many bytes it took."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as s:
+        sent = 0
+        try:
+            for piece in pieces:
+                s.sendall(piece)
+                sent += len(piece)
+                time.sleep(pause)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        s.settimeout(2)
+        answer = b""
+        try:
+            while not answer.endswith(b"}") and (got := s.recv(65536)):
+                answer += got
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return answer, sent
+
+
+# -- who ---------------------------------------------------------------------------------------------------------------
+
+
+def test_other_machines_need_a_key():
+    for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", ""):
+        with pytest.raises(RequestError) as e:
+            prepare(SlowEngine(0), host=host, port=0)
+        assert e.value.id == "serve.key_needed" and "\n" not in str(e.value)
+
+
+def test_with_a_key_other_machines_are_served_and_the_key_is_asked_for():
+    with serving(SlowEngine(0), host="0.0.0.0", api_key="läng-enough-key") as (server, client):
+        client.base_url = f"http://127.0.0.1:{server.port}"
+        key = "läng-enough-key".encode()
+        right = [{"x-api-key": key}, {"authorization": b"Bearer " + key}, {"authorization": b"bearer " + key}]
+        wrong = [{}, {"x-api-key": b"l"}, {"x-api-key": b""}, {"authorization": key}, {"authorization": b"Basic " + key},
+                 {"authorization": b"Bearer"}, {"x-api-key": key + b"x"}]  # fmt: skip
+        for headers in wrong:
+            for method, path in (
+                ("POST", "/predict"),
+                ("POST", "/explain"),
+                ("GET", "/metrics"),
+                ("GET", "/openapi.json"),
+            ):
+                reply = client.request(method, path, headers=headers, json={"x": 1})
+                assert reply.status_code == 401 and reply.headers["www-authenticate"] == "Bearer", (headers, path)
+        for headers in right:
+            reply = client.post("/predict", json={"x": 1}, headers=headers)
+            assert reply.status_code == 200, headers
+        assert [client.get(p).status_code for p in ("/healthz", "/readyz", "/docs")] == [200] * 3
+        assert (
+            client.post("/predict", json={"x": 1}, headers={**right[0], "host": "model.example.org"}).status_code == 200
+        )
+
+
+FOREIGN = [
+    ({"host": "evil.example"}, 421),
+    ({"host": "evil.example:8000"}, 421),
+    ({"host": "127.0.0.1.evil.example"}, 421),
+    ({"host": "localhost@evil.example"}, 421),
+    ({"host": "[::1"}, 421),
+    ({"host": "0.0.0.0"}, 421),
+    ({"origin": "http://evil.example"}, 403),
+    ({"origin": "http://localhost:1"}, 403),
+    ({"origin": "null"}, 403),
+    ({"origin": "file://"}, 403),
+    ({"sec-fetch-site": "cross-site"}, 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), FOREIGN)
+def test_foreign_hosts_and_origins(headers, status):
+    """DNS rebinding sends the attacker's Host, a form on another site its Origin."""
+    with serving(SlowEngine(0)) as (server, client):
+        reply = client.post("/predict", json={"x": 1}, headers=headers)
+        assert reply.status_code == status and reply.json()["error"]["id"].startswith("serve.foreign_")
+        assert "access-control-allow-origin" not in reply.headers
+        own = {"origin": server.url, "sec-fetch-site": "same-origin"}
+        assert client.post("/predict", json={"x": 1}, headers=own).status_code == 200
+        assert client.post("/predict", json={"x": 1}, headers={"host": "LOCALHOST:9"}).status_code == 200
+
+
+def test_a_proxys_name_can_be_allowed():
+    with serving(SlowEngine(0), hosts=["models.example.org"]) as (_, client):
+        names = {"models.example.org": 200, "evil.example": 421}
+        assert {n: client.post("/predict", json={"x": 1}, headers={"host": n}).status_code for n in names} == names
+
+
+def test_a_taken_port_is_one_sentence():
+    with serving(SlowEngine(0)) as (server, _), pytest.raises(RequestError) as e:
+        prepare(SlowEngine(0), port=server.port)
+    assert e.value.id == "serve.no_port"
+
+
+# -- how much ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_body_limit_holds_while_the_body_is_read():
+    with serving(SlowEngine(0), body=1000) as (server, client):
+        announced, _ = talk(server, HEAD + b"content-length: 1000000000\r\n\r\n")
+        assert b" 413 " in announced.split(b"\r\n")[0] and b"serve.body_too_large" in announced
+        piece = b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n"
+        chunked, sent = talk(server, HEAD + b"transfer-encoding: chunked\r\n\r\n", *[piece] * 800)
+        assert sent < 30_000_000  # it hung up long before the end
+        assert not chunked or b" 413 " in chunked.split(b"\r\n")[0]
+        small = b'{"x": 1}'
+        fine, _ = talk(server, HEAD + b"transfer-encoding: chunked\r\n\r\n", b"8\r\n" + small + b"\r\n0\r\n\r\n")
+        assert b" 200 " in fine.split(b"\r\n")[0]
+        assert (
+            client.post("/predict", content=b" " * 1001, headers={"content-type": "application/json"}).status_code
+            == 413
+        )
+
+
+def test_smuggled_and_broken_requests_are_refused():
+    with serving(SlowEngine(0)) as (server, client):
+        for lines in (b"content-length: -1\r\n\r\n", b"content-length: 1e3\r\n\r\n", b"content-length: 5\r\ncontent-length: 6\r\n\r\n",
+                      b"transfer-encoding: nonsense\r\n\r\n", b"x: " + b"y" * 200_000 + b"\r\n\r\n", b"\0\r\n\r\n"):  # fmt: skip
+            answer, _ = talk(server, HEAD + lines)
+            assert answer.split(b" ")[1:2] != [b"200"] and b" 500 " not in answer.split(b"\r\n")[0]
+        assert client.post("/predict", json={"x": 1}).status_code == 200
+
+
+def test_a_body_that_trickles_in_is_cut_off():
+    with serving(SlowEngine(0), deadline=0.4) as (server, _):
+        answer, _ = talk(server, HEAD + b"content-length: 100\r\n\r\n", b'{"x"', pause=0.1)
+        assert b" 408 " in answer.split(b"\r\n")[0]
+        assert server.service.inside == 0
+
+
+# -- how long ----------------------------------------------------------------------------------------------------------
+
+
+def test_deadlines():
+    engine = SlowEngine(0.5)
+    with serving(engine, workers=1, batch=1, deadline=0.3) as (_, client), ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda x: client.post("/predict", json={"x": x}), range(3)))
+        statuses = sorted(r.status_code for r in replies)
+        assert statuses == [503, 503, 504]
+        assert all("retry-after" in r.headers for r in replies if r.status_code == 503)
+        time.sleep(0.6)
+        assert sum(engine.batches) == 1  # what nobody waited for any more was not computed
+
+
+def test_work_of_clients_that_have_gone_is_dropped():
+    engine = SlowEngine(0.3)
+    with serving(engine, workers=1, batch=1) as (server, client):
+        body = b'{"x": 1}'
+        waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+        for s in waiting:
+            s.sendall(HEAD + b"content-length: 8\r\n\r\n" + body)
+        time.sleep(0.15)
+        for s in waiting:
+            s.close()
+        began = time.monotonic()
+        assert client.post("/predict", json={"x": 2}).status_code == 200
+        assert time.monotonic() - began < 1.0  # not six times 0.3 s
+        assert len(engine.batches) <= 3 and server.service.metrics.dropped >= 4
+
+
+async def flood(port, rate, seconds):
+    """Open-loop load: (status, seconds, hint) of every request, whether or not earlier ones were answered."""
+    request = HEAD + b"connection: close\r\ncontent-length: 8\r\n\r\n" + b'{"x": 1}'
+    results = []
+
+    async def one():
+        began = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        reply = await reader.read()
+        results.append((int(reply[9:12]), time.monotonic() - began, b"retry-after" in reply))
+        writer.close()
+        await writer.wait_closed()
+
+    began, tasks = time.monotonic(), []
+    for i in range(int(rate * seconds)):
+        await asyncio.sleep(max(0, began + i / rate - time.monotonic()))
+        tasks.append(asyncio.create_task(one()))
+    await asyncio.gather(*tasks)
+    return results
+
+
+def run_apart(queue):
+    """A server process of its own, so that the client's work does not slow it: 50 ms an answer, one at a time."""
+    code = (
+        "from tests.serving import SlowEngine; from luban.stages.serve import serve\n"
+        f"serve(SlowEngine(0.05), port=0, workers=1, batch=1, queue={queue})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=os.getcwd())
+    line = process.stderr.readline()
+    return process, next(w for w in line.split() if w.startswith("http"))
+
+
+def overloaded(queue, seconds):
+    """Seconds of the answered and of the rejected requests, sorted, under four times what the server can do."""
+    process, url = run_apart(queue)
+    try:
+        results = asyncio.run(flood(int(url.rpartition(":")[2]), 80, seconds))
+        began = time.monotonic()
+        assert httpx.post(url + "/predict", json={"x": 1.0}).status_code == 200
+        after = time.monotonic() - began
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        process.stderr.close()
+    answered = sorted(s for status, s, _ in results if status == 200)
+    rejected = sorted(s for status, s, _ in results if status == 429)
+    assert len(answered) + len(rejected) == len(results)
+    assert all(hint for status, _, hint in results if status == 429)
+    return answered, rejected, after
+
+
+def test_overload():
+    """Rejections come at once, answers within the queue's length, and as many of them as without overload."""
+    answered, rejected, after = overloaded(queue=8, seconds=2)
+    assert rejected[len(rejected) // 2] < 0.05 < answered[len(answered) // 2]
+    assert answered[len(answered) // 2] < (8 + 2) * 0.05
+    assert len(answered) >= 0.8 * 2 / 0.05 * 0.9
+    assert after < 2
+
+
+def test_control_an_unbounded_queue_rejects_nobody_and_answers_ever_later():
+    answered, rejected, _ = overloaded(queue=100_000, seconds=1)
+    assert not rejected and answered[len(answered) // 2] > (8 + 2) * 0.05
+
+
+@pytest.mark.slow
+def test_overload_for_long():
+    """The figures to reach, on a machine that does nothing else."""
+    answered, rejected, after = overloaded(queue=8, seconds=30)
+    last = lambda x: x[int(0.99 * len(x))]  # noqa: E731
+    assert last(rejected) <= 0.1 and last(answered) <= 8 * 0.05 + 2 * 0.05 and after < 0.5
+    assert len(answered) >= 0.9 * 30 / 0.05
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(number):
+    """Accepted requests are answered, new ones get 503 with a hint, readiness says no, and the exit is clean."""
+    process, url = run_apart(256)
+    try:
+        with httpx.Client(base_url=url, timeout=20) as client, ThreadPoolExecutor(21) as pool:
+            client.get("/readyz").raise_for_status()
+            asked = [pool.submit(client.post, "/predict", json={"x": float(i)}) for i in range(20)]
+            while not client.get("/metrics").text.count("luban_requests_inside 20"):
+                assert not all(a.done() for a in asked)
+                if sum(a.done() for a in asked) > 3:
+                    break
+            process.send_signal(number)
+            time.sleep(0.1)
+            ready, alive = client.get("/readyz"), client.get("/healthz")
+            late = client.post("/predict", json={"x": 1.0})
+            answers = [a.result() for a in asked]
+        assert ready.status_code == 503 and alive.status_code == 200
+        assert late.status_code == 503 and "retry-after" in late.headers
+        assert [a.status_code for a in answers] == [200] * 20
+        assert [a.json()["rows"][0]["answers"]["y"]["value"] for a in answers] == [float(i) for i in range(20)]
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_second_signal_leaves_at_once():
+    code = (
+        "from tests.serving import SlowEngine; from luban.stages.serve import serve\n"
+        "serve(SlowEngine(3), port=0, workers=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    url = next(w for w in process.stderr.readline().split() if w.startswith("http"))
+    asker = threading.Thread(target=lambda: _quietly(url))
+    asker.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.wait(10)
+    process.stderr.close()
+    asker.join()
+    assert time.monotonic() - began < 5
+
+
+def _quietly(url):
+    try:
+        httpx.post(url + "/predict", json={"x": 1.0})
+    except httpx.HTTPError:
+        return
+
+
+@pytest.mark.slow
+def test_twenty_stops_under_load():
+    for _ in range(20):
+        test_a_signal_drains(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_ten_thousand_bad_requests_leave_no_log_and_no_memory():
+    """Disk growth and memory growth of the server process."""
+    process, url = run_apart(256)
+    try:
+        memory = lambda: int(open(f"/proc/{process.pid}/statm").read().split()[1]) * 4096  # noqa: E731, SIM115
+        with httpx.Client(base_url=url) as client:
+            client.post("/predict", content=b"{", headers={"content-type": "application/json"})
+            before = memory()
+            for i in range(10_000):
+                body = json.dumps({"x": "no" * (i % 50), f"k{i}": [i]}).encode()[: 10 + i % 60]
+                reply = client.post(
+                    "/predict", content=body, headers={"content-type": "application/json", "x-i": str(i)}
+                )
+                assert 400 <= reply.status_code < 500
+            assert memory() - before < 50_000_000
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert len(process.stderr.read()) < 10_000
+    process.stderr.close()
