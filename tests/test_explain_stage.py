@@ -122,7 +122,7 @@ def test_text_image_number_and_category_together(method):
         if method == "kernel-shap":
             assert row["gap_relative"] <= 1e-6 and row["standard_error"] > 0
     page = report.to_html()
-    assert "<img" in page and 'class="seg"' in page and "<svg" in page
+    assert "<img" in page and 'class="seg"' in page and ("<svg" in page) == (method != "grad-cam")
     assert report.numbers["without"] == (["stars", "kind"] if method == "grad-cam" else [])
 
 
@@ -267,6 +267,45 @@ def test_deletion_tells_a_good_order_from_a_wrong_one(monkeypatch):
     bad = explain(model, data, method="kernel-shap", rows=20).numbers["rows"]
     mean = lambda rows: np.mean([r["deletion_z"] for r in rows])  # noqa: E731
     assert mean(good) > 1 and mean(bad) < -1
+
+
+def test_grad_cam_finds_the_place_that_matters():
+    """A network that sums the green of one corner: the map is its share of the score, and empty for the opposite answer."""
+    from torch import nn
+
+    from luban.stages.explain.grad_cam import grad_cam
+
+    layer = nn.Conv2d(3, 2, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.weight[0, 1] = 1.0
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = grad_cam(lambda: layer(x)[:, 0, :4, :4].sum((1, 2)), layer, (8, 8))
+    assert torch.allclose(found, x[:, 1] * 16 / 64, atol=1e-6)  # weight of the channel: the mean of its gradient
+    assert (grad_cam(lambda: -layer(x)[:, 0].sum((1, 2)), layer, (8, 8)) == 0).all()  # what speaks against is not shown
+    stretched = grad_cam(lambda: layer(x).sum((1, 2, 3)), layer, (16, 16))
+    assert stretched.shape == (2, 16, 16)
+    with pytest.raises(ValueError):
+        grad_cam(lambda: layer(x).sum((1, 2, 3)), layer, (8,))
+    with pytest.raises(ValueError):
+        grad_cam(lambda: x.sum((1, 2, 3)).requires_grad_(), layer, (8, 8))
+
+
+def test_captum_agrees_on_grad_cam_and_on_integrated_gradients():
+    captum = pytest.importorskip("captum.attr")
+    from torch import nn
+
+    from luban.stages.explain.grad_cam import grad_cam
+    from luban.stages.explain.integrated_gradients import integrated_gradients
+
+    torch.manual_seed(0)
+    layer, rest = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    network, x = nn.Sequential(layer, rest).eval(), torch.rand(2, 3, 8, 8)
+    theirs = captum.LayerGradCam(network, layer).attribute(x, target=1, relu_attributions=True)[:, 0]
+    assert torch.allclose(grad_cam(lambda: network(x)[:, 1], layer, (6, 6)), theirs, atol=1e-6)
+    mine = integrated_gradients(lambda e, i: network(e["x"])[:, 1], {"x": x}, {"x": torch.zeros_like(x)})
+    theirs = captum.IntegratedGradients(network).attribute(x, target=1, n_steps=50)
+    assert torch.allclose(mine.weights["x"].float(), theirs.float(), atol=1e-5)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def text_of(value: Any) -> str | None:
 def coloured(inner: str, weight: float) -> str:
     """A span whose background says how much (opacity) and which way (hue) it spoke; `inner` is HTML."""
     strength = min(abs(float(weight)), 1.0)
-    hue = "var(--for, 34, 139, 94)" if weight >= 0 else "var(--against, 200, 60, 60)"
+    hue = "208, 59, 59" if weight >= 0 else "47, 111, 222"  # for red, against blue, as in pictures and bars
     return (
         f'<span class="seg" style="background:rgba({hue},{strength * 0.75:.2f})" title="{weight:+.3f}">{inner}</span>'
     )

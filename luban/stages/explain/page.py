@@ -15,16 +15,18 @@ from luban.report import Report
 
 if TYPE_CHECKING:
     from luban.stages.explain import Explanation
+    from luban.stages.explain.game import Example
 
 SHOWN = 50  # rows drawn; all of them stand in the numbers
 BARS = 20
-GOOD_GAP, GOOD_FIT, GOOD_Z = 0.01, 0.8, 2.0
+GOOD_GAP, GOOD_FIT, GOOD_Z, FAIR_Z = 0.01, 0.8, 2.0, 1.0
 
 
 def page(found: Explanation, columns: Mapping[str, Column], settings: Mapping[str, Any]) -> Report:
     report = Report("explain", say("explain.title", output=found.output), numbers(found, settings))
     report.text(say(f"explain.about.{found.method}"))
-    report.text(say("explain.scale.class" if hasattr(columns[found.output], "labels") else "explain.scale.number"))
+    kind = "map" if found.method == "grad-cam" else "class" if hasattr(columns[found.output], "labels") else "number"
+    report.text(say(f"explain.scale.{kind}"))
     verdict(report, found)
     overall(report, found)
     report.heading(say("explain.rows"))
@@ -88,7 +90,7 @@ def verdict(report: Report, found: Explanation) -> None:
     z = found.deletion.z[np.isfinite(found.deletion.z)]
     if found.completeness is not None:
         worst = np.nanmax(found.completeness.relative, initial=0.0)
-        values = {"gap": number(float(found.completeness.gap.max())), "percent": f"{100 * worst:.2g}"}
+        values = {"gap": number(float(found.completeness.gap.max()), 2), "percent": _percent(worst)}
         report.note("good" if worst <= GOOD_GAP else "warn", say("explain.error.completeness", **values))
     if "standard_error" in found.own:
         exact = bool(np.all(found.own["exact"]))
@@ -106,12 +108,15 @@ def verdict(report: Report, found: Explanation) -> None:
         report.note("warn", say("explain.without", inputs=list(found.without)))
     if len(z):
         mean = float(z.mean())
-        report.note("good" if mean >= GOOD_Z else "warn", say("explain.error.deletion", z=f"{mean:.1f}", orders=20))
+        report.note(
+            "good" if mean >= GOOD_Z else "info" if mean >= FAIR_Z else "warn",
+            say("explain.error.deletion", z=f"{mean:.1f}", orders=20),
+        )
 
 
 def overall(report: Report, found: Explanation) -> None:
     ranked = importance(found)
-    if len(ranked) > 1:
+    if len(ranked) > 1 and found.method != "grad-cam":  # maps of several inputs have no common scale
         names, values = zip(*ranked[:BARS])
         title = say("explain.importance", rows=len(found.examples))
         report.plot(title, plots.bars(names, values, x_label=say("explain.importance.axis")))
@@ -119,14 +124,18 @@ def overall(report: Report, found: Explanation) -> None:
 
 def summary(found: Explanation) -> tuple[list[str], list[list[Any]]]:
     """One line a row: what was answered and explained, from which score to which, and the errors."""
-    own = {n: v for n, v in _errors(found).items() if n not in ("deletion", "deletion_random", "exact")}
-    heads = ["row", "answer", "probability", "explained", "baseline", "score", *own]
-    lines = []
-    for i, e in enumerate(found.examples):
-        a = found.answers[i]
-        line = [e.row, _value(a.value), a.probability, _value(found.explained[i])]
-        lines.append([*line, float(found.baseline[i]), float(found.score[i]), *(v[i].item() for v in own.values())])
-    return [say(f"explain.column.{h}") for h in heads], lines
+    hidden = ("deletion", "deletion_random", "exact", "steps", "gap")
+    own = {n: v for n, v in _errors(found).items() if n not in hidden}
+    answered = [_value(a.value) for a in found.answers]
+    told: dict[str, list[Any]] = {"row": [e.row for e in found.examples], "answer": answered}
+    if any(a.probability is not None for a in found.answers):
+        told["probability"] = [a.probability for a in found.answers]
+    if (explained := [_value(e) for e in found.explained]) != answered:
+        told["explained"] = explained
+    told |= {"baseline": found.baseline.tolist(), "score": found.score.tolist()} | {
+        n: v.tolist() for n, v in own.items()
+    }
+    return [say(f"explain.column.{h}") for h in told], [list(line) for line in zip(*told.values())]
 
 
 def _value(value: Any) -> str:
@@ -134,30 +143,35 @@ def _value(value: Any) -> str:
 
 
 def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: int) -> None:
-    """One row: a bar for each column, and every column with several segments as a person sees it."""
+    """One row: its own error, every column with several segments as a person sees it, and a bar for each column."""
     e, parts = found.examples[i], found.by_column()[i]
     parts = {n: w for n, w in parts.items() if n not in found.without}
     report.heading(say("explain.row", row=e.row, answer=_value(found.explained[i])), 3)
+    report.text(_said(found, i))
     for name, w in parts.items():
         if len(w) > 1:
             most = np.abs(w).max()
-            report.html(
-                name, columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist()), _said(found, i)
-            )
-    ranked = sorted(parts, key=lambda n: -abs(parts[n].sum()))
-    if len(ranked) == 1 and len(parts[ranked[0]]) > 1:
-        return
-    bars = {_label(name, e, parts[name]): float(parts[name].sum()) for name in ranked[:BARS]}
-    if len(ranked) > BARS:
-        bars[say("explain.others", count=len(ranked) - BARS)] = sum(float(parts[n].sum()) for n in ranked[BARS:])
+            report.html(name, columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist()))
+    if found.method != "grad-cam" and (len(parts) > 1 or any(len(w) == 1 for w in parts.values())):
+        report.plot("", _bars(found, e, parts, i))
+
+
+def _bars(found: Explanation, e: Example, parts: Mapping[str, np.ndarray], i: int) -> str:
+    """A signed bar a column, the sum of its segments; whiskers are 95 % of the sampling error."""
+    sums = {n: float(w.sum()) for n, w in parts.items()}
+    ranked = sorted(sums, key=lambda n: -abs(sums[n]))
+    shown, rest = ranked[:BARS], ranked[BARS:]
+    names, values = [_label(n, e, parts[n]) for n in shown], [sums[n] for n in shown]
     whiskers = None
-    if found.error is not None and not found.own["exact"][i] and len(ranked) <= BARS:
+    if found.error is not None and not found.own["exact"][i]:
         error = {n: 1.96 * float(np.sqrt((s**2).sum())) for n, s in e.split(found.error[i]).items()}
-        whiskers = [[bars[_label(n, e, parts[n])] - error[n], bars[_label(n, e, parts[n])] + error[n]] for n in ranked]
-    report.plot("", plots.bars(list(bars), list(bars.values()), whiskers, signed=True), _said(found, i))
+        whiskers = [[sums[n] - error[n], sums[n] + error[n]] for n in shown] + [[np.nan, np.nan]] * bool(rest)
+    if rest:
+        names, values = [*names, say("explain.others", count=len(rest))], [*values, sum(sums[n] for n in rest)]
+    return plots.bars(names, values, whiskers, signed=True)
 
 
-def _label(name: str, e: Any, weights: np.ndarray) -> str:
+def _label(name: str, e: Example, weights: np.ndarray) -> str:
     value = e.raw[name]
     return (
         name
@@ -166,19 +180,16 @@ def _label(name: str, e: Any, weights: np.ndarray) -> str:
     )
 
 
+def _percent(share: float) -> str:
+    return "–" if share != share else f"{100 * share:.2g}" if share > 1e-5 else "< 0.001"
+
+
 def _said(found: Explanation, i: int) -> str:
     """The row's own error in words."""
     own = errors(found, i)
     parts = [say("explain.said.ends", score=number(float(found.score[i])), baseline=number(float(found.baseline[i])))]
     if "gap" in own:
-        percent = own["gap_relative"]
-        parts.append(
-            say(
-                "explain.said.gap",
-                gap=number(own["gap"]),
-                percent="–" if percent != percent else f"{100 * percent:.2g}",
-            )
-        )
+        parts.append(say("explain.said.gap", gap=number(own["gap"], 2), percent=_percent(own["gap_relative"])))
     if "fit" in own:
         parts.append(say("explain.said.fit", fit=f"{own['fit']:.3f}", error=number(own["surrogate_error"])))
     if "standard_error" in own and not own["exact"]:

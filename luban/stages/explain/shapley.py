@@ -69,6 +69,23 @@ def _error(plan: Design, rest: np.ndarray, away: np.ndarray) -> np.ndarray:
     return np.sqrt((residual**2 * plan.left) @ (plan.solve[:, :pairs] ** 2).T)
 
 
+def masked_rows(
+    score: Callable[[np.ndarray], np.ndarray], x: np.ndarray, background: np.ndarray, *, batch: int = 4096
+) -> Game:
+    """The game of plain table rows: x (R, S), features that are gone take the value of `background` (S,).
+
+    `score` maps (B, S) to (B,) and is called with about `batch` rows at a time, those of several instances together.
+    """
+
+    def game(keep: np.ndarray) -> np.ndarray:
+        together = max(1, batch // len(keep))
+        parts = (x[i : i + together, None] for i in range(0, len(x), together))
+        masked = (np.where(keep, part, background).reshape(-1, x.shape[1]) for part in parts)
+        return np.concatenate([score(m) for m in masked]).reshape(len(x), len(keep))
+
+    return game
+
+
 def exact_shapley(game: Game, players: int) -> np.ndarray:
     """Shapley values (R, S) by their definition, from all 2^S coalitions: the reference that others are checked against."""
     every = (np.arange(2**players)[:, None] >> np.arange(players)) & 1 == 1
