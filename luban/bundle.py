@@ -38,6 +38,7 @@ from luban.columns.base import Column, from_json
 from luban.columns.examples import Arrays
 from luban.errors import BundleError
 from luban.nn.edits import replay
+from luban.nn.quantized import unpacked
 from luban.nn.tokens import Batch
 from luban.recipe import Recipe
 from luban.report import Report
@@ -133,7 +134,9 @@ class Bundle:
         return copy.deepcopy(self.network)
 
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.network.parameters())
+        """Weights, those stored as int8 included."""
+        buffers = (b for b in self.network.buffers() if b.dtype == torch.int8)
+        return sum(t.numel() for t in (*self.network.parameters(), *buffers))
 
     def bytes(self) -> int:
         """Size of the weights, as saved."""
@@ -231,7 +234,7 @@ class TorchEngine:
     """The network in PyTorch, behind the interface that every engine has."""
 
     def __init__(self, bundle: Bundle, device: str = "cpu"):
-        self.network = bundle.network.to(device).eval()
+        self.network = unpacked(bundle.network.to(device).eval())
         self.columns, self.inputs, self.outputs, self.device = bundle.columns, bundle.inputs, bundle.outputs, device
 
     @torch.inference_mode()

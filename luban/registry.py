@@ -52,6 +52,7 @@ EDITS = {
 STAGES = {
     "train": "luban.stages.train:train",
     "evaluate": "luban.stages.evaluate:evaluate",
+    "compress": "luban.stages.compress:compress",
     "explain": "luban.stages.explain:explain",
     "serve": "luban.stages.serve:serve",
 }

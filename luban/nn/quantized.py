@@ -7,6 +7,7 @@ See `docs/decisions/0003-quantised-layers.md`.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -37,8 +38,12 @@ class Quantized(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
+    dense: Tensor | None = None  # the product, kept by `unpacked`
+
     @property
     def weight(self) -> Tensor:
+        if self.dense is not None:
+            return self.dense
         return self.q.to(self.scale.dtype) * _over(self.scale, self.q)
 
 
@@ -96,6 +101,20 @@ class QuantRecurrent(nn.Module):
         weights = [self.ih.weight, self.hh.weight, self.ih.bias, self.hh.bias]
         found = RUN[self.kind](x, states, weights, True, 1, 0.0, self.training, False, True)
         return found[0], found[1:]
+
+
+def unpacked(network: nn.Module) -> nn.Module:
+    """A copy that keeps the products, so that an engine makes them once; the same answers bit for bit, more memory.
+
+    The network itself where nothing of it is quantised.
+    """
+    if not any(isinstance(m, Quantized) for m in network.modules()):
+        return network
+    twin = copy.deepcopy(network)
+    for module in twin.modules():
+        if isinstance(module, Quantized) and not isinstance(module, QuantEmbedding):
+            module.dense = module.weight.detach()
+    return twin
 
 
 def _one_layer(layer: nn.Module) -> bool:

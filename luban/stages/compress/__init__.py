@@ -1,0 +1,91 @@
+"""compress: a smaller model, and what it is worth beside the one it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from luban.bundle import Bundle
+from luban.columns.examples import encode
+from luban.console import tell
+from luban.data.prepare import prepare
+from luban.errors import DataError
+from luban.messages import say
+from luban.settings import Count, Fraction, Natural, Positive, Range
+from luban.stages.compress import methods
+from luban.stages.compress.compare import compared, sample
+from luban.stages.compress.page import page
+
+
+def compress(
+    bundle: Bundle,
+    data: Any,
+    *,
+    distill: str | None = None,
+    prune: Annotated[float, Range(low=0, high=0.99)] | None = None,
+    kind: Literal["structured", "magnitude"] = "structured",
+    quantize: Literal["int8"] | None = None,
+    epochs: Natural = 0,
+    healing: Natural = 3,
+    share: Fraction = 0.7,
+    temperature: Positive = 2.0,
+    explain: Natural = 32,
+    resamples: Count = 500,
+) -> Bundle:
+    """Distil, then prune, then quantise, whatever of it is asked for (int8 when nothing is); measured before and after.
+
+    `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains), `share` of the loss
+    against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
+    weights (`magnitude`: zeros, which only pack better), then `healing` epochs of training on. `explain`: rows whose
+    explanations are compared. Without data and without the training rows only sizes are known.
+    Raises RequestError, DataError without rows to learn from, Unsupported where the network cannot be changed so.
+    """
+    data = data if data is not None else own_rows(bundle)
+    if distill is None and prune is None and quantize is None:
+        quantize = "int8"
+    result, done = bundle, []
+    if distill is not None:
+        result = methods.distilled(bundle, *_learning(bundle, data, "distill"), str(distill), epochs=epochs, share=share, temperature=temperature)  # fmt: skip
+        done.append(say("compress.did.distill", target=distill))
+    if prune is not None:
+        result, sentence = _pruned(result, data, prune, kind, healing)
+        done += sentence
+    if quantize is not None:
+        result = methods.quantised(result)
+        done.append(say("compress.did.quantize"))
+    tell("compress.measuring")
+    zeros = prune is not None and kind == "magnitude" and distill is None and quantize is None
+    found = compared(bundle, result, data, explain=explain, resamples=resamples, zeros=zeros)
+    report = page(say("compress.title", task=bundle.recipe.task()), done, found)
+    return result.with_report(report)
+
+
+def own_rows(bundle: Bundle) -> Any:
+    """The rows that the recipe names, when they are still there; else None."""
+    named = bundle.recipe.data.get("rows")
+    return prepare(bundle.recipe) if named and Path(named).exists() else None
+
+
+def _pruned(bundle: Bundle, data: Any, share: float, kind: str, healing: int) -> tuple[Bundle, list[str]]:
+    if kind == "magnitude":
+        result = methods.without_weights(bundle, share)
+    else:
+        if data is None or not len(data.held_out()[1]):
+            raise DataError("compress.no_rows", what="prune")
+        result = methods.without_channels(bundle, share, sample(bundle, data))
+    done = [say(f"compress.did.{kind}", share=f"{share:.0%}")]
+    if healing and data is not None and len(data.part("train")):
+        result = methods.healed(result, *_learning(result, data, "prune"), healing)
+        done.append(say("compress.did.healing", epochs=healing))
+    elif healing:
+        done.append(say("compress.no_healing"))
+    return result, done
+
+
+def _learning(bundle: Bundle, data: Any, what: str) -> tuple[Any, Any]:
+    """Training and validation examples. Raises DataError where there is nothing to learn from."""
+    if data is None or not len(data.part("train")):
+        raise DataError("compress.no_rows", what=what)
+    framed = (data.framed(p, bundle.recipe.frame) for p in ("train", "validation"))
+    training, validation = (encode(bundle.columns, bundle.inputs, bundle.outputs, f) for f in framed)
+    return training, validation

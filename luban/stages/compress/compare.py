@@ -1,0 +1,151 @@
+"""The model before and after on the same held-out rows: size, time, every metric, agreement, explanations."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from luban.bundle import Bundle
+from luban.columns import answering
+from luban.columns.examples import Examples, encode
+from luban.evaluation import paired, views
+from luban.evaluation.attribution import attributions, likeness
+from luban.evaluation.intervals import Metric, mean
+from luban.evaluation.latency import one_thread, speedup, timings
+from luban.evaluation.table import table
+from luban.nn.tokens import Batch
+
+BATCHES = (1, 32)
+
+
+@dataclass
+class Comparison:
+    """All that was measured, as `numbers` for JSON; `difference` is after - before."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    speed: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, list[Metric]]] = field(default_factory=dict)  # output -> metric -> before, after, diff
+    agreement: dict[str, dict[str, Any]] = field(default_factory=dict)
+    explanations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: int = 0
+    part: str = ""
+    explained: int = 0
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "part": self.part,
+            "before": self.before,
+            "after": self.after,
+            "threads": 1,
+            "speedup": self.speed,
+            "outputs": {
+                n: {m: dict(zip(("before", "after", "difference"), v)) for m, v in metrics.items()}
+                for n, metrics in self.metrics.items()
+            },
+            "agreement": self.agreement,
+            "explanations": {"rows": self.explained, **self.explanations},
+        }
+
+
+def sizes(bundle: Bundle, packed: bool = False) -> dict[str, Any]:
+    """Bytes of the weights as saved, weights in all and those that are not zero; `packed`: bytes after zlib, too."""
+    tensors = [*bundle.network.parameters(), *(b for b in bundle.network.buffers() if b.dtype == torch.int8)]
+    found: dict[str, Any] = {
+        "bytes": bundle.bytes(),
+        "parameters": bundle.parameters(),
+        "nonzero": sum(int(torch.count_nonzero(t)) for t in tensors),
+    }
+    if packed:
+        found["packed_bytes"] = sum(
+            len(zlib.compress(t.detach().cpu().contiguous().numpy().tobytes())) for t in tensors
+        )
+    return found
+
+
+def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resamples: int, zeros: bool) -> Comparison:
+    """Measure both models. Without data only their sizes. `zeros`: all that was done is to set weights to zero."""
+    found = Comparison(sizes(before, zeros), sizes(after, zeros))
+    if data is None:
+        return found
+    found.part, rows = data.held_out()
+    examples = encode(before.columns, before.inputs, (), data.framed(rows, before.recipe.frame))
+    found.rows = len(examples)
+    if not found.rows:
+        return found
+    _time(found, before, after, examples)
+    if zeros:  # the same arithmetic: whatever the clock said, it was chance
+        found.speed = {b: {**s, "faster": False} for b, s in found.speed.items()}
+    _judge(found, before, after, data, rows, resamples)
+    raw = [answering.outputs_of(b.engine, examples) for b in (before, after)]
+    for name in raw[0]:
+        found.agreement[name] = agreement(before.columns[name], raw[0][name], raw[1][name])
+    if explain and all(hasattr(before.network, v) for v in ("embed", "score")):
+        found.explained = min(explain, found.rows)
+        found.explanations = explained(before, after, examples, found.explained, raw[0])
+    return found
+
+
+def _time(found: Comparison, before: Bundle, after: Bundle, examples: Examples) -> None:
+    with one_thread():
+        for size in BATCHES:
+            arrays = examples.arrays(np.arange(size) % len(examples))
+            first, second = timings([before.engine, after.engine], arrays)
+            found.before[f"milliseconds_{size}"], found.after[f"milliseconds_{size}"] = first.per_row, second.per_row
+            found.speed[str(size)] = speedup(first, second)
+
+
+def _judge(found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np.ndarray, resamples: int) -> None:
+    judged = [table(b, data, rows) for b in (before, after)]
+    for name in judged[0].outputs:
+        seed = before.recipe.seed
+        first, second = (views.view(name, t.outputs[name], t, resamples=resamples, seed=seed) for t in judged)
+        differences = difference(first, second, seed, resamples)
+        found.metrics[name] = {
+            m: [first.metrics[m], second.metrics[m], d] for m, d in differences.items() if m in first.metrics
+        }
+
+
+def difference(before: Any, after: Any, seed: int, resamples: int) -> dict[str, Metric]:
+    """Paired differences of every metric of two views of the same rows, by what the views hold."""
+    if hasattr(before, "probabilities"):
+        return paired.of_classes(
+            before.truth, before.probabilities, after.probabilities, seed=seed, resamples=resamples
+        )
+    return paired.of_numbers(before.truth, before.answers, after.answers, seed=seed, resamples=resamples)
+
+
+def agreement(column: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """How often both give the same answer; for numbers their correlation and mean distance in raw units."""
+    first, second = (column.decode_all(o) for o in (before, after))
+    if first[0].probability is not None:
+        return {"same": mean(np.array([a.value == b.value for a, b in zip(first, second)], float))}
+    a, b = (np.array([x.value for x in side], float) for side in (first, second))
+    varies = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
+    return {"correlation": float(np.corrcoef(a, b)[0, 1]) if varies else None, "distance": mean(np.abs(a - b))}
+
+
+def explained(before: Bundle, after: Bundle, examples: Examples, count: int, raw: dict[str, Any]) -> dict[str, Any]:
+    """Per output: cosine and rank correlation of the two models' integrated gradients, for the answers given before."""
+    arrays = examples.arrays(np.arange(count))
+    result = {}
+    for name, o in raw.items():
+        column = before.columns[name]
+        labels = {label: i for i, label in enumerate(getattr(column, "labels", ()))}
+        answers = np.array([labels.get(a.value, 0) for a in column.decode_all(o[:count])], np.int64)
+        both = [attributions(b.network, b.columns, arrays, name, answers) for b in (before, after)]
+        cosine, rank = likeness(*both)
+        result[name] = {"cosine": mean(cosine[~np.isnan(cosine)]), "rank": mean(rank[~np.isnan(rank)])}
+    return result
+
+
+def sample(bundle: Bundle, data: Any, count: int = 8) -> Batch:
+    """A few real examples to try a network on. Raises IndexError without rows."""
+    rows = data.held_out()[1][:count]
+    examples = encode(bundle.columns, bundle.inputs, (), data.framed(rows, bundle.recipe.frame))
+    return Batch.of(examples.arrays(np.arange(len(examples))))

@@ -1,0 +1,209 @@
+"""The ways to a smaller network, each a plain function that gives a changed copy and the edits that led there.
+
+Pruning by magnitude: Han et al. 2015, "Learning both Weights and Connections". Channels are ranked by the size of what
+they are made of times the size of what reads them (Li et al. 2017, "Pruning Filters for Efficient ConvNets", both sides).
+Distillation: Hinton et al. 2015.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luban import registry
+from luban.bundle import Bundle, build_network
+from luban.columns.examples import Examples
+from luban.errors import RequestError, Unsupported, problem
+from luban.messages import say
+from luban.nn import channels
+from luban.nn.edits import replay
+from luban.nn.quantized import Quantized, stand_in
+from luban.nn.tokens import Batch
+from luban.recipe import Part, Recipe
+from luban.settings import SIZES
+from luban.training.loop import History, Plan, fit
+from luban.training.objectives import Distillation, supervised
+from luban.training.random import seed_torch
+from luban.training.steps import plain
+
+LEAST = 64  # weights that a layer needs for int8 to be worth its scales
+
+
+def edited(bundle: Bundle, edit: dict[str, Any]) -> Bundle:
+    """The Bundle with one more edit, on a network of its own."""
+    network = replay(bundle.copy_network(), [edit]).eval()
+    return replace(bundle, network=network, edits=[*bundle.edits, edit])
+
+
+def quantised(bundle: Bundle) -> Bundle:
+    """Every layer that can be, with int8 weights. Raises Unsupported where there is none."""
+    layers = [
+        n
+        for n, m in bundle.network.named_modules()
+        if n and stand_in(m) is not None and sum(p.numel() for p in m.parameters()) >= LEAST
+    ]
+    if not layers:
+        raise Unsupported("compress.nothing_to_quantise")
+    return edited(bundle, {"edit": "quantize_linear", "layers": layers})
+
+
+# -- pruning -----------------------------------------------------------------------------------------------------------
+
+
+def without_channels(bundle: Bundle, share: float, batch: Batch) -> Bundle:
+    """`share` of the channels of every layer that can lose some, the least important first; at least one stays.
+
+    Raises Unsupported where no layer can.
+    """
+    result = bundle
+    for name in channels.prunable(bundle.network):
+        found = channels.readers(result.network, batch, name)
+        if found is None:
+            continue
+        weight = importance(result.network, found)
+        count = max(1, len(weight) - round(share * len(weight)))
+        if count < len(weight):
+            keep = torch.argsort(weight, descending=True, stable=True)[:count].sort().values
+            result = edited(result, {"edit": "prune_channels", **found.edit(keep)})
+    if result is bundle:
+        raise Unsupported("compress.nothing_to_prune")
+    return result
+
+
+def importance(network: nn.Module, found: channels.Readers) -> Tensor:
+    """(C,): size of a channel's own weights times the size of the columns that read it."""
+    own = network.get_submodule(found.layer).weight.detach().flatten(1).norm(dim=1)
+    read = torch.zeros_like(own)
+    for name, columns in found.columns.items():
+        module = network.get_submodule(name)
+        if not isinstance(module, channels.NORM):
+            by_column = module.weight.detach().transpose(0, 1).flatten(1).norm(dim=1)  # (columns,)
+            read += by_column[columns].square().sum(1)
+    return own * read.sqrt()
+
+
+def without_weights(bundle: Bundle, share: float) -> Bundle:
+    """`share` of the weights of every linear and convolution layer set to zero, the smallest first."""
+    layers = channels.prunable(bundle.network)
+    if not layers:
+        raise Unsupported("compress.nothing_to_prune")
+    return edited(bundle, {"edit": "prune_magnitude", "layers": layers, "share": share})
+
+
+class KeepingZeros:
+    """A training step after which every weight that was zero is zero again."""
+
+    def __init__(self, network: nn.Module, layers: list[str]):
+        modules = [network.get_submodule(n) for n in layers]
+        self.held = [(m.weight, m.weight.detach() != 0) for m in modules if not isinstance(m, Quantized)]
+
+    def __call__(self, state: Any, batch: Batch, objective: Any) -> Any:
+        numbers = plain(state, batch, objective)
+        with torch.no_grad():
+            for weight, kept in self.held:
+                weight.mul_(kept)
+        return numbers
+
+
+def healed(bundle: Bundle, training: Examples, validation: Examples, epochs: int) -> Bundle:
+    """Trained on for some epochs at a third of the first rate; weights that an edit set to zero stay zero."""
+    network = bundle.copy_network()
+    layers = [n for e in bundle.edits if e["edit"] == "prune_magnitude" for n in e["layers"]]
+    step = KeepingZeros(network, [n for n in layers if _there(network, n)]) if layers else plain
+    plan = plan_of(bundle.recipe, len(training), epochs, 1 / 3)
+    history = fit(
+        network, training, validation, plan=plan, objective=supervised, step=step, title=say("compress.healing")
+    )
+    return replace(bundle, network=_finished(network, history))
+
+
+def _finished(network: Any, history: History) -> Any:
+    """On the processor, ready to answer. A stop that was asked for stops the stage, too: half a student is no result."""
+    if history.stopped == "signal":
+        raise KeyboardInterrupt
+    return network.cpu().eval()
+
+
+def _there(network: nn.Module, name: str) -> bool:
+    return any(n == name and hasattr(m, "weight") for n, m in network.named_modules())
+
+
+# -- distilling --------------------------------------------------------------------------------------------------------
+
+
+def distilled(
+    bundle: Bundle,
+    training: Examples,
+    validation: Examples,
+    target: str,
+    *,
+    epochs: int,
+    share: float,
+    temperature: float,
+) -> Bundle:
+    """A smaller network that learns the answers of this one; `target` is a size or the path of a recipe."""
+    recipe = student_recipe(bundle.recipe, target)
+    seed_torch(recipe.seed, "weights")
+    student = build_network(recipe, bundle.columns)
+    plan = plan_of(recipe, len(training), epochs)
+    teacher = bundle.copy_network().to(plan.device)
+    objective = Distillation(teacher, share=share, temperature=temperature)
+    history = fit(student, training, validation, plan=plan, objective=objective, title=say("compress.distilling"))
+    return replace(bundle, recipe=recipe, network=_finished(student, history), edits=[])
+
+
+def student_recipe(recipe: Recipe, target: str) -> Recipe:
+    """The recipe with another size, or with the model of another recipe; inputs and outputs stay.
+
+    Raises RequestError for a size that does not exist, or where the other recipe has other columns.
+    """
+    if recipe.fusion.type == "own":
+        raise Unsupported("compress.own_network")
+    if target in SIZES:
+        return resized(recipe, target)
+    if not target.endswith((".yaml", ".yml")) and not Path(target).is_file():
+        raise RequestError(problem("compress.no_size", name=target, allowed=SIZES))
+    other = Recipe.load(target)
+    types = lambda r: {n: p.type for n, p in {**r.inputs, **r.outputs}.items()}  # noqa: E731
+    if other.inputs and types(other) != types(recipe):
+        raise RequestError("compress.other_columns", path=target, found=types(other), want=types(recipe))
+    train = other.stage("train") or Part("train")
+    changed = replace(recipe, model=other.model, fusion=other.fusion, size=other.size)
+    return changed.with_stage(train).resolved()
+
+
+def resized(recipe: Recipe, size: str) -> Recipe:
+    """Every setting that follows the dial at its value for another size; all others stay as they are."""
+    model = {n: _undialled("heads" if n in recipe.outputs else "encoders", p) for n, p in recipe.model.items()}
+    train = _undialled("stages", recipe.stage("train") or Part("train"))
+    fusion = _undialled("fusions", recipe.fusion)
+    return replace(recipe, model=model, fusion=fusion, size=size).with_stage(train).resolved()
+
+
+def _undialled(room: str, part: Part) -> Part:
+    schema = registry.schema(room, part.type)["properties"]
+    return Part(part.type, {k: v for k, v in part.settings.items() if "x-size" not in schema.get(k, {})})
+
+
+def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0) -> Plan:
+    """The train stage's own settings, for some epochs (0 = as many as it would train for)."""
+    settings = dict((recipe.stage("train") or Part("train")).settings)
+    dial = registry.schema("stages", "train")["properties"]
+    value = lambda key: settings.get(key) if settings.get(key) is not None else dial[key]["x-size"][recipe.size]  # noqa: E731
+    batch = value("batch")
+    return Plan(
+        epochs=epochs or value("epochs"),
+        batch=batch if isinstance(batch, int) else min(256, max(16, rows // 100)),
+        rate=value("rate") * factor,
+        optimizer=settings.get("optimizer") or "adamw",
+        weight_decay=settings.get("weight_decay", 0.01),
+        clip=settings.get("clip", 1.0),
+        patience=settings.get("patience", 6),
+        augment=settings.get("augment", True),
+        seed=recipe.seed,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )

@@ -1,0 +1,106 @@
+"""The report of compress: what was done, what it cost and what it brought."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luban.messages import say
+from luban.report import Report
+from luban.stages.compress.compare import BATCHES, Comparison
+
+
+def page(title: str, done: list[str], found: Comparison) -> Report:
+    """`done`: sentences that say what was done."""
+    report = Report("compress", title, {"methods": done, **found.numbers()})
+    report.text("\n".join(done))
+    _sizes(report, found)
+    if not found.rows:
+        report.note("warn", say("compress.not_measured"))
+        return report
+    _speed(report, found)
+    for name, metrics in found.metrics.items():
+        _metrics(report, name, metrics)
+    _agreement(report, found)
+    _explanations(report, found)
+    report.text(say("compress.earlier_reports"))
+    return report
+
+
+def _sizes(report: Report, found: Comparison) -> None:
+    labels = {
+        "bytes": say("compress.bytes"),
+        "packed_bytes": say("compress.packed_bytes"),
+        "parameters": say("compress.parameters"),
+        "nonzero": say("compress.nonzero"),
+        **{f"milliseconds_{b}": say("compress.milliseconds", batch=b) for b in BATCHES},
+    }
+    rows = [
+        [label, found.before[key], found.after[key], _times(found.before[key], found.after[key])]
+        for key, label in labels.items()
+        if key in found.before
+    ]
+    head = ["", say("compress.before"), say("compress.after"), say("compress.ratio")]
+    report.table(say("compress.table"), head, rows)
+    if found.rows:
+        report.text(say("compress.how_timed"))
+
+
+def _times(before: float, after: float) -> str:
+    return f"{before / after:.2f}" if after else ""
+
+
+def _speed(report: Report, found: Comparison) -> None:
+    """Faster is said only where it was measured."""
+    for batch, speed in found.speed.items():
+        values = {
+            "batch": batch,
+            "ratio": f"{speed['value']:.2f}",
+            "low": f"{speed['low']:.2f}",
+            "high": f"{speed['high']:.2f}",
+        }
+        if speed["faster"]:
+            report.note("good", say("compress.faster", **values))
+        else:
+            report.note("info", say("compress.not_faster", **values))
+
+
+def _metrics(report: Report, name: str, metrics: dict[str, Any]) -> None:
+    rows = [
+        [
+            metric,
+            before.to_json(),
+            after.to_json(),
+            difference.to_json(),
+            say("compress.told") if _told(difference) else "",
+        ]
+        for metric, (before, after, difference) in metrics.items()
+        if before.value == before.value
+    ]
+    head = [say("evaluate.metric"), say("compress.before"), say("compress.after"), say("compress.difference"), ""]
+    report.heading(say("evaluate.output", name=name), 3).table(say("compress.metrics"), head, rows)
+
+
+def _told(difference: Any) -> bool:
+    """The interval of the difference leaves zero out."""
+    return difference.low is not None and (difference.low > 0 or difference.high < 0)
+
+
+def _agreement(report: Report, found: Comparison) -> None:
+    for name, numbers in found.agreement.items():
+        if "same" in numbers:
+            same = numbers["same"]
+            shown = {"share": f"{same.value:.1%}", "low": f"{same.low:.1%}", "high": f"{same.high:.1%}"}
+            report.text(say("compress.same", name=name, rows=found.rows, **shown))
+        else:
+            correlation = numbers["correlation"]
+            shown = "-" if correlation is None else f"{correlation:.4f}"
+            report.text(
+                say("compress.close", name=name, correlation=shown, distance=f"{numbers['distance'].value:.4g}")
+            )
+
+
+def _explanations(report: Report, found: Comparison) -> None:
+    rows = [[n, m["cosine"].to_json(), m["rank"].to_json()] for n, m in found.explanations.items()]
+    if rows:
+        head = [say("report.output"), say("compress.cosine"), say("compress.rank")]
+        report.table(say("compress.explanations", rows=found.explained), head, rows)
