@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from luban.data.json_lines import BadRow, strict
 from luban.data.quality import check
-from luban.data.sources import read
+from luban.data.sources import read, typed
 from luban.data.splits import Splits, split
+from luban.errors import DataError
 
 N = 300
 RNG = np.random.default_rng(0)
@@ -185,3 +187,19 @@ def test_every_finding_is_a_sentence_with_a_place():
     for name in ("missing", "spellings", "rare_class", "conflicting"):
         for finding in check(read(planted(name)[0]), planted(name)[1], "y"):
             assert str(finding).startswith("dict") and "{" not in str(finding)
+
+
+@pytest.mark.parametrize(
+    "cell", ["a" * 100_000, "a." * 50_000, "a@" * 50_000, "1 " * 50_000, "(1" * 50_000, "+1-" * 40_000]
+)
+def test_hostile_cells_cost_linear_time(cell):
+    """No regular expression of ours may backtrack: quadratic time would take minutes here, past the time limit."""
+    ids(clean_table() | {"k": [cell] * 20 + ["x"] * (N - 20)})
+    with pytest.raises(DataError):
+        typed(read({"x": [cell] * 20}), {"x": "number"})
+
+
+@pytest.mark.parametrize("text", [b'"\\"' * 50_000, b'"' + b"\\" * 99_999, b'{"a": ' * 20_000])
+def test_hostile_json_costs_linear_time(text):
+    with pytest.raises(BadRow):
+        strict(b"[" * 70 + text)

@@ -30,6 +30,7 @@ PERSONAL_NAMES = re.compile(
     re.IGNORECASE,
 )
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
+_EMAIL_INSIDE = re.compile(r"\w@[\w-]{1,63}\.[A-Za-z]{2}")  # bounded: texts may be long
 _PHONE = re.compile(r"\+\d{1,3}([ -]?\(?\d{1,8}\)?){1,5}|(\(\d{2,4}\)[ -]?)?\d{2,4}([ -]\d{2,4}){2,4}|1[3-9]\d{9}")
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}")
 _CHINESE_ID = re.compile(r"\d{17}[\dXx]")
@@ -133,7 +134,7 @@ def _personal(rows: Rows, name: str) -> Iterator[Finding]:
         if hits and hits >= 0.2 * len(cells):
             yield _finding("personal_cells", "warn", name, rows, kind=kind, percent=round(100 * hits / len(cells)))
             return
-    inside = sum(bool(_EMAIL.search(c)) for c in cells)
+    inside = sum(bool(_EMAIL_INSIDE.search(c)) for c in cells)
     if inside:
         yield _finding("personal_inside", "info", name, rows, count=inside)
 

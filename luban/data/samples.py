@@ -24,8 +24,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from luban.errors import DataError, WorkError, problem
 from luban.messages import say
 
@@ -194,6 +192,7 @@ Content = Iterable[tuple[str, bytes]]
 
 
 def _digits(sample: Sample, work: Path) -> Content:
+    import numpy as np
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -65,13 +65,14 @@ def split(
     time: str | None = None,
     column: str | None = None,
     stratify: str | None = None,
-    seed: Natural = 0,
+    seed: Natural | None = None,
 ) -> Splits:
     """Split rows at random, by class (`stratify`), by group (`by`), by time (the last rows test), or as a column says.
 
     `same`: the columns (inputs and targets) that make two rows equal; all of them by default. `validation`,
-    `test`: shares of the rows. Raises DataError where there are too few rows or groups, or a cell cannot be read.
+    `test`: shares of the rows. `seed`: the recipe's where none is given, else 0. Raises DataError where there are too few rows or groups, or a cell cannot be read.
     """
+    seed = seed or 0
     chosen = [n for n, v in (("by", by), ("time", time), ("column", column)) if v is not None]
     if len(chosen) > 1:
         raise DataError("data.split_both", first=chosen[0], second=chosen[1])
