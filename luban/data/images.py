@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -243,10 +242,3 @@ def _in_parts(parts: list[tuple[str, np.ndarray, np.ndarray]], source: str) -> R
     table = pa.concat_tables(tables)
     notes: tuple[Problem, ...] = (problem("data.split_column", place=source, column="split"),) if named else ()
     return Rows(table, np.arange(1, len(table) + 1, dtype=np.int64), source, rows_in=len(table), notes=notes)
-
-
-def paths(rows: Rows, column: str) -> Iterator[Path]:
-    """The files that an image column of paths names."""
-    for value in rows.table[column].to_pylist():
-        if isinstance(value, str):
-            yield (rows.root or Path()) / value
