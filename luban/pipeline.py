@@ -73,8 +73,6 @@ def train(
         bundle.network = own
     if start is not None:
         bundle = registry.find("stages", "start")(bundle, prepared, source=start)
-    if out:
-        files.write(Path(out) / BEGUN, recipe.yaml())
     chosen = dict(recipe.stage("train").settings) | {"out": str(out) if out else None, "resume": resume}
     bundle = apply(bundle, prepared, Part("train", chosen))
     if out:

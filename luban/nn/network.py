@@ -121,7 +121,7 @@ class Composed(Headed):
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         fused = self.fusion(self.tokens(batch, embedded))
-        return {n: head(fused) for n, head in self._heads()}
+        return {n: head(fused).float() for n, head in self._heads()}  # losses are computed in fp32
 
     @staticmethod
     def _gather(batch: Batch, names: list[str], many: bool) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,14 @@ from luban.bundle import Bundle, build_network
 from luban.columns.base import Column, make
 from luban.columns.examples import encode
 from luban.console import tell
+from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
 from luban.settings import Count, Dial, Fraction, Natural, NonNegative, Positive
 from luban.training.batches import batches_in
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import supervised
+from luban.training.precision import choose
 from luban.training.random import seed_torch
 
 
@@ -41,6 +43,7 @@ def train(
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
     device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_seconds: NonNegative = 60.0,
     out: str | None = None,
     resume: bool = False,
@@ -53,35 +56,46 @@ def train(
     """
     began = time.monotonic()
     columns = bundle.columns or fit_columns(bundle, data)
-    training = encode(columns, bundle.inputs, bundle.outputs, data.framed("train", bundle.recipe.frame))
-    validation = encode(columns, bundle.inputs, bundle.outputs, data.framed("validation", bundle.recipe.frame))
-    if batch in (None, "auto"):
-        batch = batch_for(len(training))
-    epochs = -(-steps // batches_in(len(training), batch)) if steps else epochs
-    plan = Plan(
-        epochs=epochs, batch=batch, rate=rate, steps=steps, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay,
-        schedule=schedule, warmup=warmup, clip=clip, patience=patience if len(validation) else 0, augment=augment,
-        seed=bundle.recipe.seed, device=device_for(device), keep=keep, checkpoint_seconds=checkpoint_seconds,
-    )  # fmt: skip
-    chosen = Part("train", {"epochs": epochs, "steps": steps, "batch": batch, "optimizer": optimizer, "rate": rate, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip, "patience": patience, "keep": keep, "augment": augment})  # fmt: skip
-    recipe = bundle.recipe.with_stage(fill("stages", chosen, bundle.recipe.size)).resolved()
-    network = bundle.network if bundle.network is not None else new_network(recipe, columns, bundle)
-    metrics: list[dict[str, Any]] = []
-    folder = Path(out) / "checkpoints" if out else None
-    history = fit(
-        network,
-        training,
-        validation,
-        plan=plan,
-        objective=supervised,
-        folder=folder,
-        resume=resume,
-        title=say("train.title"),
-        watch=metrics.append,
+    training, validation = (
+        encode(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
+        for p in ("train", "validation")
     )
-    seconds = time.monotonic() - began
-    entry = {
-        "settings": dict(chosen.settings),
+    batch = batch_for(len(training)) if batch == "auto" else batch
+    chosen = {
+        "epochs": -(-steps // batches_in(len(training), batch)) if steps else epochs,
+        "steps": steps, "batch": batch, "optimizer": optimizer, "rate": rate, "momentum": momentum,
+        "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
+        "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
+    }  # fmt: skip
+    recipe = _with_choices(bundle, chosen)
+    network = bundle.network if bundle.network is not None else new_network(recipe, columns, bundle)
+    if precision == "auto":
+        precision = choose(network, training, batch, chosen["device"], supervised)
+    recipe = _with_choices(bundle, chosen | {"precision": precision})
+    plan = Plan(**chosen, precision=precision, seed=recipe.seed, checkpoint_seconds=checkpoint_seconds)
+    folder = Path(out) / "checkpoints" if out else None
+    if folder:
+        write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
+    history = fit(
+        network, training, validation, plan=plan, objective=supervised, folder=folder, resume=resume, title=say("train.title")
+    )  # fmt: skip
+    seconds = round(time.monotonic() - began, 3)
+    tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
+    trained = replace(bundle, recipe=recipe, columns=columns, network=network.to("cpu"), metrics=history.epochs)
+    trained.tables = {**bundle.tables, "trained": fingerprints(data)}
+    return trained.with_history(
+        "train", settings=chosen | {"precision": precision}, **_entry(data, network, history), seconds=seconds
+    )
+
+
+def _with_choices(bundle: Bundle, chosen: dict[str, Any]) -> Any:
+    """The recipe with every choice written back."""
+    return bundle.recipe.with_stage(fill("stages", Part("train", chosen), bundle.recipe.size)).resolved()
+
+
+def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
+    """What the line of history says."""
+    return {
         "rows": {p: len(data.part(p)) for p in ("train", "validation", "test")},
         "ledger": {"in": data.rows.rows_in, "used": data.table.num_rows, "quarantined": len(data.rows.quarantine)},
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -89,13 +103,8 @@ def train(
         "stopped": history.stopped,
         "signal": history.signal,
         "steps": history.step,
-        "seconds": round(seconds, 3),
         "diagnosis": diagnosis(history),
     }
-    trained = replace(bundle, recipe=recipe, columns=columns, network=network, metrics=history.epochs)
-    trained.tables = {**bundle.tables, "trained": fingerprints(data)}
-    tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1)
-    return trained.with_history("train", **entry)
 
 
 def fit_columns(bundle: Bundle, data: Any) -> dict[str, Column]:

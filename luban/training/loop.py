@@ -29,6 +29,7 @@ from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import checkpoints, optimizers
 from luban.training.batches import batches_in, order
+from luban.training.precision import autocast
 from luban.training.random import rng, seed_torch
 from luban.training.steps import plain
 
@@ -51,6 +52,7 @@ class Plan:
     augment: bool = True
     seed: int = 0
     device: str = "cpu"
+    precision: str = "fp32"
     keep: str = "best"
     checkpoint_seconds: float = 60.0
 
@@ -86,6 +88,10 @@ class State:
 
     def rng(self) -> np.random.Generator:
         return rng(self.plan.seed, "objective", self.step)
+
+    def autocast(self) -> Any:
+        """The context of a forward pass, by the plan's precision."""
+        return autocast(self.plan.precision, self.plan.device)
 
     def update(self) -> None:
         """Clip, check, step and zero. Raises Diverged before the weights are touched when a gradient is not finite."""

@@ -28,7 +28,8 @@ class Owner(Protocol):
 
 def plain(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numbers:
     """One batch, one update. Each output's loss is its sum over the batch divided by its weight over the batch."""
-    losses = objective(state.network, batch, state.rng())
+    with state.autocast():
+        losses = objective(state.network, batch, state.rng())
     numbers = {name: (each.sum(), weight.sum()) for name, (each, weight) in losses.items()}
     total = sum(s / w.clamp(min=1e-12) for s, w in numbers.values())
     total.backward()
