@@ -19,7 +19,7 @@ from luban.settings import Count, Dial, Fraction, Natural
 
 SMALL = 6  # `pool: auto` halves a side only while it is at least this long
 WIDEST = 256  # channels that `channels: auto` stops doubling at
-WIDTHS = (2, 3, 4, 5)  # positions that the filters over a sequence see at once
+WIDTHS = (2, 3, 4)  # positions that the filters over a sequence see at once
 
 
 class CNN(Encoder):
@@ -45,7 +45,7 @@ class CNN(Encoder):
         convolutions: Count = 1,
         dense: list[Count] | Literal["auto"] = "auto",
         width: Annotated[Count, Dial(nano=16, small=32, base=64)] = 32,
-        embedding: Annotated[Count, Dial(nano=32, small=100, base=200)] = 100,
+        embedding: Annotated[Count, Dial(nano=32, small=64, base=128)] = 64,
         activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
         dropout: Fraction = 0.2,
         pooling: Literal["auto", "last", "mean", "max", "attention", "flatten"] = "auto",
@@ -65,7 +65,7 @@ class CNN(Encoder):
             self.span = Span(columns[0].name, 0, self.length, (1,) if dense else plan[-1].out)
         else:
             widths = WIDTHS if kernel == "auto" else (kernel,) if isinstance(kernel, int) else tuple(kernel)
-            sizes = [4 * width] if channels == "auto" else list(channels)
+            sizes = [2 * width] if channels == "auto" else list(channels)
             self.layers = Positions(self.form.size, sizes, widths, activation, dropout)
             self.dense = Dense(self.layers.size, () if dense == "auto" else dense, activation, dropout)
             self.length = None
