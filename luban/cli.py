@@ -119,7 +119,9 @@ def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = (
 def predict(folder: str, data: str, *, out: str = "-") -> None:
     from luban.predictions import predict_file
 
-    rows, bad = predict_file(_load(folder), data, out)
+    if out != "-":
+        _fresh(out)
+    rows, bad = predict_file(_answering(folder), data, out)
     console.tell("predict.done", rows=rows, bad=bad)
 
 
@@ -375,6 +377,15 @@ def _load(folder: str) -> Any:
     from luban.bundle import Bundle
 
     return Bundle.load(folder)
+
+
+def _answering(path: str) -> Any:
+    """What answers rows: a saved model, or the engine of an `.onnx` file, for which torch is not imported."""
+    if not path.endswith(".onnx"):
+        return _load(path)
+    from luban.engines import OnnxEngine
+
+    return OnnxEngine(path)
 
 
 def _named(out: str, verb: str) -> str:

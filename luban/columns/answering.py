@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,6 +46,12 @@ class Row:
                 result[f"{name}.probability"] = answer.probability
                 result |= {f"{name}.probability.{label}": p for label, p in answer.candidates}
         return result
+
+
+def finite(found: Answer) -> bool:
+    """Whether every number of an answer is one; values far from all that was trained on can make them overflow."""
+    numbers = (found.value, found.probability, *(p for _, p in found.candidates))
+    return all(math.isfinite(n) for n in numbers if isinstance(n, float))
 
 
 def outputs_of(engine: Engine, examples: Examples, batch: int = BATCH) -> dict[str, np.ndarray]:

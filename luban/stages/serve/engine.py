@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from luban import registry
-from luban.columns.answering import Engine, answer
+from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
 from luban.errors import DataError, Problem, RequestError, Unsupported, problem
 
@@ -38,7 +37,7 @@ class Guarded:
     def _one(self, row: Mapping[str, Any], found: Any) -> Mapping[str, Answer] | Problem:
         if found.answers is None:
             return self._why(row) or problem("serve.bad_row", reason=str(found.error))
-        wrong = [n for n, a in found.answers.items() if not _finite(a)]
+        wrong = [n for n, a in found.answers.items() if not finite(a)]
         return problem("serve.not_finite", columns=wrong) if wrong else found.answers
 
     def _why(self, row: Mapping[str, Any]) -> Problem | None:
@@ -49,11 +48,6 @@ class Guarded:
             except DataError as e:
                 return replace(e.problems[0], place=name)
         return None
-
-
-def _finite(found: Answer) -> bool:
-    numbers = [found.value, found.probability, *(p for _, p in found.candidates)]
-    return all(math.isfinite(n) for n in numbers if isinstance(n, float))
 
 
 class Explainer:

@@ -1,0 +1,114 @@
+"""What this machine can do, what is installed, and what of it cannot load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from luban import machine
+from luban.messages import say
+
+# Imported each in a process of its own: a broken one must not take the others, or this process, with it.
+TRIED = (
+    "torch", "numpy", "pyarrow", "sklearn", "tokenizers", "safetensors", "PIL", "onnx", "onnxscript", "onnxruntime", "fastapi",
+    "uvicorn", "fairlearn", "transformers", "timm", "torchvision", "torchaudio", "pandas", "polars", "datasets", "openvino",
+)  # fmt: skip
+TIED = ("torchvision", "torchaudio")  # built for one torch each; broken, they break what imports them
+PATIENCE = 60.0  # seconds for one import
+GIB = 1024**3
+
+
+def look() -> tuple[list[tuple[str, str]], bool]:
+    """(name, text) of every finding, and whether something that is installed cannot load."""
+    broken = dict(cannot_load(TRIED))
+    facts = [*_machine(), *machine.versions().items()]
+    facts += [(say("doctor.broken_mark", name=name), text) for name, text in broken.items()]
+    facts.append((say("doctor.verdict"), say("doctor.sick", names=list(broken)) if broken else say("doctor.well")))
+    return facts, bool(broken)
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    about = machine.processor()
+    flags = ", ".join(about["flags"]) or say("doctor.no_flags")
+    yield say("doctor.processor"), say("doctor.processor_text", name=about["name"], flags=flags)
+    limit = machine._container_limit()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else about["cores"]
+    container = say("doctor.container", count=limit) if limit else say("doctor.no_container")
+    yield (
+        say("doctor.threads"),
+        say("doctor.threads_text", used=machine.threads(), cores=about["cores"], allowed=allowed, container=container),
+    )
+    memory = _memory()
+    if memory:
+        yield say("doctor.memory"), say("doctor.memory_text", free=memory[0] / GIB, total=memory[1] / GIB)
+    cache = _cache()
+    yield say("doctor.disk"), say("doctor.disk_text", free=shutil.disk_usage(cache).free / GIB, path=str(cache))
+    yield say("doctor.gpu"), _gpu()
+
+
+def _memory() -> tuple[int, int] | None:
+    """Bytes that are free and that there are, the container's limit counted in; None where neither can be read."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {k: int(v.split()[0]) * 1024 for k, _, v in (line.partition(":") for line in lines)}
+        free, total = found["MemAvailable"], found["MemTotal"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free, total
+    return min(free, max(0, limit - used)), min(total, limit)
+
+
+def _cache() -> Path:
+    """The nearest folder that exists to where fetched data are kept."""
+    path = Path(os.environ.get("LUBAN_CACHE") or Path.home() / ".cache")
+    return next(p for p in (path, *path.absolute().parents) if p.is_dir())
+
+
+def _gpu() -> str:
+    if find_spec("torch") is None:
+        return say("doctor.no_gpu")
+    code = (
+        "import torch\n"
+        "for i in range(torch.cuda.device_count()):\n"
+        "    p = torch.cuda.get_device_properties(i)\n"
+        "    print(f'{p.name}, {p.total_memory / 2**30:.0f} GiB, {p.major}.{p.minor}')\n"
+        "if torch.backends.mps.is_available(): print('mps')\n"
+    )
+    done = _python(code)
+    found = done.stdout.split("\n") if done and done.returncode == 0 else []
+    return "; ".join(line for line in found if line) or say("doctor.no_gpu")
+
+
+def cannot_load(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(library, what is wrong and what to do) for each that is installed and cannot be imported."""
+    for name in names:
+        if find_spec(name) is None:
+            continue
+        done = _python(f"import {name}")
+        if done is None:
+            yield name, say("doctor.too_slow", name=name, seconds=PATIENCE)
+        elif done.returncode:
+            reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), str(done.returncode))
+            advice = say("doctor.tied", name=name) if name in TIED else say("doctor.reinstall", name=name)
+            yield name, say("doctor.broken", reason=reason.strip()[:300], advice=advice)
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str] | None:
+    """Run a line of Python in a process of its own; None where it took too long."""
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=quiet,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None

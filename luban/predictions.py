@@ -1,0 +1,219 @@
+"""Predictions for a whole file: one line per input row, in order; a bad row has its error, never a gap."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from luban import console, files
+from luban.columns.answering import Engine, Row, answer, finite, outputs_of
+from luban.columns.examples import Examples, encode, records
+from luban.data.frames import Framed
+from luban.data.prepare import raw
+from luban.data.rows import Rows
+from luban.data.sources import read
+from luban.errors import DataError, RequestError, problem
+from luban.messages import say
+from luban.settings import Count
+
+CHUNK = 1024  # rows encoded, computed and written at once
+LABELS = 100  # labels that get a column of their own
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, at the start of a cell
+
+
+def predict_file(model: Any, source: Any, out: str | Path = "-", *, chunk: Count = CHUNK) -> tuple[int, int]:
+    """Answer every row of `source` and write them; how many rows there were, and how many of them have an error.
+
+    model: a Bundle or an Engine. source: what `luban.data.sources.read` takes, `-` is standard input. out: a .csv,
+    .parquet or .jsonl file, written whole or not at all, or `-` for JSON lines on standard output. In tables a label
+    that is not among an answer's candidates has an empty probability.
+    Raises DataError where the data lack an input column, RequestError for another kind of file.
+    """
+    engine: Engine = getattr(model, "engine", model)
+    writer = _writer(str(out))
+    rows = _read(model, engine, source)
+    for note in rows.notes:
+        console.block(str(note))
+    count = bad = 0
+    with writer(str(out), engine) as sink:
+        for found in lines(engine, rows, chunk):
+            sink.write(found)
+            count += len(found)
+            bad += sum(r.answers is None for r in found)
+    return count, bad
+
+
+def _read(model: Any, engine: Engine, source: Any) -> Rows:
+    """The rows with their inputs typed as in training; missing words and the decimal sign are the recipe's."""
+    reading = dict(getattr(getattr(model, "recipe", None), "data", {}))
+    rows = source if isinstance(source, Rows) else read(source, missing=("", *(reading.get("missing") or ())))
+    absent = [n for n in engine.inputs if n not in rows.columns]
+    if absent:
+        raise DataError("data.columns_absent", columns=absent, found=rows.columns)
+    rows = rows.select(list(engine.inputs))
+    try:
+        return raw(rows, {n: engine.columns[n] for n in engine.inputs}, reading.get("decimal") or ".")
+    except DataError:  # not one row is right: each is still answered, with its own error
+        return rows
+
+
+def lines(engine: Engine, rows: Rows, chunk: int = CHUNK) -> Iterator[list[Row]]:
+    """Per input row its answers or its error, in the order of the file; quarantined rows stand where they stood."""
+    waiting = deque(sorted(rows.quarantine, key=lambda q: q.line))
+    for start in range(0, len(rows), chunk):
+        found: list[Row] = []
+        for line, row in zip(rows.lines[start : start + chunk], _answers(engine, rows.table.slice(start, chunk))):
+            while waiting and waiting[0].line < line:
+                found.append(Row(None, waiting.popleft().reason))
+            found.append(row)
+        yield found
+    yield [Row(None, q.reason) for q in waiting]
+
+
+def _answers(engine: Engine, table: Any) -> list[Row]:
+    with np.errstate(all="ignore"):
+        try:
+            examples = encode(engine.columns, engine.inputs, (), Framed(table, np.arange(len(table))))
+        except DataError:  # some value cannot be read: row by row, to know which
+            found = answer(engine, records(table))
+        else:
+            found = _decoded(engine, examples)
+    return [_sound(r) for r in found]
+
+
+def _decoded(engine: Engine, examples: Examples) -> list[Row]:
+    answers = {n: engine.columns[n].decode_all(o) for n, o in outputs_of(engine, examples).items()}
+    return [Row(dict(zip(answers, found))) for found in zip(*answers.values())]
+
+
+def _sound(row: Row) -> Row:
+    wrong = [n for n, a in (row.answers or {}).items() if not finite(a)]
+    return Row(None, say("predict.not_finite", columns=wrong)) if wrong else row
+
+
+# -- where it goes -----------------------------------------------------------------------------------------------------
+
+
+class _File:
+    """A file that is there when all of it is written, else what was there before; `-` is standard output."""
+
+    def __init__(self, path: str, engine: Engine):
+        self.final = None if path == "-" else Path(path)
+        if self.final is not None:
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            self.temporary = self.final.with_name(f".{self.final.name}.{os.getpid()}.tmp")
+        self.begin(engine)
+
+    def begin(self, engine: Engine) -> None:
+        self.file: TextIO = (
+            sys.stdout if self.final is None else open(self.temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115
+        )
+
+    def end(self) -> None:
+        self.file.flush()
+        if self.final is not None:
+            self.file.close()
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        try:
+            self.end()
+            if kind is None and self.final is not None:
+                files.sync(self.temporary)
+                os.replace(self.temporary, self.final)
+        finally:
+            if self.final is not None:
+                self.temporary.unlink(missing_ok=True)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        raise NotImplementedError
+
+
+class JsonLines(_File):
+    """The dicts that `Bundle.predict` gives, one a line."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self.file.writelines(json.dumps(r.plain(), ensure_ascii=False, default=str) + "\n" for r in rows)
+
+
+class Csv(_File):
+    """One column an output, its probability, one a label, and `error`."""
+
+    def begin(self, engine: Engine) -> None:
+        super().begin(engine)
+        self.names = list(columns_of(engine))
+        self.csv = csv.writer(self.file, lineterminator="\n")
+        self.csv.writerow([harmless(n) for n in self.names])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for plain in (r.plain() for r in rows):
+            self.csv.writerow([harmless(plain.get(n)) for n in self.names])
+
+
+class Parquet(_File):
+    """The columns of the CSV, typed."""
+
+    def begin(self, engine: Engine) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {"number": pa.float64(), "text": pa.string()}
+        self.schema = pa.schema([(n, types[kind]) for n, kind in columns_of(engine).items()])
+        self.parquet = pq.ParquetWriter(str(self.temporary), self.schema)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        import pyarrow as pa
+
+        plain = [r.plain() for r in rows]
+        if plain:
+            values = [pa.array([p.get(f.name) for p in plain], f.type) for f in self.schema]
+            self.parquet.write_table(pa.Table.from_arrays(values, schema=self.schema))
+
+    def end(self) -> None:
+        self.parquet.close()
+
+
+WRITERS = {".csv": Csv, ".parquet": Parquet, ".jsonl": JsonLines, ".ndjson": JsonLines}
+
+
+def _writer(out: str) -> type[_File]:
+    if out == "-":
+        return JsonLines
+    suffix = Path(out).suffix.lower()
+    if suffix not in WRITERS:
+        raise RequestError(problem("predict.no_format", place=out, name=suffix, allowed=(*WRITERS, "-")))
+    return WRITERS[suffix]
+
+
+def columns_of(engine: Engine) -> dict[str, str]:
+    """The columns of a table of answers, and whether each holds numbers or text."""
+    found: dict[str, str] = {}
+    for name in engine.outputs:
+        column = engine.columns[name]
+        found[name] = "number" if column.form == "scalar" else "text"
+        if column.form == "index":
+            found[f"{name}.probability"] = "number"
+            labels = column.labels if len(column.labels) <= LABELS else ()
+            found |= {f"{name}.probability.{label}": "number" for label in labels}
+    return found | {"error": "text"}
+
+
+def harmless(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula; text that is a number stays as it is."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell
+    return cell
