@@ -25,7 +25,7 @@ def rows(features, seed=0, count=6):
 
 
 def gap(path, target=None):
-    total = path.weights["x"].flatten(1).sum(1).numpy()
+    total = list(path.weights["x"].flatten(1).numpy())
     score, baseline = (path.score, path.baseline) if target is None else target
     return np.nanmax(completeness(total, score, baseline).relative)
 

@@ -119,10 +119,9 @@ def explain_rows(
         ends = np.mean([_ends(m) for m in masked], axis=0)  # (R, 2)
         baseline = ends[:, 0] if found.baseline is None else found.baseline
         shares_out = method in ("integrated-gradients", "kernel-shap")
-        total = np.array([w.sum() for w in found.weights])
         return Explanation(
             method, output, games[0], answers, explained, found.weights, found.error, ends[:, 1], baseline,
-            checks.completeness(total, ends[:, 1], baseline) if shares_out else None,
+            checks.completeness(found.weights, ends[:, 1], baseline) if shares_out else None,
             checks.deletion(masked[0], found.weights, seed), found.own,
             tuple(n for n, layer in feature_layers(network, list(values[0])).items() if layer is None)
             if method == "grad-cam" else (),

@@ -16,15 +16,17 @@ CUTS = 12  # points of a deletion curve
 
 
 class Completeness(NamedTuple):
-    gap: np.ndarray  # (R,) |sum of weights - (score - baseline score)|
+    gap: np.ndarray  # (R,) |sum of weights - (score - baseline)|
     relative: np.ndarray  # (R,) the gap over |score - baseline score|, NaN where that is zero
+    share: np.ndarray  # (R,) the gap over the sum of absolute weights: what counts where the two scores hardly differ
 
 
-def completeness(total: np.ndarray, score: np.ndarray, baseline: np.ndarray) -> Completeness:
-    """Do the weights (their sum: `total`) add up to the difference that they share out? All (R,)."""
-    difference = np.abs(score - baseline)
-    gap = np.abs(total - (score - baseline))
-    return Completeness(gap, np.divide(gap, difference, out=np.full(len(gap), np.nan), where=difference > 1e-9))
+def completeness(weights: list[np.ndarray], score: np.ndarray, baseline: np.ndarray) -> Completeness:
+    """Do the weights, per row (S,), add up to the difference that they share out? score, baseline: (R,)."""
+    difference, size = np.abs(score - baseline), np.array([np.abs(w).sum() for w in weights])
+    gap = np.abs(np.array([w.sum() for w in weights]) - (score - baseline))
+    over = lambda whole: np.divide(gap, whole, out=np.full(len(gap), np.nan), where=whole > 1e-9)  # noqa: E731
+    return Completeness(gap, over(difference), over(size))
 
 
 class Deletion(NamedTuple):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOLERANCE = 0.005  # of the difference between score and baseline score
+TOLERANCE = 0.005  # of the difference between score and baseline score ...
+FLOOR = 2e-5  # ... or of the weights' own size, where they cancel out to nearly no difference
 MOST = 40  # times `steps` that a row may cost
 
 # (embedded of B examples, the row of each) -> score (B,)
@@ -54,15 +55,20 @@ def integrated_gradients(score: Score, x: Named, baseline: Named, *, steps: int 
     weights = {n: torch.zeros_like(e, dtype=torch.float64) for n, e in x.items()}
     taken = torch.full_like(every, steps)
     _gauss(score, x, baseline, every, steps, batch, weights)
-    bad = every[_gap(weights, high - low) > TOLERANCE * (high - low).abs()]
+    limit = torch.maximum(TOLERANCE * (high - low).abs(), FLOOR * sum(_by_row(w.abs()) for w in weights.values()))
+    bad = every[_gap(weights, high - low) > limit]
     if len(bad):
-        _halving(score, x, baseline, bad, steps, batch, (low, high), weights, taken)
+        _halving(score, x, baseline, bad, steps, batch, (low, high, limit), weights, taken)
     numbers = (high, low, _gap(weights, high - low), taken)
     return Path(weights, *(v.cpu().numpy() for v in numbers))
 
 
 def _gap(weights: Named, difference: Tensor) -> Tensor:
-    return (sum(w.reshape(len(difference), -1).sum(1) for w in weights.values()) - difference).abs()
+    return (sum(_by_row(w) for w in weights.values()) - difference).abs()
+
+
+def _by_row(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1).sum(1)
 
 
 def _gauss(
@@ -76,28 +82,37 @@ def _gauss(
 
 
 def _halving(
-    score: Score, x: Named, baseline: Named, rows: Tensor, steps: int, batch: int, ends: tuple[Tensor, Tensor],
+    score: Score, x: Named, baseline: Named, rows: Tensor, steps: int, batch: int, ends: tuple[Tensor, Tensor, Tensor],
     weights: dict[str, Tensor], taken: Tensor,
 ) -> None:  # fmt: skip
-    """Adaptive midpoint rule for `rows`; writes into `weights` and `taken`."""
-    low, high = ends
-    limit = TOLERANCE * (high - low).abs() / steps  # for each interval: kinks are few
+    """Adaptive midpoint rule for `rows`; writes into `weights` and `taken`.
+
+    Good intervals are settled; the sum over the others stands for them until a row's whole gap is small enough.
+    """
+    low, high, limit = ends
     for n in weights:
         weights[n][rows] = 0
     todo = _cut(score, x, baseline, rows, steps, batch, low, high)
     while len(todo.row):
         taken.index_add_(0, todo.row, torch.ones_like(todo.row))
-        halves = []
+        rest, halves = {n: torch.zeros_like(w) for n, w in weights.items()}, []
         for part in (Intervals(*p) for p in zip(*(v.split(batch) for v in todo))):
             middle, found = _shares(score, x, baseline, part.row, part.start + part.width / 2)
-            missed = part.width * sum(f.reshape(len(f), -1).sum(1) for f in found.values()) - (part.last - part.first)
-            done = (missed.abs() <= limit[part.row]) | (taken[part.row] >= MOST * steps)
+            missed = part.width * sum(map(_by_row, found.values())) - (part.last - part.first)
+            good = missed.abs() <= limit[part.row] / steps  # most have no kink
             for n, f in found.items():
-                weights[n].index_add_(0, part.row[done], (f * _beside(part.width, f))[done])
-            row, start, width, first, last = (v[~done] for v in part)
-            middle, width = middle[~done], width / 2
+                f = f * _beside(part.width, f)
+                weights[n].index_add_(0, part.row[good], f[good])
+                rest[n].index_add_(0, part.row[~good], f[~good])
+            row, start, width, first, last = (v[~good] for v in part)
+            middle, width = middle[~good], width / 2
             halves += [Intervals(row, start, width, first, middle), Intervals(row, start + width, width, middle, last)]
+        whole = {n: w + rest[n] for n, w in weights.items()}
+        done = (_gap(whole, high - low) <= limit) | (taken >= MOST * steps)
+        for n, w in weights.items():
+            w[done] = whole[n][done]
         todo = Intervals(*(torch.cat(v) for v in zip(*halves)))
+        todo = Intervals(*(v[~done[todo.row]] for v in todo))
 
 
 def _cut(

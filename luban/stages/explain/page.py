@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 50  # rows drawn; all of them stand in the numbers
 BARS = 20
-GOOD_GAP, GOOD_FIT, GOOD_Z, FAIR_Z = 0.01, 0.8, 2.0, 1.0
+GOOD_GAP, GOOD_SHARE, GOOD_FIT, GOOD_Z, FAIR_Z = 0.01, 0.001, 0.8, 2.0, 1.0
 
 
 def page(found: Explanation, columns: Mapping[str, Column], settings: Mapping[str, Any]) -> Report:
@@ -63,6 +63,7 @@ def _errors(found: Explanation) -> dict[str, np.ndarray]:
     result = {}
     if found.completeness is not None:
         result |= {"gap": found.completeness.gap, "gap_relative": found.completeness.relative}
+        result["gap_share"] = found.completeness.share
     result |= dict(found.own)
     return result | {
         "deletion": found.deletion.own,
@@ -89,9 +90,11 @@ def verdict(report: Report, found: Explanation) -> None:
     """The method's own error over all rows, as one remark each."""
     z = found.deletion.z[np.isfinite(found.deletion.z)]
     if found.completeness is not None:
-        worst = np.nanmax(found.completeness.relative, initial=0.0)
-        values = {"gap": number(float(found.completeness.gap.max()), 2), "percent": _percent(worst)}
-        report.note("good" if worst <= GOOD_GAP else "warn", say("explain.error.completeness", **values))
+        gap, relative, share = found.completeness
+        good = (gap <= 1e-9) | (relative <= GOOD_GAP) | (share <= GOOD_SHARE)
+        values = {"gap": number(float(gap.max()), 2), "share": _percent(np.nanmax(share, initial=0.0))}
+        values["percent"] = _percent(np.nanmax(relative, initial=0.0))
+        report.note("good" if good.all() else "warn", say("explain.error.completeness", **values))
     if "standard_error" in found.own:
         exact = bool(np.all(found.own["exact"]))
         worst = number(float(found.own["standard_error"].max()))
@@ -124,7 +127,7 @@ def overall(report: Report, found: Explanation) -> None:
 
 def summary(found: Explanation) -> tuple[list[str], list[list[Any]]]:
     """One line a row: what was answered and explained, from which score to which, and the errors."""
-    hidden = ("deletion", "deletion_random", "exact", "steps", "gap")
+    hidden = ("deletion", "deletion_random", "exact", "steps", "gap", "gap_share")
     own = {n: v for n, v in _errors(found).items() if n not in hidden}
     answered = [_value(a.value) for a in found.answers]
     told: dict[str, list[Any]] = {"row": [e.row for e in found.examples], "answer": answered}
@@ -144,8 +147,8 @@ def _value(value: Any) -> str:
 
 def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: int) -> None:
     """One row: its own error, every column with several segments as a person sees it, and a bar for each column."""
-    e, parts = found.examples[i], found.by_column()[i]
-    parts = {n: w for n, w in parts.items() if n not in found.without}
+    e = found.examples[i]
+    parts = {n: w for n, w in e.split(found.weights[i]).items() if n not in found.without}
     report.heading(say("explain.row", row=e.row, answer=_value(found.explained[i])), 3)
     report.text(_said(found, i))
     for name, w in parts.items():
