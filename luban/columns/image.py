@@ -45,6 +45,7 @@ class Image(Column):
     largest: Annotated[Count, Dial(nano=64, small=64, base=224)] = field(default=64, kw_only=True)
     channels: Literal["auto", 1, 3] = field(default="auto", kw_only=True)
     shape: Literal["crop", "pad", "stretch"] = field(default="crop", kw_only=True)
+    scale: Literal["standard", "unit"] = field(default="standard", kw_only=True)  # unit: pixels / 255
     shift: Fraction = field(default=0.08, kw_only=True)
     flip: bool | Literal["auto"] = field(default="auto", kw_only=True)
 
@@ -64,6 +65,8 @@ class Image(Column):
         if animated := sum(look.frames > 1 for look in looks):
             tell("image.animated", name=self.name, count=animated)
         learned = self.learned(height=height, width=width, channels=depth, top=max(look.top for look in looks))
+        if self.scale == "unit":
+            return learned.learned(mean=[0.0] * depth, deviation=[255.0] * depth)
         x = learned.learned(mean=[0.0] * depth).encode_all(sample)
         mean, deviation = _moments(x)
         return learned.learned(mean=mean, deviation=deviation)
