@@ -142,9 +142,10 @@ class Recipe:
         return f"{kind}-" + {"category": "classification", "number": "regression"}.get(answer, answer)
 
     def resolved(self) -> Recipe:
-        """Every default written out; what follows `size` gets its figure."""
+        """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
-        inputs, outputs = columns(self.inputs), columns(self.outputs)
+        inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in self.inputs.items()})
+        outputs = columns(self.outputs)
         model = {n: fill("encoders", self.encoder(n), self.size) for n in inputs}
         model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
         return replace(
@@ -189,6 +190,25 @@ def _filled(room: str, name: str, given: Mapping[str, Any], size: str) -> dict[s
         if value is not None:
             result[key] = value
     return result
+
+
+def _cleaning(part: Part, clean: Mapping[str, Any]) -> Part:
+    """An input's column with what `data.clean` asks of its cells as settings, so that served cells go the same road.
+
+    What the column's own settings say comes first.
+    """
+    normalise = clean.get("normalise") or {}
+    asked = {
+        "missing": (clean.get("missing") or {}).get(part.type),
+        "outliers": clean.get("outliers"),
+        "normalise": normalise.get("unicode"),
+        "lower": normalise.get("lower"),
+        "whitespace": normalise.get("whitespace"),
+    }
+    known = registry.schema("columns", part.type)["properties"]
+    own = {k: v for k, v in part.settings.items() if v is not None}
+    given = {k: v for k, v in asked.items() if k in known and v in known[k].get("enum", (True, False))}
+    return Part(part.type, given | own)
 
 
 class Check:

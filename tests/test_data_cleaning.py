@@ -1,4 +1,4 @@
-"""Cleaning: learned from training rows only, every dropped row in the ledger, the same at serving."""
+"""Cleaning: every dropped row in the ledger; cells are changed by the columns, in training and serving alike."""
 
 import json
 
@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from luban.data.cleaning import Cleaning, clean, learn, normalised
+from luban.columns.base import from_json, make
+from luban.data.cleaning import clean, normalised
 from luban.data.sources import read
 from luban.errors import DataError
+from luban.recipe import Recipe
 
 TYPES = {"n": "number", "c": "category", "t": "text", "y": "number"}
 
@@ -24,19 +26,103 @@ def rows():
     )
 
 
-TRAIN = np.array([0, 1, 2, 3])
+def column(kind, values, **settings):
+    """Fitted, saved and loaded."""
+    return from_json(json.loads(json.dumps(make("c", kind, settings).fit(values).to_json())))
 
 
-def test_filled_from_training_rows_only():
-    done = clean(rows(), TYPES, ["y"], TRAIN, missing={"number": "median", "category": "most_frequent"})
-    assert done.table["n"].to_pylist()[2] == 2.0 and done.table["c"].to_pylist()[1] == "a"
-    shuffled = rows().take([0, 1, 2, 3, 6, 5, 4])
-    wild = shuffled.having("n", pa.array([1.0, 2.0, None, 3.0, 9e9, -9e9, 0.0]))
-    ask = {"missing": {"number": "mean"}, "outliers": "clip"}
-    assert learn(wild, TYPES, ["y"], TRAIN, **ask) == learn(rows(), TYPES, ["y"], TRAIN, **ask)
-    assert learn(wild, TYPES, ["y"], None, **ask) != learn(rows(), TYPES, ["y"], TRAIN, **ask), (
-        "control: fit before split"
+@pytest.mark.parametrize("way, filled", [("median", 2.0), ("mean", 26.0), ("zero", 0.0)])
+@pytest.mark.parametrize("scale", ["standard", "none"])
+def test_a_missing_number_is_what_the_recipe_says(way, filled, scale):
+    numbers = column("number", [1.0, 2.0, None, 1.0, 100.0], missing=way, scale=scale)
+    x, mask = numbers.collate(numbers.encode_all(pa.chunked_array([[None, 2.0]], pa.float64())))
+    assert numbers.decode(x[0]).value == pytest.approx(
+        {"median": 1.5}.get(way, filled), abs=1e-4
+    ) and mask.tolist() == [
+        False,
+        True,
+    ]
+    assert column("number", [1.0, None, 100.0, 1.0, 2.0], missing=way, scale=scale) == numbers, "the order says nothing"
+
+
+def test_a_missing_category_is_the_commonest():
+    words = column("category", ["b", "a", None, "c", "b", "a"], missing="most_frequent")
+    assert [int(words.encode(v)) for v in (None, "", "a", "zebra")] == [1, 1, 1, 0]
+    assert words.encode_all(pa.chunked_array([["b", None, "", "zebra"]])).tolist() == [2, 1, 1, 0]
+    assert int(column("category", ["b", "a"]).encode(None)) == 0
+
+
+@pytest.mark.parametrize("ask", [{"outliers": "clip"}, {"outliers": "clip", "missing": "mean"}, {}])
+def test_one_by_one_and_all_together(ask):
+    x = [*np.linspace(0, 1, 40).tolist(), 50.0, -50.0, None]
+    numbers = column("number", x, **ask)
+    served = [np.float32(numbers.encode(v)) for v in (*x, 1e9, -1e9)]
+    np.testing.assert_array_equal(numbers.encode_all([*x, 1e9, -1e9]), served)
+    far = numbers.decode(numbers.encode(1e9)).value
+    assert far == pytest.approx(numbers.state["fences"][1]) if ask else far == pytest.approx(1e9)
+
+
+def test_fences_come_from_the_values_fitted_on():
+    calm, wild = [*np.linspace(0, 1, 40)], [*np.linspace(0, 1, 30), *np.linspace(50, 90, 30)]
+    assert column("number", calm, outliers="clip").state["fences"][1] < 4
+    assert column("number", calm + wild, outliers="clip").state["fences"][1] > 4, "control: fitted on all rows"
+
+
+CLEAN = {"missing": {"number": "mean", "category": "most_frequent", "text": "drop"}, "outliers": "clip"}
+
+
+def test_the_resolved_recipe_shows_what_changes_cells():
+    recipe = Recipe.of(
+        {
+            "luban": 1,
+            "data": {"clean": CLEAN | {"normalise": {"unicode": False, "lower": False, "whitespace": True}}},
+            "inputs": {
+                "n": "number",
+                "m": {"number": {"missing": "zero", "outliers": "keep"}},
+                "c": "category",
+                "t": "text",
+            },
+            "outputs": {"y": "number"},
+        }
+    ).resolved()
+    settings = {n: p.settings for n, p in {**recipe.inputs, **recipe.outputs}.items()}
+    assert (settings["n"]["missing"], settings["n"]["outliers"]) == ("mean", "clip")
+    assert (settings["m"]["missing"], settings["m"]["outliers"]) == ("zero", "keep"), "the column's own word counts"
+    assert settings["c"]["missing"] == "most_frequent" and (settings["y"]["missing"], settings["y"]["outliers"]) == (
+        "median",
+        "keep",
     )
+    assert [settings["t"][k] for k in ("normalise", "lower", "whitespace")] == [False, False, True]
+    assert Recipe.of(recipe.plain()).resolved() == recipe
+
+
+def test_served_rows_are_cleaned_like_trained_ones(tmp_path):
+    import luban
+
+    rng = np.random.default_rng(0)
+    n = rng.normal(size=200)
+    n[:5] = [1e6, -1e6, np.nan, np.nan, 1e6]
+    table = {
+        "n": n.tolist(),
+        "c": [None, *rng.choice(["a", "b", "b"], 199).tolist()],
+        "y": (n > 0).astype(int).astype(str).tolist(),
+    }
+    recipe = {
+        "luban": 1, "inputs": {"n": "number", "c": "category"}, "outputs": {"y": "category"}, "size": "nano",
+        "data": {"clean": CLEAN, "rows": str(tmp_path / "rows.csv")}, "stages": [{"train": {"epochs": 1}}],
+    }  # fmt: skip
+    lines = [",".join("" if v is None or v != v else str(v) for v in row) for row in zip(*table.values())]
+    (tmp_path / "rows.csv").write_text("n,c,y\n" + "\n".join(lines))
+    bundle = luban.train(recipe, out=tmp_path / "out", evaluate=False)
+    loaded = luban.load(tmp_path / "out")
+    assert bundle.columns["n"].state["fences"][1] < 10
+    answers = loaded.predict(
+        [{"n": v, "c": w} for v, w in [(1e9, None), (bundle.columns["n"].state["fences"][1], "b")]]
+    )
+    assert answers[0] == answers[1]
+    plain = luban.train(recipe | {"data": {"rows": str(tmp_path / "rows.csv")}}, evaluate=False)
+    answers = plain.predict([{"n": v, "c": w} for v, w in [(1e9, None), (3.0, "b")]])
+    assert answers[0] != answers[1], "control: without cleaning the two rows differ"
 
 
 def test_rows_without_target_are_dropped_and_targets_never_filled():
@@ -59,8 +145,7 @@ def test_dropped_rows_say_why():
 def test_outliers():
     x = [*np.linspace(0, 1, 40).tolist(), 50.0, -50.0]
     data = read({"n": x})
-    clipped = clean(data, {"n": "number"}, outliers="clip").table["n"].to_numpy()
-    assert len(clipped) == 42 and clipped.max() < 4 and clipped.min() > -4
+    assert clean(data, {"n": "number"}, outliers="clip") is data, "cells are the columns' business"
     dropped = clean(data, {"n": "number"}, (), np.arange(41), outliers="drop")
     assert [q.line for q in dropped.quarantine] == [41], "rows that do not train are left as they are"
     flat = read({"n": [0.0] * 40 + [1.0, 99.0]})
@@ -78,17 +163,10 @@ def test_conflicting_rows_go_together():
 
 def test_text_is_normalised_as_asked():
     assert normalised("ＡＢ \n c") == "ab c" and normalised("ＡＢ", ["lower"]) == "ａｂ" and normalised(None) is None
-    done = clean(rows(), TYPES, normalise={"unicode": True, "whitespace": True})
-    assert done.table["t"].to_pylist()[0] == "AB c"
-
-
-def test_served_rows_are_cleaned_like_trained_ones():
-    ask = {"missing": {"number": "median"}, "outliers": "clip", "normalise": {"lower": True}}
-    cleaning = Cleaning.of(json.loads(json.dumps(learn(rows(), TYPES, ["y"], TRAIN, **ask).plain())))
-    trained = clean(rows(), TYPES, ["y"], TRAIN, **ask)
-    kept = rows().take([0, 1, 2, 3, 5, 6])
-    assert cleaning.apply(kept).table.equals(trained.table)
-    assert cleaning.apply(read({"n": [5000.0, None]})).table["n"].to_pylist() == [cleaning.clip["n"][1], 2.0]
+    texts = [f"ＡＢ \n c{i % 3}" for i in range(9)]
+    asked = {"tokens": "bpe", "normalise": True, "lower": True}
+    same = lambda c: c.encode("ＡＢ \n c1").tolist() == c.encode("ab c1").tolist()  # noqa: E731
+    assert same(column("text", texts, whitespace=True, **asked)) and not same(column("text", texts, **asked))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -19,13 +19,17 @@ LISTED = 100  # labels that a schema spells out
 
 @dataclass(frozen=True)
 class Category(Column):
-    """x is an int64 scalar: 1 + the label's number; 0 is missing or never seen in training."""
+    """x is an int64 scalar: 1 + the label's number; 0 is missing or never seen in training.
+
+    `missing` most_frequent: a missing cell is the commonest label of the training rows (the first of several).
+    """
 
     least: Count = field(default=1, kw_only=True)  # rows that a label needs to be known
     most: Natural = field(default=1000, kw_only=True)  # labels kept, the commonest first; 0 = all
     unknown: Fraction = field(
         default=0.01, kw_only=True
     )  # training rows whose label is hidden, so that 0 means something
+    missing: Literal["keep", "most_frequent"] = field(default="keep", kw_only=True)
 
     type: ClassVar[str] = "category"
     encoder: ClassVar[str] = "mlp"
@@ -53,7 +57,10 @@ class Category(Column):
         """1 + the position of the label; 0 when missing or unknown."""
         index = self.__dict__.get("_index")
         if index is None:
-            index = {label: i for i, label in enumerate(self.labels, 1)}
+            index: dict[str | None, int] = {label: i for i, label in enumerate(self.labels, 1)}
+            if self.missing == "most_frequent":
+                counts = self.state["counts"]
+                index[None] = index[""] = 1 + counts.index(max(counts))
             object.__setattr__(self, "_index", index)
         return index.get(text_of(value), 0)
 
@@ -68,7 +75,7 @@ class Category(Column):
         ):  # Arrow: look up each distinct word once
             coded = values.combine_chunks() if hasattr(values, "combine_chunks") else values
             coded = coded.dictionary_encode()
-            table = np.array([self.number_of(w) for w in coded.dictionary.to_pylist()] + [0], np.int64)
+            table = np.array([self.number_of(w) for w in (*coded.dictionary.to_pylist(), None)], np.int64)
             return table[coded.indices.fill_null(len(table) - 1).to_numpy(zero_copy_only=False)]
         return np.array([self.encode(v) for v in to_list(values)], np.int64)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from luban.columns.base import Answer, Column, to_list
+from luban.data.fences import fences
 from luban.errors import DataError
 
 QUANTILES = 48  # bins that an encoder may use are chosen among these
@@ -18,9 +19,15 @@ QUANTILES = 48  # bins that an encoder may use are chosen among these
 
 @dataclass(frozen=True)
 class Number(Column):
-    """x is a float32 scalar: (value - mean) / deviation of the training rows, NaN where missing until `collate`."""
+    """x is a float32 scalar: (value - mean) / deviation of the training rows, NaN where missing until `collate`.
+
+    `missing` is what then stands in its place, beside the mask that says so. `outliers` clip: values beyond the far fences
+    of the training rows become the fence.
+    """
 
     scale: Literal["standard", "none"] = field(default="standard", kw_only=True)
+    missing: Literal["median", "mean", "zero"] = field(default="median", kw_only=True)
+    outliers: Literal["keep", "clip"] = field(default="keep", kw_only=True)
 
     type: ClassVar[str] = "number"
     encoder: ClassVar[str] = "mlp"
@@ -28,18 +35,23 @@ class Number(Column):
     head: ClassVar[str] = "number"
 
     def fit(self, values: Iterable[Any]) -> Self:
-        """Learns mean, standard deviation, median, range and quantiles. Raises DataError when no value is present."""
+        """Learns mean, deviation, median, range, quantiles and fences. Raises DataError when no value is present."""
         x = self._floats(values)
         x = x[~np.isnan(x)]
         if not len(x):
             raise DataError("column.all_missing", name=self.name)
+        found = fences(x) if self.outliers == "clip" else None
+        x = x if found is None else np.clip(x, *found)
         standard = self.scale == "standard"
         mean, deviation = (float(x.mean()), float(x.std())) if standard else (0.0, 1.0)
-        learned = self.learned(mean=mean, deviation=deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0)
+        deviation = deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0
+        learned = self.learned(mean=mean, deviation=deviation, fences=found and list(found))
         scaled = learned._scaled(x)
+        fill = {"median": np.median(x), "mean": x.mean(), "zero": np.float64(0)}[self.missing]
         edges = np.unique(np.quantile(scaled, np.linspace(0, 1, QUANTILES + 1)).astype(np.float32))
         return learned.learned(
             middle=float(np.median(scaled)),
+            fill=float(learned._scaled(fill)),
             edges=[float(e) for e in edges],
             low=float(x.min()),
             high=float(x.max()),
@@ -64,7 +76,7 @@ class Number(Column):
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
         x = np.asarray(items, np.float32)
         mask = ~np.isnan(x)
-        return (x, mask) if mask.all() else (np.where(mask, x, np.float32(self.state["middle"])), mask)
+        return (x, mask) if mask.all() else (np.where(mask, x, np.float32(self.state["fill"])), mask)
 
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         """array: () or (1,) in standardised units -> the value in raw units."""
@@ -93,6 +105,8 @@ class Number(Column):
         return round(value) if self.state["whole"] else float(f"{value:.6g}")
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
+        if self.state["fences"]:
+            x = np.clip(x, *self.state["fences"])
         return ((x - self.state["mean"]) / self.state["deviation"]).astype(np.float32)
 
     def _floats(self, values: Any) -> np.ndarray:

@@ -41,6 +41,9 @@ class Text(Column):
     keep: Literal["start", "end"] = field(default="start", kw_only=True)
     lower: bool = field(default=True, kw_only=True)
     normalise: bool = field(default=True, kw_only=True)  # Unicode NFKC: full-width letters, ligatures, composed accents
+    whitespace: bool = field(
+        default=False, kw_only=True
+    )  # bpe: runs of white space as one (the others never keep them)
     least: Count = field(default=2, kw_only=True)  # times that a token must stand in the training texts
     drop: Fraction = field(default=0.1, kw_only=True)  # tokens hidden while training, so that "unknown" means something
     vectors: str | None = field(default=None, kw_only=True)  # file of GloVe or word2vec vectors
@@ -57,8 +60,9 @@ class Text(Column):
             raise DataError("column.all_missing", name=self.name)
         tokens = script(texts) if self.tokens == "auto" else self.tokens
         plain = tokenizers.train(
-            texts, tokens, vocabulary=self.vocabulary, least=self.least, lower=self.lower, normalise=self.normalise
-        )
+            texts, tokens, vocabulary=self.vocabulary, least=self.least,
+            lower=self.lower, normalise=self.normalise, whitespace=self.whitespace,
+        )  # fmt: skip
         made = tokenizers.load(plain)
         lengths = np.fromiter((len(e.ids) for e in made.encode_batch_fast(texts)), np.int64, len(texts))
         words = tokenizers.words(plain)

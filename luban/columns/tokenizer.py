@@ -19,7 +19,14 @@ WORD = rf"[{UNSPACED}]|[\w&&[^{UNSPACED}]]+(?:['’][\w&&[^{UNSPACED}]]+)*|[^\w\
 
 
 def train(
-    texts: Sequence[str], tokens: str, *, vocabulary: int, least: int, lower: bool, normalise: bool
+    texts: Sequence[str],
+    tokens: str,
+    *,
+    vocabulary: int,
+    least: int,
+    lower: bool,
+    normalise: bool,
+    whitespace: bool = False,
 ) -> dict[str, Any]:
     """A tokenizer.json learned from texts, as plain data. tokens: `characters`, `words` or `bpe` (byte-level)."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -28,7 +35,7 @@ def train(
     made = Tokenizer(models.BPE() if bpe else models.WordLevel({UNK: 0}, unk_token=UNK))
     steps: list[Any] = [normalizers.NFKC()] if normalise else []
     steps += [normalizers.Lowercase()] if lower else []
-    steps += [normalizers.Replace(Regex(r"\s+"), " ")] if tokens == "characters" else []
+    steps += [normalizers.Replace(Regex(r"\s+"), " ")] if tokens == "characters" or whitespace else []
     made.normalizer = normalizers.Sequence(steps)
     if bpe:
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -46,7 +53,9 @@ def train(
     made.train_from_iterator(texts, trainer)
     plain = _with_own_ids(json.loads(made.to_str()))
     if len(plain["model"]["vocab"]) <= 2 and least > 1:  # so few texts that nothing comes twice
-        return train(texts, tokens, vocabulary=vocabulary, least=1, lower=lower, normalise=normalise)
+        return train(
+            texts, tokens, vocabulary=vocabulary, least=1, lower=lower, normalise=normalise, whitespace=whitespace
+        )
     return plain
 
 

@@ -112,8 +112,8 @@ def fit_columns(bundle: Bundle, data: Any) -> dict[str, Column]:
     from luban.columns.examples import cells
 
     table = data.framed("train", bundle.recipe.frame).table
-    parts = {**bundle.recipe.inputs, **bundle.recipe.outputs}
-    made = {n: make(n, p.type, dict(fill("columns", p, bundle.recipe.size).settings)) for n, p in parts.items()}
+    recipe = bundle.recipe.resolved()
+    made = {n: make(n, p.type, dict(p.settings)) for n, p in {**recipe.inputs, **recipe.outputs}.items()}
     return {n: c.fit(cells(table[n])) for n, c in made.items()}
 
 
