@@ -17,6 +17,7 @@ No pickle anywhere; nothing in it is ever executed on load.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -44,7 +45,7 @@ from luban.recipe import Recipe
 from luban.report import Report
 
 KIND = "bundle"
-CARRIED = ("checkpoints", ".stages", "run.log", "quarantine.csv")  # what a save leaves where it is
+CARRIED = ("checkpoints", ".stages", "run.log", "quarantine.csv", "model.onnx", "explain")  # what a save leaves where it is
 
 
 @dataclass
@@ -90,16 +91,16 @@ class Bundle:
         if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
             return rows
         from luban.columns.examples import records
-        from luban.data.prepare import raw
+        from luban.data.prepare import data_of
 
-        return records(raw(rows, self.columns).table)
+        return records(data_of(rows, self.columns, self.recipe).table)
 
     # -- stages as methods; the same names as the command line's verbs --------------------------------------------------
     def _stage(self, name: str, data: Any, settings: dict[str, Any]) -> Any:
         from luban.data.prepare import data_of
 
         return registry.find("stages", name)(
-            self, data_of(data, self.columns) if data is not None else None, **settings
+            self, data_of(data, self.columns, self.recipe) if data is not None else None, **settings
         )
 
     def evaluate(self, data: Any, **settings: Any) -> Report:
@@ -141,6 +142,10 @@ class Bundle:
     def bytes(self) -> int:
         """Size of the weights, as saved."""
         return sum(t.numel() * t.element_size() for t in _distinct(self.network.state_dict()).values())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights as `save` writes them: their file's entry in MANIFEST.json."""
+        return hashlib.sha256(save(_distinct(self.network.state_dict()))).hexdigest()
 
     # -- the folder ------------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path, *, share: bool = False) -> Path:

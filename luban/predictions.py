@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +23,7 @@ from luban.data.sources import read
 from luban.errors import DataError, RequestError, problem
 from luban.messages import say
 from luban.settings import Count
+from luban.yaml_file import parse
 
 CHUNK = 1024  # rows encoded, computed and written at once
 LABELS = 100  # labels that get a column of their own
@@ -53,7 +54,7 @@ def predict_file(model: Any, source: Any, out: str | Path = "-", *, chunk: Count
 
 def _read(model: Any, engine: Engine, source: Any) -> Rows:
     """The rows with their inputs typed as in training; missing words and the decimal sign are the recipe's."""
-    reading = dict(getattr(getattr(model, "recipe", None), "data", {}))
+    reading = _reading(getattr(model, "recipe", None))
     rows = source if isinstance(source, Rows) else read(source, missing=("", *(reading.get("missing") or ())))
     absent = [n for n in engine.inputs if n not in rows.columns]
     if absent:
@@ -63,6 +64,13 @@ def _read(model: Any, engine: Engine, source: Any) -> Rows:
         return raw(rows, {n: engine.columns[n] for n in engine.inputs}, reading.get("decimal") or ".")
     except DataError:  # not one row is right: each is still answered, with its own error
         return rows
+
+
+def _reading(recipe: Any) -> Mapping[str, Any]:
+    """The `data` of a recipe, which an exported file has as text."""
+    if isinstance(recipe, str):
+        return (parse(recipe)[0] or {}).get("data") or {}
+    return recipe.data if recipe is not None else {}
 
 
 def lines(engine: Engine, rows: Rows, chunk: int = CHUNK) -> Iterator[list[Row]]:

@@ -45,7 +45,7 @@ def prepare(bundle: Any, *, port: int = 8000, host: str = "127.0.0.1", engine: s
     """The `Server` of `serve`, bound to its port and not yet running: `run()` blocks, `url` says where."""
     from luban.stages.serve.service import Limits
 
-    limits = Limits(**{**limits, "hosts": tuple(limits.get("hosts") or ())})
+    limits = Limits(**{**limits, "hosts": tuple(limits.get("hosts") or ())}).settled()
     if not limits.api_key and host not in LOOPBACK:
         raise RequestError("serve.key_needed", host=host)
     need("fastapi", "serve")
@@ -54,4 +54,4 @@ def prepare(bundle: Any, *, port: int = 8000, host: str = "127.0.0.1", engine: s
     from luban.stages.serve.server import Server
     from luban.stages.serve.service import Service
 
-    return Server(Service(choose(bundle, engine), limits, local=host in LOOPBACK), host, port)
+    return Server(Service(choose(bundle, engine, limits.threads), limits, local=host in LOOPBACK), host, port)

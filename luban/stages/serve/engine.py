@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from luban import registry
+from luban import files, registry
 from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
-from luban.errors import DataError, Problem, RequestError, Unsupported, problem
+from luban.errors import BundleError, DataError, Problem, RequestError, Unsupported, problem
 
 
 class Guarded:
@@ -72,26 +74,20 @@ class Explainer:
         return report.to_json()["numbers"]
 
 
-def choose(source: Any, which: str = "auto") -> Guarded:
+def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guarded:
     """The engine for a Bundle, a folder, an `.onnx` file, or an Engine as it is. Raises RequestError, BundleError."""
     if hasattr(source, "run") and hasattr(source, "outputs"):
         return Guarded(source, type(source).__name__)
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, Path)):  # a Bundle: torch is there already
         path = getattr(source, "path", None)
-        found = onnx_beside(path) if path and which != "torch" else None
-        if found is None and which == "onnx":
-            raise RequestError("serve.no_onnx", path=str(path or ""))
-        return Guarded(found, "onnx") if found is not None and which == "onnx" else _torch(source)
+        return Guarded(_fitting(path, threads), "onnx") if which == "onnx" else _torch(source)
     path = Path(source)
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and not path.is_dir():
         if which == "torch":
             raise Unsupported("serve.onnx_only", path=str(path))
-        return Guarded(open_onnx(path), "onnx")
-    found = onnx_beside(path) if which != "torch" else None
-    if found is not None:
-        return Guarded(found, "onnx")
-    if which == "onnx":
-        raise RequestError("serve.no_onnx", path=str(path))
+        return Guarded(_onnx(path, threads), "onnx")
+    if which == "onnx" or (which == "auto" and find_spec("onnxruntime") and fits(path)):
+        return Guarded(_fitting(path, threads), "onnx")
     from luban.bundle import Bundle
 
     return _torch(Bundle.load(path))
@@ -102,16 +98,39 @@ def _torch(bundle: Any) -> Guarded:
     return Guarded(bundle.engine, "torch", Explainer(bundle) if can_explain else None)
 
 
-def open_onnx(path: Path) -> Engine:
+def _onnx(path: Path, threads: int | None) -> Engine:
     from luban.engines import OnnxEngine
 
-    return OnnxEngine(path)
+    return OnnxEngine(path, threads)
 
 
-def onnx_beside(folder: Path) -> Engine | None:
-    """The engine of FOLDER/model.onnx, where it was exported from the model of that folder."""
+def _fitting(folder: Path | None, threads: int | None) -> Engine:
+    if folder is None or not fits(folder):
+        raise RequestError("serve.no_onnx", path=str(folder or ""))
+    return _onnx(Path(folder) / "model.onnx", threads)
+
+
+def fits(folder: Path) -> bool:
+    """Whether FOLDER/model.onnx was exported from the model that is in the folder now: its weights, and its columns."""
     path = Path(folder) / "model.onnx"
-    return open_onnx(path) if path.is_file() else None
+    if not path.is_file():
+        return False
+    from luban.engines import opened
+
+    manifest = files.open_sealed(Path(folder), "bundle")
+    try:
+        about = opened(path)[1]
+        exported = json.loads(about["luban.columns"])
+        kept = json.loads((Path(folder) / "columns.json").read_text(encoding="utf-8"))
+    except (BundleError, ValueError, RecursionError):
+        return False
+    same = [_without_tokenizer(c) for c in exported] == [_without_tokenizer(c) for c in kept]
+    return same and about.get("luban.weights") == manifest["files"].get("model.safetensors")
+
+
+def _without_tokenizer(column: dict[str, Any]) -> dict[str, Any]:
+    """A saved column without what a folder keeps in a file of its own."""
+    return {**column, "state": {k: v for k, v in column["state"].items() if k != "tokenizer"}}
 
 
 def share_processors(threads: int) -> None:

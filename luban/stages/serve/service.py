@@ -35,6 +35,13 @@ class Limits:
     workers: int = 0
     hosts: tuple[str, ...] = ()
     graceful: float = 30.0
+    threads: int = 1  # of each worker
+
+    def settled(self) -> Limits:
+        """With one worker a processor unless told otherwise, and each worker's share of the processors."""
+        allowed = machine.threads()
+        workers = self.workers or allowed
+        return replace(self, workers=workers, threads=max(1, allowed // workers))
 
 
 @dataclass
@@ -50,15 +57,13 @@ class Service:
     """One model, its queue and its limits. `local`: bound to this machine only. `draining`: no new work is taken."""
 
     def __init__(self, engine: Guarded, limits: Limits, *, local: bool = True):
-        workers = limits.workers or machine.threads()
-        share = max(1, machine.threads() // workers)
-        self.engine, self.limits, self.local = engine, replace(limits, workers=workers), local
+        self.engine, self.limits, self.local = engine, limits, local
         self.metrics = Metrics()
         self.inside, self.draining = 0, False
         self._logged, self._hidden = 0.0, 0
         self.batcher = Batcher(
-            partial(engine.answers, batch=limits.batch), workers=workers, batch=limits.batch,
-            start=partial(share_processors, share), ran=self.metrics.batches.add,
+            partial(engine.answers, batch=limits.batch), workers=limits.workers, batch=limits.batch,
+            start=partial(share_processors, limits.threads), ran=self.metrics.batches.add,
         )  # fmt: skip
 
     # -- the door --------------------------------------------------------------------------------------------------

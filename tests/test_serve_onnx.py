@@ -1,0 +1,107 @@
+"""The exported file answers as the model does, in a process that never imports torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from luban.errors import RequestError, Unsupported
+from luban.stages.serve.engine import choose, fits
+from tests.serving import ROWS, serving, tiny_bundle
+
+PLAIN = [{n: row[n] for n in ("age", "city")} for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A Bundle on disk with its exported file beside it, and rows to ask about."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    bundle = tiny_bundle()
+    bundle.save(folder)
+    rows = [{"age": float(a), "city": c} for a, c in zip(np.linspace(0, 90, 40), ["Wien", "Graz", "Linz", "x"] * 10)]
+    bundle.export("onnx", out=folder / "model.onnx", data=rows)
+    return bundle, folder
+
+
+SERVE = """
+import sys, threading, time, urllib.request
+from luban.stages.serve import prepare
+server = prepare(sys.argv[1], port=0, engine=sys.argv[2])
+thread = threading.Thread(target=server.run); thread.start()
+while not server.started: time.sleep(0.01)
+ask = urllib.request.Request(server.url + "/predict", sys.argv[3].encode(), {"content-type": "application/json"})
+print(urllib.request.urlopen(ask).read().decode())
+server.stop(); thread.join()
+print(server.service.engine.name, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("source", "engine"), [("model.onnx", "auto"), ("", "auto"), ("", "onnx")])
+def test_serving_the_file_or_its_folder_needs_no_torch(saved, source, engine):
+    bundle, folder = saved
+    body = json.dumps({"rows": PLAIN})
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, str(folder / source), engine, body], capture_output=True, text=True, timeout=120
+    )
+    reply, state = done.stdout.splitlines() or [done.stderr, ""]
+    assert state == "onnx False", done.stderr
+    for row, expected in zip(json.loads(reply)["rows"], bundle.predict(PLAIN), strict=True):
+        assert row["answers"]["kind"]["value"] == expected["kind"]
+        assert abs(row["answers"]["kind"]["probability"] - expected["kind.probability"]) < 1e-4
+        assert abs(row["answers"]["price"]["value"] - expected["price"]) < 1e-4
+
+
+def test_predicting_with_the_file_needs_no_torch(saved, tmp_path):
+    bundle, folder = saved
+    (tmp_path / "rows.csv").write_text("age,city\n31.5,Wien\nold,Graz\n,Graz\n")
+    code = "import sys; from luban.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    words = ["predict", str(folder / "model.onnx"), str(tmp_path / "rows.csv"), "--out", str(tmp_path / "o.jsonl")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["0", "False"], done.stderr
+    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert ["error" in f for f in found] == [False, True, False]
+    assert abs(found[2]["price"] - bundle.predict(PLAIN[1:2])[0]["price"]) < 1e-4
+    again = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert again.stdout.split()[0] == "2"  # the file is there already
+
+
+def test_a_file_of_another_model_does_not_fit(saved, tmp_path):
+    """The control: weights changed after the export, columns changed, file damaged. auto then takes torch."""
+    import torch
+
+    bundle, folder = saved
+    assert fits(folder)
+    other = tiny_bundle()
+    with torch.no_grad():
+        next(iter(other.network.parameters())).add_(0.1)
+    column = bundle.columns["kind"].learned(temperature=2.0)
+    warmer = type(bundle)(bundle.recipe, {**bundle.columns, "kind": column}, bundle.network)
+    for i, model in enumerate((other, warmer)):
+        model.save(tmp_path / str(i))
+        shutil.copy(folder / "model.onnx", tmp_path / str(i))
+        assert not fits(tmp_path / str(i)) and choose(tmp_path / str(i)).name == "torch"
+        with pytest.raises(RequestError) as e:
+            choose(tmp_path / str(i), "onnx")
+        assert e.value.id == "serve.no_onnx"
+    bundle.save(tmp_path / "same")
+    (tmp_path / "same" / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:200])
+    assert not fits(tmp_path / "same")
+
+
+def test_the_torch_engine_cannot_run_it(saved):
+    with pytest.raises(Unsupported):
+        choose(saved[1] / "model.onnx", "torch")
+    assert choose(saved[1], "torch").name == "torch" and choose(saved[0]).name == "torch"
+
+
+def test_together_as_alone(saved):
+    with serving(saved[1] / "model.onnx") as (_, client):
+        together = client.post("/predict", json={"rows": PLAIN}).json()["rows"]
+        for row, found in zip(PLAIN, together):
+            alone = client.post("/predict", json=row).json()["rows"][0]
+            assert abs(alone["answers"]["price"]["value"] - found["answers"]["price"]["value"]) < 1e-5
+        refused = client.post("/explain", json=PLAIN[0])
+    assert refused.status_code == 422 and refused.json()["error"]["id"] == "serve.cannot_explain"
