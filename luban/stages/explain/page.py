@@ -54,7 +54,7 @@ def numbers(found: Explanation, settings: Mapping[str, Any]) -> dict[str, Any]:
         **settings,
         "columns": dict(importance(found)),
         "without": list(found.without),
-        "error": {n: float(np.nanmax(v)) for n, v in _errors(found).items() if np.isfinite(v).any()},
+        "error": {n: overall_error(n, v) for n, v in _errors(found).items() if np.isfinite(v).any()},
         "rows": rows,
     }
 
@@ -70,6 +70,15 @@ def _errors(found: Explanation) -> dict[str, np.ndarray]:
         "deletion_random": found.deletion.chance,
         "deletion_z": found.deletion.z,
     }
+
+
+def overall_error(name: str, values: np.ndarray) -> float | bool:
+    """The worst row's; the mean for the deletion check."""
+    if name == "exact":
+        return bool(values.all())
+    return float(
+        np.nanmean(values) if name.startswith("deletion") else np.nanmin(values) if name == "fit" else np.nanmax(values)
+    )
 
 
 def errors(found: Explanation, i: int) -> dict[str, Any]:
