@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+BUCKETS = 1 << 16  # rows that hashed runs of tokens share
+PRIME = 1_000_003
+
 
 class Scalars(nn.Module):
     """F numbers: (B, F) -> (B, F, D), each number with its own embedding.
@@ -82,9 +85,14 @@ class Indices(nn.Module):
 
 
 class Ids(nn.Module):
-    """One sequence of ids: (B, T) -> (B, T, D). Word vectors that the column carries become the first weights."""
+    """One sequence of ids: (B, T) -> (B, T, D). Word vectors that the column carries become the first weights.
 
-    def __init__(self, columns: Sequence[Any], width: int, **_: Any):
+    `grams` 2 or 3: what stands at a position also says which tokens stood just before it; runs of two (and three) tokens
+    have rows of a table of their own, found by hashing (Joulin et al. 2017, "Bag of Tricks for Efficient Text
+    Classification"). It gives a small network what a linear model over n-grams has.
+    """
+
+    def __init__(self, columns: Sequence[Any], width: int, grams: int = 1, **_: Any):
         super().__init__()
         vectors = getattr(columns[0], "table", None)  # (V, D) right after `fit`, None once saved
         self.size = columns[0].state.get("vector_size") or width
@@ -92,9 +100,19 @@ class Ids(nn.Module):
         nn.init.normal_(self.table.weight, 0, self.size**-0.5)
         if vectors is not None:
             self.table.weight.data.copy_(torch.as_tensor(vectors))
+        self.runs = nn.ModuleList(nn.Embedding(BUCKETS, self.size) for _ in range(grams - 1))
+        for run in self.runs:
+            nn.init.normal_(run.weight, 0, self.size**-0.5)
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.table(x)
+        result, key = self.table(x), x.long()
+        for n, run in enumerate(self.runs, 1):
+            before = nn.functional.pad(x.long(), (n, 0))[
+                :, : x.shape[1]
+            ]  # the id n positions earlier, 0 before the first
+            key = key * PRIME + before
+            result = result + run(key % BUCKETS)
+        return result
 
     def lift(self, embedded: Tensor, mask: Tensor) -> Tensor:
         return embedded

@@ -31,6 +31,7 @@ class Bag(Encoder):
         embedding: Annotated[Count, Dial(nano=32, small=100, base=200)] = 100,
         layers: list[Count] = (),
         activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
+        grams: Literal[1, 2, 3] = 1,
         dropout: Fraction = 0.1,
     ):
         super().__init__()
@@ -43,7 +44,7 @@ class Bag(Encoder):
             self.first = ACTIVATIONS[activation]() if layers else nn.Identity()
             self.layers = Dense(first, layers[1:], activation, dropout)
         else:
-            self.form = forms.make(columns, width=embedding)
+            self.form = forms.make(columns, width=embedding, grams=grams)
             self.layers = Dense(self.form.size, layers, activation, dropout)
         self.size, self.length, self.pooling = self.layers.out, 1, "flatten"
 

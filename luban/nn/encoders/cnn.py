@@ -46,12 +46,13 @@ class CNN(Encoder):
         dense: list[Count] | Literal["auto"] = "auto",
         width: Annotated[Count, Dial(nano=16, small=32, base=64)] = 32,
         embedding: Annotated[Count, Dial(nano=32, small=64, base=128)] = 64,
+        grams: Literal[1, 2, 3] = 1,
         activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
         dropout: Fraction = 0.2,
         pooling: Literal["auto", "last", "mean", "max", "attention", "flatten"] = "auto",
     ):
         super().__init__()
-        self.form = forms.make(columns, width=embedding)
+        self.form = forms.make(columns, width=embedding, grams=grams)
         self.grid = columns[0].form == "grid"
         if self.grid:
             plan = _plan(columns[0], channels, kernel, padding, pool, width, convolutions)

@@ -37,11 +37,12 @@ class Recurrent(Encoder):
         hidden: Annotated[Count | list[Count], Dial(nano=32, small=64, base=256)] = 64,
         layers: Count = 1,
         embedding: Annotated[Count, Dial(nano=32, small=100, base=200)] = 100,
+        grams: Literal[1, 2, 3] = 1,
         dropout: Fraction = 0.2,
         pooling: Pooling = "last",
     ):
         super().__init__()
-        self.form = forms.make(columns, width=embedding)
+        self.form = forms.make(columns, width=embedding, grams=grams)
         sizes = [hidden] * layers if isinstance(hidden, int) else list(hidden)
         inside = [self.form.size, *(self.ways * size for size in sizes[:-1])]
         self.forwards = nn.ModuleList(Recurrence(self.kind, i, o) for i, o in zip(inside, sizes))
