@@ -94,14 +94,27 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
         named = list(ask.inputs) or [n for n in found if n not in outputs]
         used = {n: inferred[n] for n in named}
         inputs = {
-            n: given.get(n) or Part(i.type, i.settings)
+            n: given.get(n) or Part(i.type)
             for n, i in used.items()
             if n in given or i.type != "skip" or n in ask.inputs
         }
         inputs = {n: (p if p.type != "skip" else Part("category")) for n, p in inputs.items()}
     if not inputs:
         raise DataError("data.no_inputs", found=found)
-    return replace(recipe, inputs=inputs, outputs=outputs), inferred
+    recipe = replace(recipe, inputs=inputs, outputs=outputs)
+    return _with_decimal(recipe, rows, inferred), inferred
+
+
+def _with_decimal(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Recipe:
+    """The decimal sign that the number columns are written with becomes the recipe's, unless it names one."""
+    numbers = [n for n, p in {**recipe.inputs, **recipe.outputs}.items() if p.type == "number"]
+    signs = {inferred[n].settings["decimal"]: n for n in numbers if n in inferred and "decimal" in inferred[n].settings}
+    if not signs or recipe.data.get("decimal"):
+        return recipe
+    ((sign, name),) = signs.items()
+    rows_of = rows.table[name].drop_null().to_pylist()
+    console.tell("data.decimal", sign=sign, column=name, example=next(v for v in rows_of if sign in v))
+    return replace(recipe, data={**recipe.data, "decimal": sign})
 
 
 def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:

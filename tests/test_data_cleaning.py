@@ -31,14 +31,12 @@ def column(kind, values, **settings):
     return from_json(json.loads(json.dumps(make("c", kind, settings).fit(values).to_json())))
 
 
-@pytest.mark.parametrize("way, filled", [("median", 2.0), ("mean", 26.0), ("zero", 0.0)])
+@pytest.mark.parametrize("way, filled", [("median", 1.5), ("mean", 26.0), ("zero", 0.0)])
 @pytest.mark.parametrize("scale", ["standard", "none"])
 def test_a_missing_number_is_what_the_recipe_says(way, filled, scale):
     numbers = column("number", [1.0, 2.0, None, 1.0, 100.0], missing=way, scale=scale)
     x, mask = numbers.collate(numbers.encode_all(pa.chunked_array([[None, 2.0]], pa.float64())))
-    assert numbers.decode(x[0]).value == pytest.approx(
-        {"median": 1.5}.get(way, filled), abs=1e-4
-    ) and mask.tolist() == [
+    assert numbers.decode(x[0]).value == pytest.approx(filled, abs=1e-4) and mask.tolist() == [
         False,
         True,
     ]

@@ -88,15 +88,17 @@ def read_for(recipe: Recipe) -> Rows:
     """The raw rows that a recipe names."""
     if not recipe.data.get("rows"):
         raise DataError("data.none_named")
-    settings: dict[str, Any] = {"format": recipe.data.get("format") or "auto"}
-    if recipe.data.get("missing") is not None:
-        settings["missing"] = ("", *recipe.data["missing"])
-    return read(recipe.data["rows"], **settings)
+    return read(recipe.data["rows"], format=recipe.data.get("format") or "auto", missing=missing_words(recipe))
 
 
-def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".") -> Rows:
+def missing_words(recipe: Recipe | None) -> tuple[str, ...]:
+    """The words that mean "no value here"."""
+    return ("", *((recipe.data.get("missing") if recipe else None) or ()))
+
+
+def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Sequence[str] = ("",)) -> Rows:
     """Any source as typed rows, for a model that is already there: columns absent from it are left to the caller."""
-    rows = source if isinstance(source, Rows) else read(source)
+    rows = source if isinstance(source, Rows) else read(source, missing=missing)
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
     return located(typed(rows, types, decimal=decimal), types)
 
@@ -119,8 +121,12 @@ def located(rows: Rows, types: Mapping[str, str]) -> Rows:
     return rows
 
 
-def data_of(source: Any, columns: Mapping[str, Any]) -> Data:
-    return source if isinstance(source, Data) else Data(raw(source, columns))
+def data_of(source: Any, columns: Mapping[str, Any], recipe: Recipe | None = None) -> Data:
+    """Rows to work on with a model that is there, read as its recipe says (decimal sign, missing words)."""
+    if isinstance(source, Data):
+        return source
+    decimal = (recipe.data.get("decimal") if recipe else None) or "."
+    return Data(raw(source, columns, decimal, missing_words(recipe)))
 
 
 def _with_truth(rows: Rows, outputs: Sequence[str]) -> Rows:

@@ -1,0 +1,48 @@
+"""What the user asks for becomes a recipe: what is read out of the data itself, and said."""
+
+import numpy as np
+import pytest
+
+import luban
+from luban.asking import Ask, check
+from luban.cli import main
+from luban.errors import DataError
+
+
+def german(path, sign=","):
+    rng = np.random.default_rng(0)
+    x = rng.normal(10, 3, 200).round(2)
+    lines = [f"{a};{b};{c}".replace(".", sign) for a, b, c in zip(x, rng.integers(0, 9, 200), (2 * x + 1).round(2))]
+    path.write_text("preis;menge;summe\n" + "\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_a_decimal_comma_is_found_and_said(tmp_path, capsys):
+    source = german(tmp_path / "de.csv")
+    recipe, findings, prepared = check(source, Ask("summe"))
+    assert recipe.data["decimal"] == "," and not prepared.rows.quarantine
+    assert "decimal sign" in capsys.readouterr().err
+    assert recipe.inputs["preis"].type == "number" and "decimal" not in recipe.inputs["preis"].settings
+    plain, _, _ = check(german(tmp_path / "en.csv", "."), Ask("summe"))
+    assert "decimal" not in plain.data and "decimal sign" not in capsys.readouterr().err, "control: points"
+
+
+def test_the_recipes_own_sign_comes_first(tmp_path):
+    with pytest.raises(DataError):
+        check(german(tmp_path / "de.csv"), Ask("summe", changes=["data.decimal=."]))
+
+
+def test_trained_and_used_with_decimal_commas(tmp_path):
+    source = german(tmp_path / "de.csv")
+    bundle = luban.train(source, "summe", size="nano", epochs=2, out=tmp_path / "out", evaluate=False)
+    assert bundle.columns["preis"].state["mean"] == pytest.approx(10, abs=1)
+    loaded = luban.load(tmp_path / "out")
+    assert loaded.evaluate(source, baselines=False).numbers["rows"] == 200
+    assert loaded.predict(source)[0] == loaded.predict(german(tmp_path / "en.csv", ","))[0]
+    with pytest.raises(DataError):
+        loaded.predict(german(tmp_path / "en.csv", "."))
+
+
+def test_check_on_the_command_line(tmp_path, capsys):
+    assert main(["check", german(tmp_path / "de.csv"), "--target", "summe"]) in (0, 1)
+    assert "decimal sign" in capsys.readouterr().err
