@@ -7,10 +7,9 @@ model.predict([{"review": "great film"}])
 Nothing heavy is imported until it is used.
 """
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from luban.asking import check
     from luban.bundle import Bundle
@@ -32,7 +31,7 @@ _WHERE = {
 __all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "load", "run", "train"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(name)
     import importlib

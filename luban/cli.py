@@ -9,13 +9,16 @@ from __future__ import annotations
 import json as _json
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
-from luban import __version__, console
+from luban import __version__, console, files
 from luban.command import Flag, Verb, table, wrap
 from luban.errors import LubanError, RequestError, problem
 from luban.messages import LANGUAGES, say, set_language
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
 
 COMMON = [
     Flag("seed", "int", None, False),
@@ -43,6 +46,10 @@ def new(task: str, folder: str) -> None:
 def check(
     source: str, *, target: str | None = None, inputs: list[str] = (), type: list[str] = (), set: list[str] = ()
 ) -> int:
+    if source.endswith((".yaml", ".yml")):  # mistakes of the recipe are told before anything is imported to read data
+        from luban.recipe import Recipe
+
+        Recipe.load(source, tuple(set))
     from luban.asking import Ask
     from luban.asking import check as look
 
@@ -98,9 +105,9 @@ def train(
 def resume(folder: str) -> int:
     from luban import pipeline
 
-    _log(Path(folder))
+    _log(_path(folder))
     bundle = pipeline.resume(folder)
-    pipeline.write_report(bundle, Path(folder))
+    pipeline.write_report(bundle, _path(folder))
     _headline(bundle)
     print(say("train.saved", folder=folder))
     return _signal_code(bundle)
@@ -110,7 +117,7 @@ def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = (
     bundle = _load(folder)
     report = bundle.evaluate(data, slices=list(slices), baselines=False)
     if json and json != "-":
-        Path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
+        _path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
     print(
         _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_markdown()
     )
@@ -161,7 +168,7 @@ def compress(
     from luban import pipeline
 
     small.save(place)
-    pipeline.write_report(small, Path(place))
+    pipeline.write_report(small, _path(place))
     print(small.reports["compress"].to_markdown())
     print(say("train.saved", folder=place))
 
@@ -171,7 +178,7 @@ def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = 
     report = bundle.audit(data, sensitive=sensitive)
     report = getattr(report, "reports", {}).get("audit", report)
     if json and json != "-":
-        Path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
+        _path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
     print(
         _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_markdown()
     )
@@ -200,7 +207,7 @@ def report(folder: str) -> None:
     print(
         pipeline.full_report(bundle).to_markdown()
         if common["json"]
-        else say("report.written", path=str(pipeline.write_report(bundle, Path(folder))))
+        else say("report.written", path=str(pipeline.write_report(bundle, _path(folder))))
     )
 
 
@@ -396,15 +403,21 @@ def _named(out: str, verb: str) -> str:
 
 def _fresh(folder: str) -> Path:
     """An --out that is empty or not there, or may be overwritten."""
-    path = Path(folder)
+    path = _path(folder)
     if path.exists() and not common["overwrite"] and (path.is_file() or any(path.iterdir())):
         raise RequestError("cli.not_empty", path=folder)
     return path
 
 
+def _path(name: str | Path) -> Path:
+    from pathlib import Path
+
+    return Path(name)
+
+
 def _log(folder: str | Path) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    console.log_to(Path(folder) / "run.log")
+    _path(folder).mkdir(parents=True, exist_ok=True)
+    console.log_to(_path(folder) / "run.log")
 
 
 def _pairs(items: Any, flag: str) -> dict[str, str]:

@@ -9,13 +9,16 @@ nothing but the standard library's lightest, so that `luban --help` costs no mor
 
 from __future__ import annotations
 
-import shutil
+import os
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from luban.errors import Problem, RequestError, problem, raise_all
 from luban.messages import known, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 
 class Flag:
@@ -126,7 +129,11 @@ def _metavar(flag: Flag) -> str:
 
 
 def width() -> int:
-    return min(110, max(60, shutil.get_terminal_size((100, 24)).columns))
+    try:
+        columns = os.get_terminal_size().columns
+    except (OSError, ValueError):  # not a terminal
+        columns = int(os.environ.get("COLUMNS", "100")) if os.environ.get("COLUMNS", "100").isdigit() else 100
+    return min(110, max(60, columns))
 
 
 def wrap(text: str, indent: str = "") -> list[str]:

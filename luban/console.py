@@ -9,11 +9,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
 
 from luban.messages import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any, TextIO
 
 EVERY = 10.0  # seconds between progress lines without a terminal
 REDRAW = 0.2  # seconds between redraws on one

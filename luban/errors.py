@@ -17,28 +17,42 @@ Each error holds one or more `Problem`s, so that all mistakes are told at once. 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
-
 from luban.messages import say
+
+TYPE_CHECKING = False  # `typing` and `dataclasses` cost as much as the rest of `luban --help`
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 LONGEST = 12  # lines that an error may fill on a terminal
 
 
-@dataclass(frozen=True)
 class Problem:
     """One mistake: which sentence, where, and what would have been right.
 
     `allowed` and `nearest` become the tail of the sentence ("Did you mean ...? Allowed: ...").
     """
 
-    id: str
-    place: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
-    allowed: tuple[str, ...] = ()
-    nearest: str | None = None
+    __slots__ = ("allowed", "id", "nearest", "place", "values")
+
+    def __init__(
+        self,
+        id: str,
+        place: str = "",
+        values: dict[str, Any] | None = None,
+        allowed: tuple[str, ...] = (),
+        nearest: str | None = None,
+    ):
+        self.id, self.place, self.values, self.allowed, self.nearest = id, place, values or {}, allowed, nearest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Problem) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.place, str(self)))
+
+    def __repr__(self) -> str:
+        return f"Problem({self.id!r}, {str(self)!r})"
 
     def __str__(self) -> str:
         text = say(self.id, **self.values)
@@ -73,6 +87,8 @@ def problem(
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The most similar of `allowed`, or None when none is close."""
+    import difflib
+
     by_lower = {a.lower(): a for a in allowed}
     found = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cache
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LANGUAGES = ("en", "zh")
 _chosen: str | None = None
@@ -33,9 +34,14 @@ def language() -> str:
     return wanted if wanted in LANGUAGES else "en"
 
 
-@cache
+_read: dict[str, dict[str, str]] = {}
+
+
 def catalogue(lang: str) -> dict[str, str]:
-    return json.loads((Path(__file__).parent / f"{lang}.json").read_text(encoding="utf-8"))
+    if lang not in _read:
+        with open(os.path.join(os.path.dirname(__file__), f"{lang}.json"), encoding="utf-8") as file:
+            _read[lang] = json.load(file)
+    return _read[lang]
 
 
 def say(id: str, /, **values: Any) -> str:
