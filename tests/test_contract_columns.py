@@ -141,7 +141,7 @@ def batch(column, values, index=None):
 
 
 def padding_is_marked(column, values):
-    x, mask = batch(column, values)
+    _, mask = batch(column, values)
     return (
         not mask.reshape(len(values), -1)[[i for i, v in enumerate(values) if v is None]].any() and mask.dtype == bool
     )
