@@ -38,6 +38,7 @@ ENCODERS = {
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
     "join": "luban.nn.join:Join",
+    "own": "luban.nn.networks.own:Own",
 }
 HEADS = {
     "category": "luban.nn.heads.category:CategoryHead",
@@ -53,6 +54,7 @@ STAGES = {
     "train": "luban.stages.train:train",
     "evaluate": "luban.stages.evaluate:evaluate",
     "compress": "luban.stages.compress:compress",
+    "export": "luban.stages.export:export",
     "explain": "luban.stages.explain:explain",
     "serve": "luban.stages.serve:serve",
 }

@@ -33,4 +33,4 @@ class Concat(nn.Module):
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
         h = torch.cat([pool(t) for pool, t in zip(self.pools, tokens)], dim=1)  # (B, sum of sizes)
         h = self.layers(self.dropout(h) if not len(self.layers) else h)
-        return Tokens(h[:, None], h.new_ones(len(h), 1, dtype=torch.bool))
+        return Tokens(h[:, None], h.new_ones(h.shape[0], 1, dtype=torch.bool))

@@ -95,8 +95,13 @@ class QuantRecurrent(nn.Module):
         self.ih = Quantized(layer.weight_ih_l0, layer.bias_ih_l0)
         self.hh = Quantized(layer.weight_hh_l0, layer.bias_hh_l0)
 
+    weight_ih_l0 = property(lambda self: self.ih.weight)  # the names that torch gives them
+    weight_hh_l0 = property(lambda self: self.hh.weight)
+    bias_ih_l0 = property(lambda self: self.ih.bias)
+    bias_hh_l0 = property(lambda self: self.hh.bias)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        start = x.new_zeros(1, len(x), self.hidden_size)
+        start = x.new_zeros(1, x.shape[0], self.hidden_size)
         states = (start, start) if self.kind is nn.LSTM else start
         weights = [self.ih.weight, self.hh.weight, self.ih.bias, self.hh.bias]
         found = RUN[self.kind](x, states, weights, True, 1, 0.0, self.training, False, True)

@@ -1,0 +1,59 @@
+"""export: a file for another runtime, held against the model on real rows before anyone gets it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from luban import files
+from luban.bundle import Bundle
+from luban.columns.examples import Examples, encode
+from luban.console import tell
+from luban.data.prepare import prepare
+from luban.errors import DataError, RequestError, need
+from luban.settings import Count
+from luban.stages.export.gate import passes
+from luban.stages.export.to_onnx import onnx_bytes
+
+
+def export(
+    bundle: Bundle, data: Any, *, to: Literal["onnx"] = "onnx", out: str | None = None, rows: Count = 64
+) -> Path:
+    """Write one self-contained file that `luban.engines.OnnxEngine` and `luban serve` answer from without PyTorch.
+
+    `out`: the file, or a folder to put `model.onnx` into. `rows`: how many real rows it is held against, in several batch
+    sizes, lengths and paddings; the file appears only when all answers agree.
+    Raises ExportMismatch where they do not or the network cannot be written down, DataError without rows, MissingExtra.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        need(module, "export")
+    if not out:
+        raise RequestError("cli.lacking", what="--out", verb="export")
+    path = Path(out)
+    path = path / "model.onnx" if path.is_dir() or not path.suffix else path
+    examples = real_rows(bundle, data, rows)
+    written = onnx_bytes(bundle, examples.arrays(np.arange(min(8, len(examples)))))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        files.write(temporary, written)
+        found = passes(bundle, temporary, examples)
+        os.replace(temporary, path)
+        files.sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    tell("export.agrees", rows=found["rows"], difference=f"{found['largest_difference']:.1e}")
+    return path
+
+
+def real_rows(bundle: Bundle, data: Any, count: int) -> Examples:
+    """Held-out rows, else those that the recipe names. Raises DataError where there are none."""
+    named = bundle.recipe.data.get("rows")
+    if data is None and named and Path(named).exists():
+        data = prepare(bundle.recipe)
+    rows = data.held_out()[1][:count] if data is not None else np.zeros(0, np.int64)
+    if not len(rows):
+        raise DataError("export.no_rows")
+    return encode(bundle.columns, bundle.inputs, (), data.framed(rows, bundle.recipe.frame))

@@ -1,0 +1,114 @@
+"""The written file against the model, on real rows: nothing is handed out that answers differently.
+
+The reference is the network asked about one row at a time, without padding. So a file that is wrong for a batch size, a
+length or a padded row is refused, and so is a network whose own answers depend on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luban.bundle import Bundle
+from luban.columns.examples import Arrays, Examples
+from luban.engines import OnnxEngine
+from luban.errors import ExportMismatch, Problem, problem, raise_all
+
+SIZES = (1, 2, 7, 32)
+LENGTHS = (1, 2, 3, 17)
+PADDING = (1, 9)
+CLOSE = 1e-4  # of the answers' own size, at least of 1
+
+
+def passes(bundle: Bundle, path: Path, examples: Examples) -> dict[str, Any]:
+    """What was compared: rows, batch sizes, the largest difference. Raises ExportMismatch, BundleError."""
+    engine = OnnxEngine(path, threads=1)
+    raise_all(ExportMismatch, axes(bundle, engine, examples.arrays(np.arange(min(2, len(examples))))))
+    worst, rows, wrong = 0.0, 0, []
+    for what, arrays in trials(bundle, examples):
+        expected = one_by_one(bundle, arrays)
+        found = engine.run(arrays)
+        rows += arrays.size
+        for name, want in expected.items():
+            difference = distance(want, found[name])
+            worst = max(worst, difference)
+            if not difference <= CLOSE:
+                values = {"output": name, "size": arrays.size, "difference": f"{difference:.2g}", "most": CLOSE}
+                wrong.append(problem(f"export.differs.{what}", **values))
+    raise_all(ExportMismatch, wrong[:6])
+    return {"rows": rows, "sizes": list(SIZES), "largest_difference": worst}
+
+
+def axes(bundle: Bundle, engine: OnnxEngine, arrays: Arrays) -> list[Problem]:
+    """Axes that the file declares otherwise than the model has them: `batch` and lengths free, all others fixed."""
+    declared = {i.name: i.shape for i in (*engine.session.get_inputs(), *engine.session.get_outputs())}
+    expected: dict[str, tuple[tuple[int, ...], int]] = {}
+    for name, *pair in engine.feeds:
+        for key, array in zip(pair, arrays.inputs[name]):
+            expected[key] = (array.shape, 2 if bundle.columns[name].ragged and array.ndim > 1 else 1)
+    expected |= {n: (o.shape, 1) for n, o in bundle.engine.run(arrays).items()}
+    wrong = []
+    for key, (shape, free) in expected.items():
+        found = list(declared[key])
+        right = len(found) == len(shape) and found[0] == "batch"
+        right = right and all(isinstance(d, str) for d in found[:free]) and found[free:] == list(shape[free:])
+        if not right:
+            wrong.append(problem("export.axes", name=key, found=str(found), want=str(["batch", *shape[1:]])))
+    return wrong
+
+
+def trials(bundle: Bundle, examples: Examples) -> Iterator[tuple[str, Arrays]]:
+    """Real rows in batches of every size; padded further; cut to other lengths; with nothing known."""
+    n = len(examples)
+    start = 0
+    for size in SIZES:
+        for _ in range(3 if size < 8 else 2):
+            yield "batch", examples.arrays((start + np.arange(size)) % n)
+            start += size
+    base = examples.arrays(np.arange(7) % n)
+    ragged = [m for m in bundle.inputs if bundle.columns[m].ragged]
+    for more in PADDING if ragged else ():
+        yield "padding", _resized(base, ragged, more)
+    for length in LENGTHS if ragged else ():
+        yield "length", _resized(base, ragged, length, stretch=True)
+    yield "missing", Arrays({m: (x, np.zeros_like(mask)) for m, (x, mask) in base.inputs.items()}, {}, base.size)
+
+
+def _resized(arrays: Arrays, names: list[str], size: int, stretch: bool = False) -> Arrays:
+    """Some inputs with `size` more positions of padding; or with `size` positions, which every other row fills."""
+    pairs = dict(arrays.inputs)
+    for name in names:
+        x, mask = pairs[name]
+        length = size if stretch else x.shape[1] + size
+        real = np.minimum(mask.sum(1), length)
+        real[::2] = length if stretch else real[::2]
+        x = x[:, np.arange(length) % x.shape[1]]
+        pairs[name] = (x, np.arange(length) < real[:, None])
+    return Arrays(pairs, {}, arrays.size)
+
+
+def one_by_one(bundle: Bundle, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The network's answers to single rows, each as long as its own real positions."""
+    found = [bundle.engine.run(_row(bundle, arrays, i)) for i in range(arrays.size)]
+    return {n: np.concatenate([o[n] for o in found]) for n in found[0]}
+
+
+def _row(bundle: Bundle, arrays: Arrays, i: int) -> Arrays:
+    pairs = {}
+    for name, (x, mask) in arrays.inputs.items():
+        x, mask = x[i : i + 1], mask[i : i + 1]
+        if bundle.columns[name].ragged:
+            real = max(1, int(np.flatnonzero(mask[0]).max(initial=0)) + 1)
+            x, mask = x[:, :real], mask[:, :real]
+        pairs[name] = (x, mask)
+    return Arrays(pairs, {}, 1)
+
+
+def distance(want: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference, of the answers' own size where that is above 1; infinite where shapes or NaN disagree."""
+    if want.shape != found.shape or not np.isfinite(found).all() or not np.isfinite(want).all():
+        return float("inf")
+    return float(np.abs(want - found).max(initial=0) / max(1.0, float(np.abs(want).max(initial=0))))
