@@ -36,7 +36,8 @@ class OnnxEngine:
     """An exported model in ONNX Runtime on the processor, behind the interface that every engine has.
 
     `threads`: how many to compute with, None for what this process may use. `recipe`: the text of the recipe.
-    Raises BundleError for a file that Luban did not export, damaged or hostile; MissingExtra without onnxruntime.
+    Raises BundleError for a file that Luban did not export, damaged or hostile; RecipeError for a type of column that is not
+    installed; MissingExtra without onnxruntime.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
@@ -83,7 +84,9 @@ def session(data: bytes, path: Path, threads: int | None) -> Any:
     state = need("onnxruntime.capi.onnxruntime_pybind11_state", "export")
     refusals = tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        made = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        made.get_inputs(), made.get_outputs()  # their names must be readable, too
+        return made
     except (*refusals, RuntimeError, ValueError) as e:
         raise BundleError("onnx.unreadable", path=str(path), reason=str(e).splitlines()[0][:200]) from e
 
