@@ -33,10 +33,15 @@ class Shapley(NamedTuple):
 class Design(NamedTuple):
     """The coalitions, complement beside each, and the matrices that all rows share."""
 
-    keep: np.ndarray  # (n, S) bool: first one of each pair, then their complements in the same order
+    asked: np.ndarray  # (2 + n, S) bool: nobody, everybody, then the coalitions
     solve: np.ndarray  # (S, n): scores, less what an even split of the total explains -> deviation from that split
     left: np.ndarray  # (n / 2,) share of the pairs of that size that were not drawn, over (1 - leverage)^2
     exact: bool
+
+    @property
+    def keep(self) -> np.ndarray:
+        """The coalitions alone (n, S): the first one of each pair, then their complements in the same order."""
+        return self.asked[2:]
 
 
 def kernel_shap(game: Game, players: int, *, samples: int = 512, seed: int = 0) -> Shapley:
@@ -48,14 +53,15 @@ def kernel_shap(game: Game, players: int, *, samples: int = 512, seed: int = 0) 
     error is the heteroscedasticity-robust one of that regression (HC3) with finite-population correction.
     Raises ValueError when `samples` are too few to determine the weights.
     """
-    ends = game(np.array([[False] * players, [True] * players]))  # (R, 2)
-    empty, full = ends[:, 0], ends[:, 1]
-    delta = (full - empty)[:, None]  # (R, 1)
     if players < 2:
-        return Shapley(np.repeat(delta, players, 1), np.zeros((len(delta), players)), empty, full, True, 2)
+        empty, full = game(np.array([[False] * players, [True] * players]).reshape(2, players)).T
+        weights = np.repeat((full - empty)[:, None], players, 1)
+        return Shapley(weights, np.zeros_like(weights), empty, full, True, 2)
     plan = design(players, samples, seed)
-    even = delta / players
-    rest = game(plan.keep) - empty[:, None] - even * plan.keep.sum(1)  # (R, n)
+    scores = game(plan.asked)  # (R, 2 + n)
+    empty, full = scores[:, 0], scores[:, 1]
+    even = (full - empty)[:, None] / players  # (R, 1)
+    rest = scores[:, 2:] - empty[:, None] - even * plan.keep.sum(1)  # (R, n)
     away = rest @ plan.solve.T  # (R, S)
     error = np.zeros_like(away) if plan.exact else _error(plan, rest, away)
     return Shapley(even + away, error, empty, full, plan.exact, len(plan.keep) + 2)
@@ -118,7 +124,8 @@ def design(players: int, samples: int, seed: int) -> Design:
     half, weight = np.concatenate(halves), np.concatenate(weights)
     solve, leverage = _solution(half, weight)
     unseen = np.concatenate(left) / np.clip(1 - leverage, 0.1, 1) ** 2
-    return Design(np.concatenate([half, ~half]), np.concatenate([solve, -solve], axis=1), unseen, exact)
+    ends = np.array([[False] * players, [True] * players])
+    return Design(np.concatenate([ends, half, ~half]), np.concatenate([solve, -solve], axis=1), unseen, exact)
 
 
 def allocate(there: list[int], mass: np.ndarray, pairs: int) -> list[int]:
