@@ -10,7 +10,7 @@ import json as _json
 import os
 import sys
 
-from luban import __version__, console, files
+from luban import __version__, console
 from luban.command import Flag, Verb, table, wrap
 from luban.errors import LubanError, RequestError, problem
 from luban.messages import LANGUAGES, say, set_language
@@ -440,9 +440,11 @@ def _rows_of(bundle: Any) -> Any:
 
 def _headline(bundle: Any) -> None:
     """The numbers a person looks for first: the main metric beside the baselines'."""
+    from luban.pipeline import headline_metric
+
     report = bundle.reports.get("evaluate")
     for name, output in (report.numbers["outputs"] if report else {}).items():
-        metric = {"category": "accuracy", "number": "r2"}[output["kind"]]
+        metric = headline_metric(output["kind"])
         rows = [(say("evaluate.model"), output["metrics"][metric])]
         rows += [(b, m[metric]) for b, m in output["baselines"].items()]
         print(say("headline", output=name, metric=metric, rows=report.numbers["rows"], part=report.numbers["part"]))

@@ -10,14 +10,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luban import console, files, machine, registry
 from luban.asking import Ask, check, recipe_from, show_columns, tell_ledger
-from luban.bundle import Bundle
+from luban.bundle import KIND, Bundle, build_network
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
 from luban.messages import say
@@ -54,7 +55,8 @@ def train(
     """Train a model on data (a file, a table, a recipe) and judge it beside simple baselines.
 
     `settings` are those of the train stage (`epochs=5`). `model`: names of encoders by column, or one's own
-    `torch.nn.Module`. `start`: a Bundle to go on from. With `out` the Bundle is saved there, checkpoints on the way.
+    `torch.nn.Module`, see `luban.nn.networks.own`. `start`: a Bundle whose columns and weights are taken where they fit.
+    With `out` the Bundle is saved there, checkpoints on the way.
     Raises RecipeError, DataError before anything starts; Diverged when training does.
     """
     own = model if _is_module(model) else None
@@ -68,21 +70,37 @@ def train(
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)
-    bundle = Bundle(recipe)
-    if own is not None:
-        bundle.network = own
-    if start is not None:
-        bundle = registry.find("stages", "start")(bundle, prepared, source=start)
-    chosen = dict(recipe.stage("train").settings) | {"out": str(out) if out else None, "resume": resume}
-    bundle = apply(bundle, prepared, Part("train", chosen))
-    if out:
-        bundle.save(out)
-    if evaluate and bundle.history[-1].get("stopped") != "signal":
-        part = recipe.stage("evaluate") or Part("evaluate")
-        bundle = apply(bundle, prepared, fill("stages", part, recipe.size))
+    with _claimed(out):
+        bundle = Bundle(recipe)
+        if own is not None:
+            from luban.stages.train import fit_columns
+
+            bundle.columns = fit_columns(bundle, prepared)
+            bundle.network = build_network(recipe, bundle.columns, (), own)
+        if start is not None:
+            bundle = registry.find("stages", "start")(bundle, prepared, source=start)
+        chosen = dict(recipe.stage("train").settings) | {"out": str(out) if out else None, "resume": resume}
+        bundle = apply(bundle, prepared, Part("train", chosen))
         if out:
             bundle.save(out)
-    return bundle
+        if evaluate and bundle.history[-1].get("stopped") != "signal":
+            part = recipe.stage("evaluate") or Part("evaluate")
+            bundle = apply(bundle, prepared, fill("stages", part, recipe.size))
+            if out:
+                bundle.save(out)
+        return bundle
+
+
+@contextmanager
+def _claimed(out: str | Path | None) -> Iterator[None]:
+    """The folder is this process's to write, and holds nothing that is not Luban's."""
+    if not out:
+        yield
+        return
+    folder = Path(out).resolve()
+    with files.held(folder):
+        files.refuse_foreign(folder, KIND)
+        yield
 
 
 def _is_module(model: Any) -> bool:
@@ -119,8 +137,13 @@ def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
     out = Path(out)
     asked, rows, inferred = recipe_from(recipe, Ask(changes=tuple(set)))
     asked = replace(asked, stages=asked.stages or DEFAULT).resolved()
-    prepared: Data | None = None
     show_columns(asked, inferred)
+    with _claimed(out):
+        return _life(asked, rows, out)
+
+
+def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
+    prepared: Data | None = None
     key = _key(replace(asked, stages=()).plain(), rows.fingerprint())
     bundle = Bundle(asked)
     keep = []
@@ -191,8 +214,9 @@ def write_report(bundle: Bundle, folder: Path) -> Path:
 
 
 def full_report(bundle: Bundle) -> Report:
-    front = Report("report", say("report.title", task=bundle.recipe.task()))
-    front.heading(say("report.recipe"), 2).html("", f"<pre>{_escaped(bundle.recipe.yaml())}</pre>", "")
+    front = Report("recipe", say("report.recipe"))
+    first = _summary(bundle)
+    front.html("", f"<pre>{_escaped(bundle.recipe.yaml())}</pre>", "")
     rows = [
         [n, p.type, registry.schema("columns", p.type).get("x-form", ""), say("report.input")]
         for n, p in bundle.recipe.inputs.items()
@@ -208,9 +232,7 @@ def full_report(bundle: Bundle) -> Report:
         for h in bundle.history
     ]
     last = Report("life", say("report.life"))
-    last.heading(say("report.life"), 2).table(
-        "", [say("report.stage"), say("report.seconds"), say("report.settings")], life
-    )
+    last.table("", [say("report.stage"), say("report.seconds"), say("report.settings")], life)
     where = next((h["environment"] for h in reversed(bundle.history) if "environment" in h), None)
     if where:
         facts = [
@@ -220,7 +242,44 @@ def full_report(bundle: Bundle) -> Report:
         last.table(say("report.environment"), ["", ""], facts + [[k, v] for k, v in where["versions"].items()])
     order = ["evaluate", "explain", "compress", "audit", "export"]
     reports = sorted(bundle.reports.values(), key=lambda r: order.index(r.kind) if r.kind in order else len(order))
-    return combine(front.title, [*reports, front, last])
+    return combine(say("report.title", task=bundle.recipe.task()), [first, *reports, front, last])
+
+
+def _summary(bundle: Bundle) -> Report:
+    """What someone who reads one paragraph should know."""
+    first = Report("summary", say("report.summary"))
+    trained = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
+    if trained:
+        rows = trained["rows"]
+        first.text(
+            say(
+                "report.trained",
+                parameters=f"{trained['parameters']:,}",
+                rows=rows["train"],
+                seconds=trained["seconds"],
+            )
+        )
+    judged = bundle.reports.get("evaluate")
+    for name, output in (judged.numbers["outputs"] if judged else {}).items():
+        metric = headline_metric(output["kind"])
+        mine = output["metrics"][metric]
+        rivals = {b: m[metric]["value"] for b, m in output["baselines"].items() if m[metric].get("value") is not None}
+        best = max(rivals, key=rivals.get, default=None)
+        said = say(
+            "report.reached", output=name, metric=metric, value=_with_interval(mine), rows=judged.numbers["rows"]
+        )
+        if best is not None:
+            won = mine["value"] >= rivals[best]
+            said += " " + say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
+            first.note("good" if won else "warn", said)
+        else:
+            first.text(said)
+    return first
+
+
+def headline_metric(kind: str) -> str:
+    """The metric that a person looks at first, by kind of answer."""
+    return {"category": "accuracy", "number": "r2"}[kind]
 
 
 def _escaped(text: str) -> str:
@@ -229,13 +288,16 @@ def _escaped(text: str) -> str:
     return html.escape(text)
 
 
-def resume(folder: str | Path) -> Bundle:
-    """Go on with a run that was stopped or killed: from its newest good checkpoint, with the recipe it began with."""
-    folder = Path(folder)
-    begun = folder / BEGUN
+def resume(folder: str | Path, *, module: Any = None) -> Bundle:
+    """Go on with a run that was stopped or killed: from its newest good checkpoint, with the recipe it began with.
+
+    `module`: one's own network, where the run began with one. Raises RequestError where nothing was begun.
+    """
+    folder = files.recovered(Path(folder))
+    begun = files.inside(folder, BEGUN)
     if not begun.is_file():
         raise RequestError("resume.nothing", path=str(folder))
-    return train(Recipe.load(begun), out=folder, resume=True)
+    return train(Recipe.load(begun), model=module, out=folder, resume=True)
 
 
 def compare(folders: Sequence[str | Path]) -> Report:

@@ -8,9 +8,11 @@ import numpy as np
 
 from luban import plots
 from luban.bundle import Bundle
+from luban.columns.examples import records
 from luban.errors import DataError, problem
 from luban.evaluation import views
 from luban.evaluation.table import Table, table
+from luban.markup import escape, tag
 from luban.messages import say
 from luban.report import Report
 from luban.settings import Count, Natural
@@ -76,24 +78,24 @@ def _warn_seen(report: Report) -> None:
         report.note("bad", say("evaluate.seen", count=count, rows=report.numbers["rows"]))
 
 
+SHOWN = 8  # input columns of a worst example, the first ones
+
+
 def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int) -> None:
+    """The rows that the model is most wrong about, each input as its column shows it to a person."""
     order = view.worst(count)
     if not len(order):
         return
+    names = [n for n in bundle.inputs if n in judged.cells.column_names][:SHOWN]
+    values = records(judged.cells.select(names).take(order))
+    head = [say("evaluate.row"), *view.row_names(), *names]
+    body = []
+    for i, value in zip(order, values):
+        plain = [tag("td", escape(v)) for v in (int(judged.rows[i]) + 1, *view.row(int(i)))]
+        body.append(tag("tr", *plain, *(tag("td", bundle.columns[n].render(value[n])) for n in names)))
+    table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
     report.heading(say("evaluate.worst"), 3)
-    shown = [n for n in bundle.inputs][:8]
-    cells = judged.cells
-    rows = []
-    for i in order:
-        raw = [cells[n][int(i)].as_py() for n in shown if "extension" not in str(cells[n].type)]
-        rows.append([int(judged.rows[i]) + 1, *(_short(v) for v in raw), *view.row(int(i))])
-    names = [n for n in shown if "extension" not in str(cells[n].type)]
-    report.table("", [say("evaluate.row"), *names, *view.row_names()], rows)
-
-
-def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    report.html("", tag("div", table, class_="wide"), "")
 
 
 def _training(report: Report, bundle: Bundle) -> None:
