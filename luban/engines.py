@@ -85,7 +85,7 @@ def session(data: bytes, path: Path, threads: int | None) -> Any:
     refusals = tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
     try:
         made = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-        made.get_inputs(), made.get_outputs()  # their names must be readable, too
+        _ = [v.name for v in (*made.get_inputs(), *made.get_outputs())]  # names must be readable, too
         return made
     except (*refusals, RuntimeError, ValueError) as e:
         raise BundleError("onnx.unreadable", path=str(path), reason=str(e).splitlines()[0][:200]) from e
