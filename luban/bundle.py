@@ -45,7 +45,6 @@ from luban.recipe import Recipe
 from luban.report import Report
 
 KIND = "bundle"
-CARRIED = ("checkpoints", ".stages", "run.log", "quarantine.csv", "model.onnx", "explain")  # what a save leaves where it is
 
 
 @dataclass
@@ -149,27 +148,25 @@ class Bundle:
 
     # -- the folder ------------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path, *, share: bool = False) -> Path:
-        """Write the folder: all of it or, on a crash, what stood there before. `share` leaves personal tables out."""
-        final = Path(folder).absolute()
-        final.parent.mkdir(parents=True, exist_ok=True)
-        new = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        try:
-            self._write(new, share)
-            files.seal(new, KIND)
-            for name in CARRIED:
-                if (final / name).exists():
-                    os.replace(final / name, new / name)
-            files.replace_folder(new, final)
-        except BaseException:
-            for name in CARRIED:
-                if (new / name).exists() and final.is_dir():
-                    os.replace(new / name, final / name)
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-        self.path = final
-        return final
+        """Write the folder: all of it or, on a crash, what stood there before. `share` leaves personal tables out.
+
+        Checkpoints and what else may lie beside a Bundle's files (see `luban.files`) stay. Raises RequestError where
+        the folder holds files that Luban did not write, or another process is writing it.
+        """
+        final = Path(folder).resolve()
+        with files.held(final):
+            files.refuse_foreign(final, KIND)
+            new = files.near(final, f"{os.getpid()}.tmp")
+            new.mkdir()
+            try:
+                self._write(new, share)
+                files.seal(new, KIND)
+                files.replace_folder(new, final)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+        self.path = Path(folder).absolute()
+        return self.path
 
     def _write(self, folder: Path, share: bool) -> None:
         from luban.card import card
@@ -199,10 +196,7 @@ class Bundle:
 
         Raises BundleError for a folder that is not a Bundle, damaged, foreign or hostile.
         """
-        folder = Path(folder).absolute()
-        old = folder.with_name(f".{folder.name}.old")
-        if not folder.exists() and old.is_dir():
-            folder = old  # a save was killed between its two renames
+        folder = files.recovered(Path(folder).absolute())
         manifest = files.open_sealed(folder, KIND)
         read = lambda name: (folder / name).read_text(encoding="utf-8")  # noqa: E731
         missing = [

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +22,9 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     """Save {file: {name: tensor}} and a JSON state as checkpoint `step`; older ones beyond `KEEP` go afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
+    for other in _steps(folder):
+        if _number(other) > step:  # of another run, or damaged: this run would have begun from there
+            shutil.rmtree(other, ignore_errors=True)
     new = folder / f".step-{step}.{os.getpid()}.tmp"
     new.mkdir()
     try:
@@ -45,12 +49,20 @@ def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] 
                 n[: -len(".safetensors")]: load_file(path / n) for n in manifest["files"] if n.endswith(".safetensors")
             }
             return tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except BundleError:
+        except (BundleError, SafetensorError, OSError, ValueError, RecursionError):
             continue
     return None
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda p: -int(p.name[5:]))
+    """Newest first, after replacements that were interrupted have been ended."""
+    if not folder.is_dir():
+        return []
+    for old in folder.glob(".step-*.old"):
+        files.recover(folder / old.name[1 : -len(".old")])
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.name.isascii()]
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name[5:])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from luban.columns.examples import Examples
 from luban.console import Progress, record, tell
-from luban.errors import Diverged
+from luban.errors import BundleError, Diverged
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import checkpoints, optimizers
@@ -191,6 +191,8 @@ class Run:
 
     def over(self) -> bool:
         patience = self.plan.patience
+        if self.position:
+            return False  # the last update is made, its epoch not yet judged
         if self.state.step >= self.total or self.state.epoch >= self.plan.epochs:
             return True
         if patience and self.state.epoch - 1 - self.history.best >= patience:
@@ -239,9 +241,18 @@ class Run:
         if found is None:
             return False
         tensors, state = found
-        if state["examples"] != len(self.training) or state["plan"] != asdict(self.plan):
+        free = {"checkpoint_seconds": self.plan.checkpoint_seconds}  # changes nothing that is learned
+        same = isinstance(state, dict) and {**(state.get("plan") or {}), **free} == asdict(self.plan)
+        if not same or state.get("examples") != len(self.training):
             tell("train.other_checkpoint")
             return False
+        try:
+            self._take_up(tensors, state)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as e:
+            raise BundleError("bundle.bad_checkpoint", path=str(self.folder), reason=str(e)[:200]) from e
+        return True
+
+    def _take_up(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         self.network.load_state_dict(tensors["model"])
         self.state.optimizer.restore(tensors["optimizer"])
         self.best = tensors["best"]
@@ -252,7 +263,6 @@ class Run:
         for i, owner in enumerate((self.objective, self.make_step)):
             if hasattr(owner, "restore"):
                 owner.restore(state["owned"][i])
-        return True
 
 
 def fit(
