@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -224,29 +222,6 @@ def test_an_engine_that_only_answers_says_so():
     with serving(SlowEngine(0)) as (_, client):
         reply = client.post("/explain", json={"x": 1})
     assert reply.status_code == 422 and reply.json()["error"]["id"] == "serve.cannot_explain"
-
-
-def test_serving_an_engine_imports_no_torch(tmp_path):
-    """Everything but the choice of a Bundle works without torch."""
-    code = """
-import sys, threading, time, urllib.request, json
-import numpy as np
-from luban.columns.base import make
-from luban.stages.serve import prepare
-class Same:
-    inputs, outputs = ("x",), ("y",)
-    columns = {n: make(n, "number", {}).fit([0.0, 1.0]) for n in "xy"}
-    def run(self, arrays): return {"y": arrays.inputs["x"][0][:, None]}
-server = prepare(Same(), port=0)
-thread = threading.Thread(target=server.run); thread.start()
-while not server.started: time.sleep(0.01)
-ask = urllib.request.Request(server.url + "/predict", b'{"x": 1}', {"content-type": "application/json"})
-print(json.load(urllib.request.urlopen(ask))["rows"][0]["answers"]["y"]["value"])
-server.stop(); thread.join()
-print([m for m in ("torch", "pandas", "sklearn") if m in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split("\n")[:2] == ["1.0", "[]"], done.stderr
 
 
 def test_the_batcher_drops_what_nobody_waits_for():

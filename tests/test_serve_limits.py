@@ -236,10 +236,10 @@ def overloaded(queue, seconds):
 
 def test_overload():
     """Rejections come at once, answers within the queue's length, and as many of them as without overload."""
-    answered, rejected, after = overloaded(queue=8, seconds=2)
+    answered, rejected, after = overloaded(queue=8, seconds=1.5)
     assert rejected[len(rejected) // 2] < 0.05 < answered[len(answered) // 2]
     assert answered[len(answered) // 2] < (8 + 2) * 0.05
-    assert len(answered) >= 0.8 * 2 / 0.05 * 0.9
+    assert len(answered) >= 0.75 * 1.5 / 0.05
     assert after < 2
 
 
@@ -260,7 +260,7 @@ def test_overload_for_long():
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_drains(number):
     """Accepted requests are answered, new ones get 503 with a hint, readiness says no, and the exit is clean."""
     process, url = run_apart(256)
@@ -288,6 +288,7 @@ def test_a_signal_drains(number):
         process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once():
     code = (
         "from tests.serving import SlowEngine; from luban.stages.serve import serve\n"

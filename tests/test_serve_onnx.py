@@ -26,46 +26,44 @@ def saved(tmp_path_factory):
     return bundle, folder
 
 
-SERVE = """
+WITHOUT_TORCH = """
 import sys, threading, time, urllib.request
+from luban.cli import main
 from luban.stages.serve import prepare
-server = prepare(sys.argv[1], port=0, engine=sys.argv[2])
-thread = threading.Thread(target=server.run); thread.start()
-while not server.started: time.sleep(0.01)
-ask = urllib.request.Request(server.url + "/predict", sys.argv[3].encode(), {"content-type": "application/json"})
-print(urllib.request.urlopen(ask).read().decode())
-server.stop(); thread.join()
-print(server.service.engine.name, "torch" in sys.modules)
+folder, body, rows, out = sys.argv[1:]
+for source, engine in ((folder + "/model.onnx", "auto"), (folder, "auto"), (folder, "onnx")):
+    server = prepare(source, port=0, engine=engine)
+    thread = threading.Thread(target=server.run); thread.start()
+    while not server.started: time.sleep(0.01)
+    ask = urllib.request.Request(server.url + "/predict", body.encode(), {"content-type": "application/json"})
+    print(urllib.request.urlopen(ask).read().decode())
+    server.stop(); thread.join()
+words = ["predict", folder + "/model.onnx", rows, "--out", out]
+print(main(words), main(words), "torch" in sys.modules)
 """
 
 
-@pytest.mark.parametrize(("source", "engine"), [("model.onnx", "auto"), ("", "auto"), ("", "onnx")])
-def test_serving_the_file_or_its_folder_needs_no_torch(saved, source, engine):
-    bundle, folder = saved
-    body = json.dumps({"rows": PLAIN})
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(folder / source), engine, body], capture_output=True, text=True, timeout=120
-    )
-    reply, state = done.stdout.splitlines() or [done.stderr, ""]
-    assert state == "onnx False", done.stderr
-    for row, expected in zip(json.loads(reply)["rows"], bundle.predict(PLAIN), strict=True):
-        assert row["answers"]["kind"]["value"] == expected["kind"]
-        assert abs(row["answers"]["kind"]["probability"] - expected["kind.probability"]) < 1e-4
-        assert abs(row["answers"]["price"]["value"] - expected["price"]) < 1e-4
-
-
-def test_predicting_with_the_file_needs_no_torch(saved, tmp_path):
+def test_serving_and_predicting_without_torch(saved, tmp_path):
+    """The file itself, its folder by choice and its folder unasked; then a file of rows, for which it has to be new."""
     bundle, folder = saved
     (tmp_path / "rows.csv").write_text("age,city\n31.5,Wien\nold,Graz\n,Graz\n")
-    code = "import sys; from luban.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    words = ["predict", str(folder / "model.onnx"), str(tmp_path / "rows.csv"), "--out", str(tmp_path / "o.jsonl")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["0", "False"], done.stderr
+    words = [str(folder), json.dumps({"rows": PLAIN}), str(tmp_path / "rows.csv"), str(tmp_path / "o.jsonl")]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, timeout=120)
+    assert done.stdout and done.stdout.splitlines()[-1] == "0 2 False", done.stderr
+    expected = bundle.predict(PLAIN)
+    for reply in done.stdout.splitlines()[:3]:
+        for row, want in zip(json.loads(reply)["rows"], expected, strict=True):
+            assert row["answers"]["kind"]["value"] == want["kind"]
+            assert abs(row["answers"]["kind"]["probability"] - want["kind.probability"]) < 1e-4
+            assert abs(row["answers"]["price"]["value"] - want["price"]) < 1e-4
     found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert ["error" in f for f in found] == [False, True, False]
-    assert abs(found[2]["price"] - bundle.predict(PLAIN[1:2])[0]["price"]) < 1e-4
-    again = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
-    assert again.stdout.split()[0] == "2"  # the file is there already
+    assert abs(found[2]["price"] - expected[1]["price"]) < 1e-4
+
+
+def test_control_torch_in_the_process_is_seen():
+    code = "import sys; import luban.bundle; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_a_file_of_another_model_does_not_fit(saved, tmp_path):

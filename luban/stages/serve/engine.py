@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -17,6 +18,7 @@ from luban import files, registry
 from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
 from luban.errors import BundleError, DataError, Problem, RequestError, Unsupported, problem
+from luban.stages.serve.refusal import placed
 
 
 class Guarded:
@@ -48,7 +50,7 @@ class Guarded:
             try:
                 self.columns[name].encode(row[name])
             except DataError as e:
-                return replace(e.problems[0], place=name)
+                return placed(e.problems[0], name)
         return None
 
 
@@ -59,18 +61,22 @@ class Explainer:
     most = 8  # rows of one request
 
     def __init__(self, bundle: Any):
-        columns = {n: c.guarded() for n, c in bundle.columns.items()}
-        self.bundle = replace(bundle, columns=columns, network=bundle.copy_network())
-        self.explain = registry.find("stages", "explain")
-        self.lock = Lock()
+        self.served, self.lock = bundle, Lock()
+
+    @cached_property
+    def bundle(self) -> Any:
+        """The served Bundle again, with guarded columns, so that hooks and gradients touch no network that answers."""
+        columns = {n: c.guarded() for n, c in self.served.columns.items()}
+        return replace(self.served, columns=columns, network=self.served.copy_network())
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers of the explanation report. Raises RequestError."""
         from luban.data.prepare import data_of
 
-        inputs = [{n: row[n] for n in self.bundle.inputs} for row in rows]
+        explain = registry.find("stages", "explain")
+        inputs = [{n: row[n] for n in self.served.inputs} for row in rows]
         with self.lock:
-            report = self.explain(self.bundle, data_of(inputs, self.bundle.columns), rows=len(rows), **settings)
+            report = explain(self.bundle, data_of(inputs, self.bundle.columns), rows=len(rows), **settings)
         return report.to_json()["numbers"]
 
 

@@ -23,6 +23,11 @@ class Refusal(Exception):
         return found | ({"connection": "close"} if self.close else {})
 
 
+def placed(found: Problem, place: str) -> Problem:
+    """The same problem at another place."""
+    return Problem(found.id, place, found.values, found.allowed, found.nearest)
+
+
 def plain(found: Problem) -> dict[str, str]:
     """{"id", "message", "place"}: `message` is a sentence, the other two are for machines."""
     text = str(found)

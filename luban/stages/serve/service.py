@@ -18,7 +18,7 @@ from luban.stages.serve import rows as reading
 from luban.stages.serve.batcher import Batcher, Job
 from luban.stages.serve.engine import Guarded, share_processors
 from luban.stages.serve.metrics import Metrics
-from luban.stages.serve.refusal import Refusal, plain
+from luban.stages.serve.refusal import Refusal, placed, plain
 
 LOG_EVERY = 1.0  # seconds between two lines of the log, so that no client can fill the disk
 
@@ -90,7 +90,7 @@ class Service:
         if good:
             found = await self._wait(Job([asked.rows[i] for i in good]), call, until)
             for i, f in zip(good, found):
-                results[i] = _placed(f, i) if isinstance(f, Problem) else f
+                results[i] = placed(f, f"rows[{i}].{f.place}".rstrip(".")) if isinstance(f, Problem) else f
         answered = sum(not isinstance(r, Problem) for r in results)
         self.metrics.rows["answered"] += answered
         self.metrics.rows["refused"] += len(results) - answered
@@ -168,10 +168,6 @@ class Service:
             return
         console.tell("serve.failed_log", kind=type(error).__name__, reason=str(error)[:300], hidden=self._hidden)
         self._logged, self._hidden = now, 0
-
-
-def _placed(found: Problem, row: int) -> Problem:
-    return replace(found, place=f"rows[{row}].{found.place}".rstrip("."))
 
 
 def _shown(result: Mapping[str, Answer] | Problem) -> dict[str, Any]:
