@@ -11,7 +11,7 @@ from luban import console, registry
 from luban.data.prepare import Data, prepare, read_for
 from luban.errors import DataError, RequestError, problem, raise_all
 from luban.messages import say
-from luban.recipe import Part, Recipe
+from luban.recipe import KEYS, Part, Recipe
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
     if name and name.endswith((".yaml", ".yml")):
         recipe = Recipe.load(name, tuple(ask.changes))
         recipe = replace(recipe, data=_beside(recipe.data, Path(name).parent))
-    elif isinstance(source, (Recipe, Mapping)):
+    elif _is_recipe(source):
         recipe = source if isinstance(source, Recipe) else Recipe.of(source, changes=tuple(ask.changes))
     else:
         recipe = Recipe.of({"luban": 1, "data": {"rows": name} if name else {}}, changes=tuple(ask.changes))
-    rows = read_for(recipe) if name or isinstance(source, (Recipe, Mapping)) else None
+    rows = read_for(recipe) if name or _is_recipe(source) else None
     if rows is None:
         from luban.data.sources import read
 
@@ -52,6 +52,13 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
     if ask.seed is not None:
         plain["seed"] = ask.seed
     return Recipe.of(plain), rows, inferred
+
+
+def _is_recipe(source: Any) -> bool:
+    """A mapping with the keys of a recipe is one; any other holds columns."""
+    return isinstance(source, Recipe) or (
+        isinstance(source, Mapping) and ("luban" in source or set(source) <= set(KEYS))
+    )
 
 
 def _beside(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:

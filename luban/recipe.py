@@ -146,7 +146,8 @@ class Recipe:
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
         inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in self.inputs.items()})
         outputs = columns(self.outputs)
-        model = {n: fill("encoders", self.encoder(n), self.size) for n in inputs}
+        own = self.fusion.type == "own"  # a module of one's own stands for the encoders
+        model = {} if own else {n: fill("encoders", self.encoder(n), self.size) for n in inputs}
         model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
         return replace(
             self,

@@ -51,7 +51,8 @@ def train(
     """Fit the columns on the training rows, build the network, train it.
 
     `steps` > 0 trains for that many updates instead of `epochs`. `patience`: epochs without a better validation loss
-    before it stops; 0 = never. `clip`: largest gradient norm, 0 = none. `out`: folder for checkpoints.
+    before it stops; 0 = never. `clip`: largest gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest
+    `checkpoint_seconds` after the last (0: after every update).
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
     began = time.monotonic()
@@ -66,13 +67,14 @@ def train(
         "steps": steps, "batch": batch, "optimizer": optimizer, "rate": rate, "momentum": momentum,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
         "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
+        "checkpoint_seconds": checkpoint_seconds,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
     network = bundle.network if bundle.network is not None else new_network(recipe, columns, bundle)
     if precision == "auto":
         precision = choose(network, training, batch, chosen["device"], supervised)
     recipe = _with_choices(bundle, chosen | {"precision": precision})
-    plan = Plan(**chosen, precision=precision, seed=recipe.seed, checkpoint_seconds=checkpoint_seconds)
+    plan = Plan(**chosen, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
     if folder:
         write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
