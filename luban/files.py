@@ -259,9 +259,11 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(folder)
-        with suppress(OSError):
-            lock.unlink()
-        os.close(descriptor)
+        try:
+            with suppress(OSError):
+                lock.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _locked(lock: Path, folder: Path) -> int:

@@ -1,5 +1,6 @@
 """Damage of a saved model is found and named, whatever it is and wherever it is."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_every_missing_file_is_named(tmp_path):
 def test_swapped_files_are_refused(tmp_path):
     folder = tiny.folder(tmp_path)
     every = names(folder)
-    for a, b in zip(every, every[1:]):
+    for a, b in itertools.pairwise(every):
         if (folder / a).read_bytes() == (folder / b).read_bytes():
             continue
         one, other = (folder / a).read_bytes(), (folder / b).read_bytes()
