@@ -439,29 +439,10 @@ def _rows_of(bundle: Any) -> Any:
 
 
 def _headline(bundle: Any) -> None:
-    """The numbers a person looks for first: the main metric beside the baselines'."""
-    from luban.pipeline import headline_metric
+    from luban.pages import headline
 
-    report = bundle.reports.get("evaluate")
-    for name, output in (report.numbers["outputs"] if report else {}).items():
-        metric = headline_metric(output["kind"])
-        rows = [(say("evaluate.model"), output["metrics"][metric])]
-        rows += [(b, m[metric]) for b, m in output["baselines"].items()]
-        print(say("headline", output=name, metric=metric, rows=report.numbers["rows"], part=report.numbers["part"]))
-        print(
-            "\n".join(
-                table(
-                    [
-                        (
-                            label,
-                            f"{m['value']:.4f}"
-                            + (f"  ({m['low']:.4f} - {m['high']:.4f})" if m.get("low") is not None else ""),
-                        )
-                        for label, m in rows
-                    ]
-                )
-            )
-        )
+    for line in headline(bundle):
+        print(line)
 
 
 def _signal_code(bundle: Any) -> int:

@@ -21,9 +21,9 @@ from luban.asking import Ask, check, recipe_from, show_columns, tell_ledger
 from luban.bundle import KIND, Bundle, build_network
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
-from luban.messages import say
+from luban.pages import compare, full_report, write_report
 from luban.recipe import Part, Recipe, fill
-from luban.report import Report, combine
+from luban.report import Report
 
 DEFAULT = (Part("train"), Part("evaluate"))
 BEGUN = "checkpoints/recipe.yaml"  # the resolved recipe, written before step 1, for `resume`
@@ -206,88 +206,6 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def write_report(bundle: Bundle, folder: Path) -> Path:
-    """FOLDER/report.html: everything that is known about the model on one page."""
-    path = folder / "report.html"
-    files.write(path, full_report(bundle).to_html())
-    return path
-
-
-def full_report(bundle: Bundle) -> Report:
-    front = Report("recipe", say("report.recipe"))
-    first = _summary(bundle)
-    front.html("", f"<pre>{_escaped(bundle.recipe.yaml())}</pre>", "")
-    rows = [
-        [n, p.type, registry.schema("columns", p.type).get("x-form", ""), say("report.input")]
-        for n, p in bundle.recipe.inputs.items()
-    ]
-    rows += [[n, p.type, "", say("report.output")] for n, p in bundle.recipe.outputs.items()]
-    front.table(say("report.columns"), [say("report.column"), say("report.type"), "", ""], rows)
-    life = [
-        [
-            h["stage"],
-            f"{h.get('seconds', 0):.1f} s",
-            ", ".join(f"{k}={v}" for k, v in (h.get("settings") or {}).items() if v not in (None, [], "")),
-        ]
-        for h in bundle.history
-    ]
-    last = Report("life", say("report.life"))
-    last.table("", [say("report.stage"), say("report.seconds"), say("report.settings")], life)
-    where = next((h["environment"] for h in reversed(bundle.history) if "environment" in h), None)
-    if where:
-        facts = [
-            [say("report.system"), where["system"]],
-            [say("report.processor"), f"{where['processor']['name']} {' '.join(where['processor']['flags'])}"],
-        ]
-        last.table(say("report.environment"), ["", ""], facts + [[k, v] for k, v in where["versions"].items()])
-    order = ["evaluate", "explain", "compress", "audit", "export"]
-    reports = sorted(bundle.reports.values(), key=lambda r: order.index(r.kind) if r.kind in order else len(order))
-    return combine(say("report.title", task=bundle.recipe.task()), [first, *reports, front, last])
-
-
-def _summary(bundle: Bundle) -> Report:
-    """What someone who reads one paragraph should know."""
-    first = Report("summary", say("report.summary"))
-    trained = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
-    if trained:
-        rows = trained["rows"]
-        first.text(
-            say(
-                "report.trained",
-                parameters=f"{trained['parameters']:,}",
-                rows=rows["train"],
-                seconds=trained["seconds"],
-            )
-        )
-    judged = bundle.reports.get("evaluate")
-    for name, output in (judged.numbers["outputs"] if judged else {}).items():
-        metric = headline_metric(output["kind"])
-        mine = output["metrics"][metric]
-        rivals = {b: m[metric]["value"] for b, m in output["baselines"].items() if m[metric].get("value") is not None}
-        best = max(rivals, key=rivals.get, default=None)
-        said = say(
-            "report.reached", output=name, metric=metric, value=_with_interval(mine), rows=judged.numbers["rows"]
-        )
-        if best is not None:
-            won = mine["value"] >= rivals[best]
-            said += " " + say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
-            first.note("good" if won else "warn", said)
-        else:
-            first.text(said)
-    return first
-
-
-def headline_metric(kind: str) -> str:
-    """The metric that a person looks at first, by kind of answer."""
-    return {"category": "accuracy", "number": "r2"}[kind]
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text)
-
-
 def resume(folder: str | Path, *, module: Any = None) -> Bundle:
     """Go on with a run that was stopped or killed: from its newest good checkpoint, with the recipe it began with.
 
@@ -298,26 +216,3 @@ def resume(folder: str | Path, *, module: Any = None) -> Bundle:
     if not begun.is_file():
         raise RequestError("resume.nothing", path=str(folder))
     return train(Recipe.load(begun), model=module, out=folder, resume=True)
-
-
-def compare(folders: Sequence[str | Path]) -> Report:
-    """Saved models side by side: size, rows, every metric of their last evaluation."""
-    bundles = {str(f): Bundle.load(f) for f in folders}
-    report = Report("compare", say("compare.title"))
-    rows: dict[str, list[str]] = {}
-    for i, bundle in enumerate(bundles.values()):
-        facts = {say("compare.parameters"): f"{bundle.parameters():,}", say("compare.bytes"): f"{bundle.bytes():,}"}
-        evaluated = bundle.reports.get("evaluate")
-        for name, output in (evaluated.numbers["outputs"] if evaluated else {}).items():
-            facts |= {
-                f"{name} {k}": _with_interval(m) for k, m in output["metrics"].items() if m.get("value") is not None
-            }
-        for key, value in facts.items():
-            rows.setdefault(key, [""] * len(bundles))[i] = value
-    report.table("", ["", *bundles], [[k, *v] for k, v in rows.items()])
-    return report
-
-
-def _with_interval(metric: Mapping[str, Any]) -> str:
-    interval = f" ({metric['low']:.4f} – {metric['high']:.4f})" if metric.get("low") is not None else ""
-    return f"{metric['value']:.4f}{interval}"

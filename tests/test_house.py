@@ -38,7 +38,7 @@ ORDER = [
     {"card", "bundle"},
     {"training", "evaluation"},
     {"stages", "predictions", "foreign"},
-    {"asking", "starters", "doctor"},
+    {"asking", "pages", "starters", "doctor"},
     {"pipeline"},
     {"cli"},
 ]

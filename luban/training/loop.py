@@ -125,6 +125,7 @@ class Run:
         self.state = State(network, plan, self.total)
         self.history, self.position = History(), 0
         self.sums: dict[str, list[float]] = {}
+        self.shown: dict[str, float] = {}  # the last validation, beside the progress
         self.pending: list[dict[str, tuple[Tensor, Tensor]]] = []
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
@@ -140,7 +141,7 @@ class Run:
             self.position += 1
             if progress.due():
                 self._read_sums()
-                progress.update(self.state.step, {"loss": self._loss()}, unit=say("progress.steps"))
+                progress.update(self.state.step, {"loss": self._loss(), **self.shown}, unit=say("progress.steps"))
             if stop.is_set():
                 return False
             if self.folder and time.monotonic() - self.saved_at > self.plan.checkpoint_seconds:
@@ -178,6 +179,7 @@ class Run:
         if self.validation is not None and len(self.validation):
             numbers |= {f"validation_{k}": v for k, v in evaluate(self.network, self.validation, self.plan).items()}
         self.history.epochs.append(numbers)
+        self.shown = {k: v for k, v in numbers.items() if k.startswith("validation_")}
         watched = numbers.get("validation_loss", numbers["loss"])
         if not math.isfinite(watched):
             raise Diverged("train.diverged", step=self.state.step, epoch=self.state.epoch + 1)

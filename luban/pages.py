@@ -1,0 +1,131 @@
+"""Pages about Bundles: the whole report, models side by side, the few lines that a terminal shows."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luban import files, registry
+from luban.bundle import Bundle
+from luban.command import table
+from luban.messages import say
+from luban.report import Report, combine
+
+ORDER = ("evaluate", "explain", "compress", "audit", "export")
+HEADLINE = {"category": "accuracy", "number": "r2"}  # the metric that a person looks at first, by kind of answer
+
+
+def write_report(bundle: Bundle, folder: Path) -> Path:
+    """FOLDER/report.html: everything that is known about the model on one page."""
+    path = folder / "report.html"
+    files.write(path, full_report(bundle).to_html())
+    return path
+
+
+def full_report(bundle: Bundle) -> Report:
+    """Everything that is known about a model: a summary, each report it has, its recipe, its life."""
+    reports = sorted(bundle.reports.values(), key=lambda r: ORDER.index(r.kind) if r.kind in ORDER else len(ORDER))
+    title = say("report.title", task=bundle.recipe.task())
+    return combine(title, [_summary(bundle), *reports, _recipe(bundle), _life(bundle)])
+
+
+def _recipe(bundle: Bundle) -> Report:
+    page = Report("recipe", say("report.recipe"))
+    page.html("", f"<pre>{html.escape(bundle.recipe.yaml())}</pre>", "")
+    inputs, outputs = bundle.recipe.inputs, bundle.recipe.outputs
+    rows = [
+        [n, p.type, registry.schema("columns", p.type).get("x-form", ""), say("report.input")]
+        for n, p in inputs.items()
+    ]
+    rows += [[n, p.type, "", say("report.output")] for n, p in outputs.items()]
+    return page.table(say("report.columns"), [say("report.column"), say("report.type"), "", ""], rows)
+
+
+def _life(bundle: Bundle) -> Report:
+    page = Report("life", say("report.life"))
+    rows = [[h["stage"], f"{h.get('seconds', 0):.1f} s", _settings(h.get("settings") or {})] for h in bundle.history]
+    page.table("", [say("report.stage"), say("report.seconds"), say("report.settings")], rows)
+    where = next((h["environment"] for h in reversed(bundle.history) if "environment" in h), None)
+    if where:
+        processor = f"{where['processor']['name']} {' '.join(where['processor']['flags'])}"
+        facts = [[say("report.system"), where["system"]], [say("report.processor"), processor]]
+        page.table(say("report.environment"), ["", ""], facts + [[k, v] for k, v in where["versions"].items()])
+    return page
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in settings.items() if v not in (None, [], ""))
+
+
+def headline(bundle: Bundle) -> Iterator[str]:
+    """The lines a terminal shows after training: the first metric of each output beside the baselines'."""
+    report = bundle.reports.get("evaluate")
+    for name, output in (report.numbers["outputs"] if report else {}).items():
+        metric = HEADLINE[output["kind"]]
+        rows = {say("evaluate.model"): output["metrics"][metric]} | {
+            b: m[metric] for b, m in output["baselines"].items()
+        }
+        yield say("headline", output=name, metric=metric, rows=report.numbers["rows"], part=report.numbers["part"])
+        yield from table([(label, with_interval(m)) for label, m in rows.items() if m.get("value") is not None])
+        better = [
+            b
+            for b, m in output["baselines"].items()
+            if (m[metric].get("value") or -1e9) > output["metrics"][metric]["value"]
+        ]
+        if better:
+            yield say("evaluate.beaten", baselines=", ".join(better), metric=metric)
+
+
+def _summary(bundle: Bundle) -> Report:
+    """What someone who reads one paragraph should know."""
+    first = Report("summary", say("report.summary"))
+    trained = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
+    if trained:
+        rows = trained["rows"]
+        first.text(
+            say(
+                "report.trained",
+                parameters=f"{trained['parameters']:,}",
+                rows=rows["train"],
+                seconds=trained["seconds"],
+            )
+        )
+    judged = bundle.reports.get("evaluate")
+    for name, output in (judged.numbers["outputs"] if judged else {}).items():
+        metric = HEADLINE[output["kind"]]
+        mine = output["metrics"][metric]
+        rivals = {b: m[metric]["value"] for b, m in output["baselines"].items() if m[metric].get("value") is not None}
+        best = max(rivals, key=rivals.get, default=None)
+        said = say("report.reached", output=name, metric=metric, value=with_interval(mine), rows=judged.numbers["rows"])
+        if best is not None:
+            won = mine["value"] >= rivals[best]
+            said += " " + say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
+            first.note("good" if won else "warn", said)
+        else:
+            first.text(said)
+    return first
+
+
+def compare(folders: Sequence[str | Path]) -> Report:
+    """Saved models side by side: size, rows, every metric of their last evaluation."""
+    bundles = {str(f): Bundle.load(f) for f in folders}
+    report = Report("compare", say("compare.title"))
+    rows: dict[str, list[str]] = {}
+    for i, bundle in enumerate(bundles.values()):
+        facts = {say("compare.parameters"): f"{bundle.parameters():,}", say("compare.bytes"): f"{bundle.bytes():,}"}
+        evaluated = bundle.reports.get("evaluate")
+        for name, output in (evaluated.numbers["outputs"] if evaluated else {}).items():
+            facts |= {
+                f"{name} {k}": with_interval(m) for k, m in output["metrics"].items() if m.get("value") is not None
+            }
+        for key, value in facts.items():
+            rows.setdefault(key, [""] * len(bundles))[i] = value
+    report.table("", ["", *bundles], [[k, *v] for k, v in rows.items()])
+    return report
+
+
+def with_interval(metric: Mapping[str, Any]) -> str:
+    interval = f" ({metric['low']:.4f} – {metric['high']:.4f})" if metric.get("low") is not None else ""
+    return f"{metric['value']:.4f}{interval}"
