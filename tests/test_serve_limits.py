@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -327,7 +328,7 @@ def test_ten_thousand_bad_requests_leave_no_log_and_no_memory():
     """Disk growth and memory growth of the server process."""
     process, url = run_apart(256)
     try:
-        memory = lambda: int(open(f"/proc/{process.pid}/statm").read().split()[1]) * 4096  # noqa: E731, SIM115
+        memory = lambda: int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096  # noqa: E731
         with httpx.Client(base_url=url) as client:
             client.post("/predict", content=b"{", headers={"content-type": "application/json"})
             before = memory()

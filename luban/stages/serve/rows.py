@@ -65,14 +65,14 @@ def check(row: Any, number: int, inputs: Sequence[str], outputs: Sequence[str]) 
     place = f"rows[{number}]"
     if not isinstance(row, dict):
         return problem("serve.row_no_object", place=place, found=_kind(row))
-    for name in inputs:
-        if name not in row:
-            return problem("data.value_absent", place=f"{place}.{name}", name=name)
     for name, value in row.items():
         if name not in inputs and name not in outputs:
             return problem("serve.unknown_column", place=place, name=name[:80], allowed=inputs)
         if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST:
             return problem("serve.number_too_large", place=f"{place}.{name}", limit=LARGEST)
+    for name in inputs:
+        if name not in row:
+            return problem("data.value_absent", place=f"{place}.{name}", name=name)
     return None
 
 

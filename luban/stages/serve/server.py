@@ -44,7 +44,8 @@ class Server(uvicorn.Server):
         finally:
             service.batcher.close()
             self.socket.close()
-        console.tell("serve.stopped")
+        if not self.force_exit:
+            console.tell("serve.stopped")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second one leaves at once."""
