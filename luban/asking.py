@@ -36,11 +36,11 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
     if name and name.endswith((".yaml", ".yml")):
         recipe = Recipe.load(name, tuple(ask.changes))
         recipe = replace(recipe, data=_beside(recipe.data, Path(name).parent))
-    elif _is_recipe(source):
+    elif is_recipe(source):
         recipe = source if isinstance(source, Recipe) else Recipe.of(source, changes=tuple(ask.changes))
     else:
         recipe = Recipe.of({"luban": 1, "data": {"rows": name} if name else {}}, changes=tuple(ask.changes))
-    rows = read_for(recipe) if name or _is_recipe(source) else None
+    rows = read_for(recipe) if name or is_recipe(source) else None
     if rows is None:
         from luban.data.sources import read
 
@@ -54,7 +54,7 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
     return Recipe.of(plain), rows, inferred
 
 
-def _is_recipe(source: Any) -> bool:
+def is_recipe(source: Any) -> bool:
     """A mapping with the keys of a recipe is one; any other holds columns."""
     return isinstance(source, Recipe) or (
         isinstance(source, Mapping) and ("luban" in source or set(source) <= set(KEYS))

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, files, machine, registry
-from luban.asking import Ask, check, recipe_from, show_columns, tell_ledger
+from luban.asking import Ask, check, is_recipe, recipe_from, show_columns, tell_ledger
 from luban.bundle import KIND, Bundle, build_network
+from luban.columns.fitting import fit_columns
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
 from luban.pages import compare, full_report, write_report
@@ -64,6 +65,10 @@ def train(
     recipe, rows, inferred = recipe_from(data, ask)
     if own is not None:
         recipe = replace(recipe, fusion=Part("own"))
+    if start is not None:
+        start = start if isinstance(start, Bundle) else Bundle.load(start)
+        if not (model or size or set or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
+            recipe = _alike(recipe, start.recipe)
     stage = recipe.stage("train") or Part("train")
     recipe = recipe.with_stage(Part("train", {**stage.settings, **settings})).resolved()
     raise_all(RequestError, _bad_settings(recipe))
@@ -73,12 +78,10 @@ def train(
     with _claimed(out):
         bundle = Bundle(recipe)
         if own is not None:
-            from luban.stages.train import fit_columns
-
-            bundle.columns = fit_columns(bundle, prepared)
+            bundle.columns = fit_columns(recipe, prepared)
             bundle.network = build_network(recipe, bundle.columns, (), own)
-        if start is not None:
-            bundle = registry.find("stages", "start")(bundle, prepared, source=start)
+        if start is not None or recipe.stage("start"):
+            bundle = _started(bundle, prepared, start, out)
         chosen = dict(recipe.stage("train").settings) | {"out": str(out) if out else None, "resume": resume}
         bundle = apply(bundle, prepared, Part("train", chosen))
         if out:
@@ -101,6 +104,25 @@ def _claimed(out: str | Path | None) -> Iterator[None]:
     with files.held(folder):
         files.refuse_foreign(folder, KIND)
         yield
+
+
+def _alike(recipe: Recipe, before: Recipe) -> Recipe:
+    """Where nothing is said about the network, it is built like the one whose weights it takes over."""
+    model = {n: p for n, p in before.model.items() if n in recipe.inputs or n in recipe.outputs}
+    return replace(recipe, size=before.size, model=model, fusion=before.fusion)
+
+
+def _started(bundle: Bundle, data: Data, start: Bundle | None, out: str | Path | None) -> Bundle:
+    """The stage `start`. What it starts from stands in the recipe, so that a resumed run takes the same."""
+    if start is None:
+        return registry.find("stages", "start")(bundle, data, **bundle.recipe.stage("start").settings)
+    if out and start.path is None:
+        start = replace(start)
+        start.save(Path(out) / "checkpoints" / "start")
+    if start.path is not None:
+        stages = (Part("start", {"source": str(start.path)}), *(s for s in bundle.recipe.stages if s.type != "start"))
+        bundle = replace(bundle, recipe=replace(bundle.recipe, stages=stages))
+    return registry.find("stages", "start")(bundle, data, source=start)
 
 
 def _is_module(model: Any) -> bool:

@@ -51,10 +51,12 @@ EDITS = {
     "low_rank": "luban.nn.edits:low_rank",
 }
 STAGES = {
+    "start": "luban.stages.start:start",
     "train": "luban.stages.train:train",
     "evaluate": "luban.stages.evaluate:evaluate",
     "compress": "luban.stages.compress:compress",
     "export": "luban.stages.export:export",
+    "audit": "luban.stages.audit:audit",
     "explain": "luban.stages.explain:explain",
     "serve": "luban.stages.serve:serve",
 }

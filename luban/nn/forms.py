@@ -74,7 +74,7 @@ class Indices(nn.Module):
         sizes = torch.tensor([c.size for c in columns])
         self.size = width
         self.register_buffer("start", torch.cumsum(sizes, 0) - sizes)  # (F,)
-        self.table = nn.Embedding(int(sizes.sum()), width)
+        self.table = nn.Embedding(sum(c.size for c in columns), width)
         nn.init.normal_(self.table.weight, 0, width**-0.5)
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import torch
 
 from luban.bundle import Bundle, build_network
-from luban.columns.base import Column, make
+from luban.columns.base import Column
 from luban.columns.examples import encode
+from luban.columns.fitting import fit_columns
 from luban.console import tell
 from luban.files import write
 from luban.messages import say
@@ -56,7 +57,7 @@ def train(
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
     began = time.monotonic()
-    columns = bundle.columns or fit_columns(bundle, data)
+    columns = bundle.columns or fit_columns(bundle.recipe, data)
     training, validation = (
         encode(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
         for p in ("train", "validation")
@@ -107,16 +108,6 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
         "steps": history.step,
         "diagnosis": diagnosis(history),
     }
-
-
-def fit_columns(bundle: Bundle, data: Any) -> dict[str, Column]:
-    """Every column, fitted on the training rows and on nothing else."""
-    from luban.columns.examples import cells
-
-    table = data.framed("train", bundle.recipe.frame).table
-    recipe = bundle.recipe.resolved()
-    made = {n: make(n, p.type, dict(p.settings)) for n, p in {**recipe.inputs, **recipe.outputs}.items()}
-    return {n: c.fit(cells(table[n])) for n, c in made.items()}
 
 
 def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:

@@ -1,0 +1,75 @@
+"""Weights of one network put into another, where inputs and outputs are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from luban.nn.forms import Indices, Scalars
+
+
+def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
+    """Copy the weights of the encoders of `names`, then of fusion and heads where all before them are the same.
+
+    Per input, "fusion" (`...`) and output: whether its weights were taken. A shared encoder's columns are copied one by one.
+    """
+    if not hasattr(new, "groups") or not hasattr(old, "groups"):
+        taken = _copied(new, old) if type(new) is type(old) else False
+        return dict.fromkeys([*getattr(new, "inputs", ()), *new.outputs], taken)
+    done = {n: False for group in new.groups for n in group}
+    for group, encoder in zip(new.groups, new.encoders):
+        for names_before, before in zip(old.groups, old.encoders):
+            common = [n for n in group if n in names_before and n in names]
+            if not common or type(encoder) is not type(before):
+                continue
+            same = group == names_before and len(common) == len(group)
+            taken = _copied(encoder, before) if same else _by_column(encoder, before, group, names_before, common)
+            done |= dict.fromkeys(common, taken)
+    whole = new.groups == old.groups and all(done.values()) and type(new.fusion) is type(old.fusion)
+    whole = whole and _copied(new.fusion, old.fusion)
+    before_heads = dict(old._heads())
+    for name, head in new._heads():
+        before = before_heads.get(name)
+        done[name] = whole and name in names and type(head) is type(before) and _copied(head, before)
+    return done
+
+
+def _copied(new: nn.Module, old: nn.Module) -> bool:
+    """Copy all weights, or none where a name or a shape differs."""
+    mine, theirs = new.state_dict(), old.state_dict()
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
+        return False
+    new.load_state_dict(theirs)
+    return True
+
+
+@torch.no_grad()
+def _by_column(new: Any, old: Any, group: list[str], group_before: list[str], common: list[str]) -> bool:
+    """Some columns of an encoder that others share: each column's own embedding, and the layers they share."""
+    form, before = getattr(new, "form", None), getattr(old, "form", None)
+    if type(form) is not type(before) or not isinstance(form, (Scalars, Indices)):
+        return False
+    if [p.shape for p in new.layers.parameters()] != [
+        p.shape for p in old.layers.parameters()
+    ] or form.size != before.size:
+        return False
+    pairs = [(group.index(n), group_before.index(n)) for n in common]
+    if isinstance(form, Indices):
+        ends = lambda f: [*f.start.tolist(), f.table.num_embeddings]  # noqa: E731
+        mine, theirs = ends(form), ends(before)
+        if any(mine[i + 1] - mine[i] != theirs[j + 1] - theirs[j] for i, j in pairs):
+            return False
+        for i, j in pairs:
+            form.table.weight[mine[i] : mine[i + 1]] = before.table.weight[theirs[j] : theirs[j + 1]]
+    else:
+        mine, theirs = form.state_dict(), before.state_dict()
+        if any(k not in theirs or mine[k].shape[1:] != theirs[k].shape[1:] for k in mine):
+            return False
+        for key in mine:
+            for i, j in pairs:
+                mine[key][i] = theirs[key][j]
+    new.layers.load_state_dict(old.layers.state_dict())
+    return True
