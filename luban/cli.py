@@ -115,12 +115,10 @@ def resume(folder: str) -> int:
 
 def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = ()) -> None:  # noqa: F821
     bundle = _load(folder)
-    report = bundle.evaluate(data, slices=list(slices), baselines=False)
+    report = bundle.evaluate(data, slices=slices, baselines=False)
     if json and json != "-":
         _path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
-    print(
-        _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_markdown()
-    )
+    print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_text())
 
 
 def predict(folder: str, data: str, *, out: str = "-") -> None:
@@ -169,7 +167,7 @@ def compress(
 
     small.save(place)
     pipeline.write_report(small, _path(place))
-    print(small.reports["compress"].to_markdown())
+    print(small.reports["compress"].to_text(), end="")
     print(say("train.saved", folder=place))
 
 
@@ -179,9 +177,7 @@ def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = 
     report = getattr(report, "reports", {}).get("audit", report)
     if json and json != "-":
         _path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
-    print(
-        _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_markdown()
-    )
+    print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_text())
 
 
 def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str = "") -> None:
@@ -214,7 +210,7 @@ def report(folder: str) -> None:
 def compare(folders: list[str]) -> None:
     from luban import pipeline
 
-    print(pipeline.compare(folders).to_markdown())
+    print(pipeline.compare(folders).to_text(), end="")
 
 
 def show(what: str) -> None:

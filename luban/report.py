@@ -13,6 +13,7 @@ import math
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -179,6 +180,11 @@ class Report:
 
     def to_markdown(self) -> str:
         return "\n\n".join([f"# {markdown(self.title)}", *(_markdown(b) for b in self.shown())]) + "\n"
+
+    def to_text(self) -> str:
+        """For a terminal: aligned tables, no markup; what needs a picture is left to the page."""
+        parts = [visible(self.title), *(_terminal(b) for b in self.shown())]
+        return "\n\n".join(p for p in parts if p) + "\n"
 
     def to_html(self) -> str:
         """One self-contained page: no script, nothing fetched, light and dark, printable, readable on a phone."""
@@ -385,6 +391,32 @@ def _table_markdown(table: Table) -> str:
         lines.append([markdown(said) + (f" ({interval})" if interval else "") for said, interval in map(_cell, row)])
     title = f"**{markdown(table.title)}**\n\n" if table.title else ""
     return title + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _terminal(block: Block) -> str:
+    match block:
+        case Heading():
+            return visible(block.text) + "\n" + "-" * len(visible(block.text))
+        case Text():
+            return "\n".join(textwrap.wrap(visible(block.text), 100))
+        case Note():
+            return "\n".join(textwrap.wrap(f"{say(f'report.note_{block.level}')}: {visible(block.text)}", 100))
+        case Table():
+            return _table_terminal(block)
+        case Details():
+            return "\n\n".join(filter(None, [visible(block.summary), *map(_terminal, block.blocks)]))
+    return ""
+
+
+def _table_terminal(table: Table) -> str:
+    cells = [[visible(c) for c in table.columns]]
+    cells += [
+        [visible(said) + (f" ({interval})" if interval else "") for said, interval in map(_cell, r)] for r in table.rows
+    ]
+    wide = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    right = [side == "right" for side in _sides(table)]
+    lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, wide, right)).rstrip() for row in cells]
+    return "\n".join(([visible(table.title)] if table.title else []) + ["  " + line for line in lines])
 
 
 @cache
