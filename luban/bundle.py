@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +34,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from luban import files, registry
 from luban.columns import answering
@@ -45,6 +48,14 @@ from luban.recipe import Recipe
 from luban.report import Report
 
 KIND = "bundle"
+NEEDED = ("recipe.yaml", "columns.json", "edits.json", "model.safetensors")
+LAYOUT = re.compile(  # everything else is refused, sealed or not
+    r"recipe\.yaml|columns\.json|tokenizer(-\d+)?\.json|edits\.json|model\.safetensors|tables/[^/]+\.arrow"
+    r"|history\.jsonl|metrics\.jsonl|reports/[^/]+\.(json|html)|README\.md"
+)
+# What a file with the right hashes and the wrong content can make of the code that reads it.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+GIANT = 64  # times the size of the weights' file that a network may have before its edits make it smaller
 
 
 @dataclass
@@ -198,28 +209,38 @@ class Bundle:
         """
         folder = files.recovered(Path(folder).absolute())
         manifest = files.open_sealed(folder, KIND)
-        read = lambda name: (folder / name).read_text(encoding="utf-8")  # noqa: E731
-        missing = [
-            n for n in ("recipe.yaml", "columns.json", "edits.json", "model.safetensors") if n not in manifest["files"]
-        ]
+        names = list(manifest["files"])
+        foreign = [n for n in names if not LAYOUT.fullmatch(n)]
+        if foreign:
+            raise BundleError("bundle.file_foreign", path=str(folder), file=foreign[0])
+        missing = [n for n in NEEDED if n not in names]
         if missing:
             raise BundleError("bundle.file_missing", path=str(folder), file=missing[0])
-        recipe = Recipe.load(folder / "recipe.yaml")
         try:
-            entries = _with_tokenizers(json.loads(read("columns.json")), folder, manifest)
-            edits = json.loads(read("edits.json"))
-            columns = {c.name: c for c in map(from_json, entries)}
-            history, metrics = (
-                _read_lines(read(n)) if n in manifest["files"] else [] for n in ("history.jsonl", "metrics.jsonl")
-            )
-        except (ValueError, RecursionError, AttributeError) as e:
-            raise BundleError("bundle.unreadable", path=str(folder), reason=str(e)[:200]) from e
+            bundle = cls._read(folder, names, module)
+        except MALFORMED as e:
+            reason = f"{type(e).__name__}: {e}"[:200]
+            raise BundleError("bundle.unreadable", path=str(folder), reason=reason) from e
+        if files.open_sealed(folder, KIND, whole=False) != manifest:  # saved anew in the meantime: nothing is mixed
+            return cls.load(folder, module=module)
+        return bundle
+
+    @classmethod
+    def _read(cls, folder: Path, names: Sequence[str], module: nn.Module | None) -> Bundle:
+        recipe = Recipe.load(folder / "recipe.yaml")
+        entries = _with_tokenizers(_json(folder / "columns.json"), folder, names)
+        columns = {c.name: c for c in map(from_json, entries)}
+        edits = _json(folder / "edits.json")
+        history, metrics = (_entries(folder, n) if n in names else [] for n in ("history.jsonl", "metrics.jsonl"))
+        history = [{**h, "stage": str(h["stage"])} for h in history]
         bundle = cls(recipe, columns, None, edits, {}, history, metrics, {}, folder)
-        bundle.network = _with_weights(build_network(recipe, columns, edits, module), folder / "model.safetensors")
-        names = [n for n in manifest["files"] if n.startswith("tables/")]
-        bundle.tables = {Path(n).stem: _read_table(folder / n) for n in names}
-        found = [n for n in manifest["files"] if n.startswith("reports/") and n.endswith(".json")]
-        bundle.reports = {Path(n).stem: Report.load(folder / n) for n in found}
+        path = folder / "model.safetensors"
+        with _Modest(path):
+            network = build_network(recipe, columns, edits, module)
+        bundle.network = _with_weights(network, path)
+        bundle.tables = {Path(n).stem: _read_table(folder / n) for n in names if n.startswith("tables/")}
+        reports = [n for n in names if n.startswith("reports/") and n.endswith(".json")]
+        bundle.reports = {Path(n).stem: Report.load(folder / n) for n in reports}
         return bundle
 
     def __repr__(self) -> str:
@@ -252,6 +273,24 @@ def build_network(
 
         return replay(Own(recipe, columns, module), edits)
     return replay(Composed(recipe, columns), edits)
+
+
+class _Modest(TorchFunctionMode):
+    """A recipe of a few bytes must not ask for all the memory there is: BundleError before it is taken."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.found, self.wanted = path, path.stat().st_size, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn):
+            size = (kwargs or {}).get("size", args)
+            size = size[0] if size and not isinstance(size[0], int) else size
+            self.wanted += 4 * math.prod(size)
+            if self.wanted > max(2**30, GIANT * self.found):
+                found, wanted = f"{self.found:,}", f"{self.wanted:,}"
+                raise BundleError("bundle.too_large", path=str(self.path), wanted=wanted, found=found)
+        return func(*args, **(kwargs or {}))
 
 
 def _with_weights(network: nn.Module, path: Path) -> nn.Module:
@@ -300,15 +339,13 @@ def _without_tokenizers(columns: list[dict[str, Any]]) -> tuple[list[dict[str, A
     return columns, texts
 
 
-def _with_tokenizers(columns: list[dict[str, Any]], folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def _with_tokenizers(columns: list[dict[str, Any]], folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     for column in columns:
         tokenizer = column["state"].get("tokenizer")
         if isinstance(tokenizer, dict) and "file" in tokenizer:
-            if tokenizer["file"] not in manifest["files"]:
+            if tokenizer["file"] not in names:
                 raise BundleError("bundle.file_missing", path=str(folder), file=str(tokenizer["file"]))
-            column["state"]["tokenizer"] = json.loads(
-                files.inside(folder, tokenizer["file"]).read_text(encoding="utf-8")
-            )
+            column["state"]["tokenizer"] = _json(folder / tokenizer["file"], dict)
     return columns
 
 
@@ -316,8 +353,23 @@ def _lines(entries: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(e, ensure_ascii=False, default=str) + "\n" for e in entries)
 
 
-def _read_lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines() if line]
+def _json(path: Path, kind: type = list) -> Any:
+    """A file of ours: a list of dicts, or one dict. Raises BundleError with the file's name."""
+    return _plain(path.read_bytes(), path, kind)
+
+
+def _entries(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [_plain(line, folder / name, dict) for line in (folder / name).read_bytes().splitlines() if line]
+
+
+def _plain(data: bytes, path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise BundleError("bundle.unreadable", path=str(path), reason=str(e)[:200]) from e
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(v, dict) for v in value)):
+        raise BundleError("bundle.unreadable", path=str(path), reason=type(value).__name__)
+    return value
 
 
 def _personal(table: Any) -> bool:
@@ -337,6 +389,8 @@ def _read_table(path: Path) -> Any:
 
     try:
         with pa.OSFile(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except pa.ArrowException as e:
+            table = pa.ipc.open_file(source).read_all()
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, ValueError) as e:
         raise BundleError("bundle.unreadable", path=str(path), reason=str(e)[:200]) from e

@@ -100,7 +100,7 @@ def open_sealed(folder: Path, kind: str, *, whole: bool = True) -> dict[str, Any
     """
     if not folder.is_dir():
         raise BundleError("bundle.not_a_folder", path=str(folder))
-    path = folder / MANIFEST
+    path = inside(folder, MANIFEST)
     if not path.is_file():
         raise BundleError("bundle.no_manifest", path=str(folder))
     try:
