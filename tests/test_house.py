@@ -37,8 +37,8 @@ ORDER = [
     {"nn"},
     {"card", "bundle"},
     {"training", "evaluation"},
-    {"stages", "predictions", "foreign"},
-    {"asking", "pages", "starters", "doctor"},
+    {"stages", "predictions"},
+    {"asking", "pages", "starters", "doctor", "foreign"},
     {"pipeline"},
     {"cli"},
 ]
