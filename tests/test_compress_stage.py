@@ -63,6 +63,7 @@ def test_it_is_smaller_saved_and_measured(way, trained, data, tmp_path):
     records = TABLE.slice(0, 20).to_pylist()
     assert again.predict(records) == small.predict(records)
     assert again.reports["compress"].numbers["before"]["bytes"] == before["bytes"]
+    assert again.history[-1]["stage"] == "compress" and len(trained.history) == 1
     left = trained.network.state_dict()
     assert original.keys() == left.keys() and all(torch.equal(original[k], left[k]) for k in original)
     assert all(p.requires_grad for p in trained.network.parameters()) and trained.edits == []

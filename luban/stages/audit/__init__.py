@@ -47,7 +47,9 @@ def audit(
         _groups(report, bundle, judged, chosen, sensitive, positive)
     else:
         report.note("info", say("audit.no_sensitive"))
-    return warmed(bundle, temperatures).with_report(report) if temperatures else report
+    if not temperatures:
+        return report
+    return warmed(bundle, temperatures).with_report(report).with_history("audit", temperatures=temperatures)
 
 
 def _chosen(bundle: Bundle, judged: Table, output: str | None) -> dict[str, Predictions]:

@@ -57,7 +57,9 @@ def compress(
     zeros = prune is not None and kind == "magnitude" and distill is None and quantize is None
     found = compared(bundle, result, data, explain=explain, resamples=resamples, zeros=zeros)
     report = page(say("compress.title", task=bundle.recipe.task()), done, found)
-    return result.with_report(report)
+    settings = {"distill": distill, "prune": prune, "kind": kind if prune is not None else None, "quantize": quantize}
+    entry = {"settings": {k: v for k, v in settings.items() if v is not None}, "parameters": result.parameters()}
+    return result.with_report(report).with_history("compress", **entry)
 
 
 def own_rows(bundle: Bundle) -> Any:
