@@ -23,7 +23,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,7 @@ from luban import files, registry
 from luban.columns import answering
 from luban.columns.base import Column, from_json
 from luban.columns.examples import Arrays
-from luban.errors import BundleError
+from luban.errors import BundleError, RequestError
 from luban.nn.edits import replay
 from luban.nn.quantized import unpacked
 from luban.nn.tokens import Batch
@@ -229,13 +230,14 @@ class Bundle:
     def _read(cls, folder: Path, names: Sequence[str], module: nn.Module | None) -> Bundle:
         recipe = Recipe.load(folder / "recipe.yaml")
         entries = _with_tokenizers(_json(folder / "columns.json"), folder, names)
-        columns = {c.name: c for c in map(from_json, entries)}
+        with _placed(folder / "columns.json"):
+            columns = {c.name: c for c in map(from_json, entries)}
         edits = _json(folder / "edits.json")
         history, metrics = (_entries(folder, n) if n in names else [] for n in ("history.jsonl", "metrics.jsonl"))
         history = [{**h, "stage": str(h["stage"])} for h in history]
         bundle = cls(recipe, columns, None, edits, {}, history, metrics, {}, folder)
         path = folder / "model.safetensors"
-        with _Modest(path):
+        with _Modest(path), _placed(folder / "edits.json" if edits else folder / "recipe.yaml"):
             network = build_network(recipe, columns, edits, module)
         bundle.network = _with_weights(network, path)
         bundle.tables = {Path(n).stem: _read_table(folder / n) for n in names if n.startswith("tables/")}
@@ -351,6 +353,15 @@ def _with_tokenizers(columns: list[dict[str, Any]], folder: Path, names: Sequenc
 
 def _lines(entries: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(e, ensure_ascii=False, default=str) + "\n" for e in entries)
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[None]:
+    """Errors of what a file names get the file's name."""
+    try:
+        yield
+    except RequestError as e:
+        raise BundleError(*(replace(p, place=p.place or str(path)) for p in e.problems)) from e
 
 
 def _json(path: Path, kind: type = list) -> Any:

@@ -17,9 +17,15 @@ def card(bundle: Any) -> str:
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
+def code(name: str) -> str:
+    """A name as Markdown shows it: in backticks, without what could end them, a table's cell, the line or be HTML."""
+    plain = "".join(c if c.isprintable() else " " for c in name)
+    return "`" + plain.translate({ord("`"): "'", ord("|"): "¦", ord("<"): "‹", ord(">"): "›"}) + "`"
+
+
 def _intended(bundle: Any) -> str:
-    inputs = "\n".join(f"- `{n}`: {p.type}" for n, p in bundle.recipe.inputs.items())
-    outputs = "\n".join(f"- `{n}`: {p.type}" for n, p in bundle.recipe.outputs.items())
+    inputs = "\n".join(f"- {code(n)}: {p.type}" for n, p in bundle.recipe.inputs.items())
+    outputs = "\n".join(f"- {code(n)}: {p.type}" for n, p in bundle.recipe.outputs.items())
     return "\n\n".join(
         ["## " + say("card.use"), say("card.use_text"), say("card.inputs"), inputs, say("card.outputs"), outputs]
     )
@@ -49,7 +55,7 @@ def _numbers(bundle: Any) -> str:
         say("card.rows_judged", rows=report.numbers.get("rows"), part=str(report.numbers.get("part"))),
     ]
     for name, output in report.numbers.get("outputs", {}).items():
-        table = [f"| {name} | {say('card.value')} | {say('card.interval')} |", "|---|---|---|"]
+        table = [f"| {code(name)} | {say('card.value')} | {say('card.interval')} |", "|---|---|---|"]
         for metric, m in output["metrics"].items():
             if m.get("value") is not None:
                 interval = f"{m['low']:.4g} - {m['high']:.4g}" if m.get("low") is not None else ""

@@ -36,10 +36,12 @@ common: dict[str, Any] = {}  # the common flags of this call
 # -- verbs, in the order of a model's life -------------------------------------------------------------------------
 
 
-def new(task: str, folder: str) -> None:
-    from luban.starters import write_starter
+def new(task: str, folder: str | None = None) -> None:
+    from luban.starters import STARTERS, write_starter
 
-    for line in write_starter(task, _fresh(folder)):
+    if folder is None and task in STARTERS:
+        raise RequestError("cli.lacking", what="FOLDER", verb="new")
+    for line in write_starter(task, _fresh(folder) if folder else ""):
         print(line)
 
 
@@ -400,7 +402,11 @@ def _named(out: str, verb: str) -> str:
 def _fresh(folder: str) -> Path:
     """An --out that is empty or not there, or may be overwritten."""
     path = _path(folder)
-    if path.exists() and not common["overwrite"] and (path.is_file() or any(path.iterdir())):
+    if (
+        path.exists()
+        and not common["overwrite"]
+        and (path.is_file() or any(p.name != "run.log" for p in path.iterdir()))
+    ):
         raise RequestError("cli.not_empty", path=folder)
     return path
 

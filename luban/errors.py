@@ -17,7 +17,7 @@ Each error holds one or more `Problem`s, so that all mistakes are told at once. 
 
 from __future__ import annotations
 
-from luban.messages import say
+from luban.messages import say, shown
 
 TYPE_CHECKING = False  # `typing` and `dataclasses` cost as much as the rest of `luban --help`
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def shortened(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
+    names = [shown(str(n)) for n in names]
     return ", ".join(names[:most]) + (say("error.more", count=len(names) - most) if len(names) > most else "")
 
 

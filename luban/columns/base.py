@@ -166,6 +166,9 @@ class Column:
         return coloured(text, weights[0]) if weights is not None and len(weights) else text
 
     # -- saving ------------------------------------------------------------------------------------------------------
+    def check(self) -> None:
+        """Make what is made of the state now, so that a bad file is found on load. Raises BundleError."""
+
     def settings(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "state")}
 
@@ -188,7 +191,9 @@ def make(name: str, type: str, settings: dict[str, Any]) -> Column:
 def from_json(plain: dict[str, Any]) -> Column:
     """A saved column. Raises BundleError where the file holds something else."""
     try:
-        return replace(make(plain["name"], plain["type"], plain["settings"]), state=plain["state"])
+        column = replace(make(plain["name"], plain["type"], plain["settings"]), state=plain["state"])
+        column.check()
+        return column
     except (KeyError, TypeError) as e:
         raise BundleError("bundle.bad_column", reason=str(e)) from e
 

@@ -96,6 +96,9 @@ class Text(Column):
         return self.state["size"]
 
     # -- raw value <-> array ---------------------------------------------------------------------------------------
+    def check(self) -> None:
+        _ = self.tokenizer
+
     @property
     def tokenizer(self) -> Any:
         made = self.__dict__.get("_tokenizer")

@@ -48,7 +48,7 @@ def say(id: str, /, **values: Any) -> str:
     """The sentence `id` with its values filled in. Control characters in values are made visible."""
     lang = language()
     text = (catalogue(lang).get(id) if lang in LANGUAGES else None) or catalogue("en")[id]
-    text = text.format(**{k: _shown(v) for k, v in values.items()})
+    text = text.format(**{k: shown(v) for k, v in values.items()})
     return f"⟦{text}⟧" if lang == "pseudo" else text
 
 
@@ -56,9 +56,9 @@ def known(id: str) -> bool:
     return id in catalogue("en")
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(str(_shown(v)) for v in value)
+        return ", ".join(str(shown(v)) for v in value)
     if isinstance(value, str):  # a newline in a column name must not forge a line of the log
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
     return value
