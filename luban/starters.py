@@ -1,0 +1,181 @@
+"""`luban new TASK FOLDER`: a recipe to begin with, and rows to try it on. Nothing heavy is imported before rows are made.
+
+Tables and digits are scikit-learn's, copied. There is no free text among them, so messages and parcels are made up by a
+rule that the recipe's first lines tell, with as many wrong answers as they say.
+"""
+
+from __future__ import annotations
+
+import csv
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luban.command import table
+from luban.errors import RequestError, problem
+from luban.messages import say
+
+WRONG = 0.05  # share of made-up rows whose answer is drawn anew
+TOPICS = {
+    "delivery": ("parcel", "courier", "late", "doorstep", "tracking", "shipped", "box", "waiting"),
+    "payment": ("card", "refund", "charged", "twice", "invoice", "price", "bank", "receipt"),
+    "account": ("password", "login", "locked", "email", "profile", "reset", "username", "code"),
+}
+FILLERS = (
+    "hello",
+    "please",
+    "my",
+    "the",
+    "is",
+    "was",
+    "again",
+    "today",
+    "help",
+    "me",
+    "with",
+    "since",
+    "friday",
+    "thanks",
+)
+HANDLING = {
+    "fine": ("dry", "careful", "upright", "padded", "sealed"),
+    "rough": ("dropped", "wet", "torn", "leaking", "crushed"),
+}
+
+
+@dataclass(frozen=True)
+class Starter:
+    """`rows`: writes the sample into the folder and gives its name. `recipe`: what stands in the recipe beside `data`."""
+
+    rows: Callable[[Path], str]
+    recipe: Mapping[str, Any]
+    epochs: int
+
+
+def write_starter(task: str, folder: str | Path) -> list[str]:
+    """Write `folder`/recipe.yaml and its sample; the lines to print. Task `list` only lists the tasks.
+
+    Raises RequestError for an unknown task, with the nearest one.
+    """
+    if task == "list":
+        return listed()
+    if task not in STARTERS:
+        raise RequestError(problem("starter.unknown", name=task, allowed=STARTERS))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    starter = STARTERS[task]
+    rows = starter.rows(folder)
+    path = folder / "recipe.yaml"
+    path.write_text(_recipe(task, rows, starter), encoding="utf-8")
+    return [
+        say("starter.wrote", recipe=str(path), rows=str(folder / rows)),
+        say("starter.next", command=f"luban run {path} --out {folder / 'out'}"),
+    ]
+
+
+def listed() -> list[str]:
+    return table([(name, say(f"starter.about.{name}", wrong=f"{WRONG:.0%}")) for name in STARTERS])
+
+
+def _recipe(task: str, rows: str, starter: Starter) -> str:
+    """The recipe as YAML; every key has its comment above it, out of the catalogue."""
+    from luban.yaml_file import dump
+
+    stages = [{"train": {"epochs": starter.epochs}}, {"evaluate": {}}, {"explain": {"rows": 4}}]
+    plain = {"luban": 1, "data": {"rows": rows, "split": {"validation": 0.1, "test": 0.2}}, **starter.recipe}
+    plain |= {"size": "nano", "stages": stages, "seed": 0}
+    lines = _comment(f"starter.about.{task}")
+    for line in dump({k: v for k, v in plain.items() if v != {}}).splitlines():
+        key = line.partition(":")[0]
+        if key == "outputs" and not plain["inputs"]:
+            lines += ["", *_comment("starter.note.inputs")]
+        if key in plain and key != "luban":
+            lines += ["", *_comment(f"starter.note.{key}")]
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _comment(id: str) -> list[str]:
+    return ["# " + line for line in textwrap.wrap(say(id, wrong=f"{WRONG:.0%}"), 98)]
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _sample(name: str) -> Callable[[Path], str]:
+    def save(folder: Path) -> str:
+        from luban.data import samples
+
+        target = folder / (samples.SAMPLES[name].source or name)
+        if not target.exists():
+            samples.save(name, target)
+        return target.name
+
+    return save
+
+
+def _messages(folder: Path) -> str:
+    """600 messages to a shop: fillers, and one to three words of their topic."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(600):
+        topic = str(rng.choice(list(TOPICS)))
+        words = [
+            *rng.choice(FILLERS, rng.integers(4, 9)),
+            *rng.choice(TOPICS[topic], rng.integers(1, 4), replace=False),
+        ]
+        answer = str(rng.choice(list(TOPICS))) if rng.random() < WRONG else topic
+        lines.append((" ".join(rng.permutation(words)), answer))
+    return _csv(folder / "messages.csv", ("message", "topic"), lines)
+
+
+def _parcels(folder: Path) -> str:
+    """400 parcels: a picture, a note, a weight. Damaged when two of three say so: a dark dent, a rough word, 20 kg."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir(exist_ok=True)
+    lines = []
+    for i in range(400):
+        dented, rough, heavy = rng.random(3) < 0.5
+        pixels = rng.integers(150, 190, (16, 16, 3)) * np.array([1.0, 0.8, 0.55])
+        if dented:
+            y, x = rng.integers(2, 10, 2)
+            pixels[y : y + 4, x : x + 4] *= 0.3
+        name = f"pictures/{i:03}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+        note = [*rng.choice(HANDLING["fine"], 3), rng.choice(HANDLING["rough" if rough else "fine"])]
+        weight = rng.uniform(20, 30) if heavy else rng.uniform(1, 20)
+        damaged = rng.random() < 0.5 if rng.random() < WRONG else int(dented) + int(rough) + int(heavy) >= 2
+        lines.append((name, " ".join(rng.permutation(note)), f"{weight:.1f}", "damaged" if damaged else "whole"))
+    return _csv(folder / "parcels.csv", ("picture", "note", "weight", "arrived"), lines)
+
+
+def _csv(path: Path, header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(lines)
+    return path.name
+
+
+STARTERS = {
+    "tabular-classification": Starter(
+        _sample("breast-cancer"), {"inputs": {}, "outputs": {"diagnosis": "category"}}, 15
+    ),
+    "tabular-regression": Starter(_sample("diabetes"), {"inputs": {}, "outputs": {"progression": "number"}}, 30),
+    "text-classification": Starter(_messages, {"inputs": {"message": "text"}, "outputs": {"topic": "category"}}, 10),
+    "image-classification": Starter(
+        _sample("digits"), {"inputs": {"image": "image"}, "outputs": {"label": "category"}}, 10
+    ),
+    "multimodal-classification": Starter(
+        _parcels,
+        {"inputs": {"picture": "image", "note": "text", "weight": "number"}, "outputs": {"arrived": "category"}},
+        20,
+    ),
+}
