@@ -124,17 +124,31 @@ def _with_decimal(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Rec
     return replace(recipe, data={**recipe.data, "decimal": sign})
 
 
-def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
-    """Everything that can be said before training: the recipe, what the data check found, the prepared data."""
+def findings(recipe: Recipe, data: Data) -> list[Any]:
+    """What the data check has to say, errors first."""
     from luban.data.quality import check as look
 
+    types = {n: p.type for n, p in {**recipe.inputs, **recipe.outputs}.items()}
+    return look(data.rows, types, next(iter(recipe.outputs)), data.splits)
+
+
+def tell_findings(found: list[Any], most: int = 6) -> None:
+    """Errors and warnings of the data check on stderr; notes are left to `luban check`."""
+    told = [f for f in found if f.level != "info"]
+    for f in told[:most]:
+        console.block(f"{say('check.' + f.level)} {f.problem}")
+    if len(told) > most:
+        console.tell("check.more", count=len(told) - most)
+
+
+def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
+    """Everything that can be said before training: the recipe, what the data check found, the prepared data."""
     recipe, rows, inferred = recipe_from(source, ask)
     recipe = recipe.resolved()
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)
-    types = {n: p.type for n, p in {**recipe.inputs, **recipe.outputs}.items()}
-    return recipe, look(prepared.rows, types, next(iter(recipe.outputs)), prepared.splits), prepared
+    return recipe, findings(recipe, prepared), prepared
 
 
 def show_columns(recipe: Recipe, inferred: Mapping[str, Any]) -> None:

@@ -361,7 +361,7 @@ def _placed(path: Path) -> Iterator[None]:
     try:
         yield
     except RequestError as e:
-        raise BundleError(*(replace(p, place=p.place or str(path)) for p in e.problems)) from e
+        raise BundleError(*(p.at(p.place or str(path)) for p in e.problems)) from e
 
 
 def _json(path: Path, kind: type = list) -> Any:

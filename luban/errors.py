@@ -45,6 +45,10 @@ class Problem:
     ):
         self.id, self.place, self.values, self.allowed, self.nearest = id, place, values or {}, allowed, nearest
 
+    def at(self, place: str) -> Problem:
+        """The same mistake at another place."""
+        return Problem(self.id, place, self.values, self.allowed, self.nearest)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Problem) and self.to_json() == other.to_json()
 

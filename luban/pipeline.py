@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, files, machine, registry
-from luban.asking import Ask, check, is_recipe, recipe_from, show_columns, tell_ledger
+from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_columns, tell_findings, tell_ledger
 from luban.bundle import KIND, Bundle, build_network
 from luban.columns.fitting import fit_columns
 from luban.data.prepare import Data, prepare
@@ -75,6 +75,7 @@ def train(
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)
+    tell_findings(findings(recipe, prepared))
     with _claimed(out):
         bundle = Bundle(recipe)
         if own is not None:
@@ -186,6 +187,7 @@ def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
         if prepared is None:
             prepared = prepare(asked, rows)
             tell_ledger(prepared)
+            tell_findings(findings(asked, prepared))
         console.tell("run.stage", stage=part.type)
         settings = dict(part.settings)
         if "out" in registry.schema("stages", part.type)["properties"] and not settings.get("out"):

@@ -122,7 +122,7 @@ def load(name: str) -> Rows:
 
     path = fetch(name)
     rows = read(path)
-    notes = tuple(replace(n, place=n.place.replace(rows.source, name)) for n in rows.notes)
+    notes = tuple(n.at(n.place.replace(rows.source, name)) for n in rows.notes)
     return replace(rows, source=name, notes=notes)
 
 
