@@ -71,7 +71,7 @@ def write_starter(task: str, folder: str | Path) -> list[str]:
     path.write_text(_recipe(task, rows, starter), encoding="utf-8")
     return [
         say("starter.wrote", recipe=str(path), rows=str(folder / rows)),
-        say("starter.next", command=f"luban run {path} --out {folder / 'out'}"),
+        say("starter.next", recipe=str(path), out=str(folder / "out")),
     ]
 
 
