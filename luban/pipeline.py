@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luban import console, files, machine, registry
 from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_columns, tell_findings, tell_ledger
-from luban.bundle import KIND, Bundle, build_network
 from luban.columns.fitting import fit_columns
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
@@ -26,13 +26,20 @@ from luban.pages import compare, full_report, write_report
 from luban.recipe import Part, Recipe, fill
 from luban.report import Report
 
+if TYPE_CHECKING:  # torch comes when all that was asked for is known to be right
+    from luban.bundle import Bundle
+
 DEFAULT = (Part("train"), Part("evaluate"))
 BEGUN = "checkpoints/recipe.yaml"  # the resolved recipe, written before step 1, for `resume`
+RUN = "checkpoints/run.yaml"  # the recipe of a whole run, and beside it the key of the stage whose checkpoints these are
+KEY = "checkpoints/run.key"
 __all__ = ["apply", "check", "compare", "full_report", "load", "resume", "run", "train", "write_report"]
 
 
 def load(folder: str | Path, **options: Any) -> Bundle:
     """A saved Bundle; see `Bundle.load`."""
+    from luban.bundle import Bundle
+
     return Bundle.load(folder, **options)
 
 
@@ -66,6 +73,8 @@ def train(
     if own is not None:
         recipe = replace(recipe, fusion=Part("own"))
     if start is not None:
+        from luban.bundle import Bundle
+
         start = start if isinstance(start, Bundle) else Bundle.load(start)
         if not (model or size or set or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
             recipe = _alike(recipe, start.recipe)
@@ -76,7 +85,11 @@ def train(
     show_columns(recipe, inferred)
     tell_ledger(prepared)
     tell_findings(findings(recipe, prepared))
+    from luban.bundle import Bundle, build_network
+
     with _claimed(out):
+        if out:
+            (Path(out) / RUN).unlink(missing_ok=True)  # these checkpoints will not be a whole run's
         bundle = Bundle(recipe)
         if own is not None:
             bundle.columns = fit_columns(recipe, prepared)
@@ -103,7 +116,7 @@ def _claimed(out: str | Path | None) -> Iterator[None]:
         return
     folder = Path(out).resolve()
     with files.held(folder):
-        files.refuse_foreign(folder, KIND)
+        files.refuse_foreign(folder, "bundle")
         yield
 
 
@@ -127,9 +140,8 @@ def _started(bundle: Bundle, data: Data, start: Bundle | None, out: str | Path |
 
 
 def _is_module(model: Any) -> bool:
-    import torch
-
-    return isinstance(model, torch.nn.Module)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def _bad_settings(recipe: Recipe) -> list[Any]:
@@ -140,6 +152,8 @@ def _bad_settings(recipe: Recipe) -> list[Any]:
 
 def apply(bundle: Bundle, data: Data, part: Part) -> Bundle:
     """One stage. A Report is kept in the Bundle; each stage leaves a line of history."""
+    from luban.bundle import Bundle
+
     function = registry.find("stages", part.type)
     settings = {k: v for k, v in part.settings.items() if v is not None}
     began, cpu = time.monotonic(), time.process_time()
@@ -166,6 +180,8 @@ def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
 
 
 def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
+    from luban.bundle import Bundle
+
     prepared: Data | None = None
     key = _key(replace(asked, stages=()).plain(), rows.fingerprint())
     bundle = Bundle(asked)
@@ -192,10 +208,12 @@ def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
         settings = dict(part.settings)
         if "out" in registry.schema("stages", part.type)["properties"] and not settings.get("out"):
             settings["out"] = str(out / _place(part.type, settings))
+        if part.type == "train":
+            settings["resume"] = _begun(asked, key, out)
         bundle = apply(bundle, prepared, Part(part.type, settings))
-        bundle.save(folder)
         if bundle.history[-1].get("stopped") == "signal":
-            break
+            break  # half a stage is no result that another run could take for whole
+        bundle.save(folder)
     if prepared is not None:
         out.mkdir(parents=True, exist_ok=True)
         prepared.rows.save_quarantine(out / "quarantine.csv")
@@ -205,11 +223,21 @@ def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
     return bundle
 
 
+def _begun(asked: Recipe, key: str, out: Path) -> bool:
+    """Whether the checkpoints in `out` are this very stage's, so that it goes on from them; from now on they are."""
+    same = (out / KEY).is_file() and (out / KEY).read_text(encoding="utf-8") == key
+    files.write(out / RUN, asked.yaml())
+    files.write(out / KEY, key)
+    return same
+
+
 def _place(stage: str, settings: Mapping[str, Any]) -> str:
     return {"train": "", "export": "model.onnx"}.get(stage, stage)
 
 
 def _cached(folder: Path) -> Bundle | None:
+    from luban.bundle import Bundle
+
     if not (folder / "MANIFEST.json").is_file():
         return None
     try:
@@ -233,10 +261,13 @@ def _key(*parts: Any) -> str:
 def resume(folder: str | Path, *, module: Any = None) -> Bundle:
     """Go on with a run that was stopped or killed: from its newest good checkpoint, with the recipe it began with.
 
+    What `run` began goes on to the end of its stages, what `train` began is trained and judged.
     `module`: one's own network, where the run began with one. Raises RequestError where nothing was begun.
     """
     folder = files.recovered(Path(folder))
-    begun = files.inside(folder, BEGUN)
+    begun, whole = files.inside(folder, BEGUN), files.inside(folder, RUN)
+    if whole.is_file() and module is None:
+        return run(Recipe.load(whole), folder)
     if not begun.is_file():
         raise RequestError("resume.nothing", path=str(folder))
     return train(Recipe.load(begun), model=module, out=folder, resume=True)

@@ -150,3 +150,30 @@ def test_on_the_command_line(rows, tmp_path, number, code):
     bundle = luban.load(out)
     assert {a["y"] for a in bundle.predict(rows)} <= {"yes", "no"} and bundle.history[-1]["stopped"] == "signal"
     assert bundle.history[-1]["steps"] < 400 * 6
+
+
+def test_a_whole_run_goes_on(rows, tmp_path, monkeypatch):
+    """A stopped `run` is not taken for a finished stage: neither `run` again nor `resume` trains less than the rest."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"luban: 1\ndata: {{rows: {rows}}}\ninputs: {{a: number, words: text}}\noutputs: {{y: category}}\nsize: nano\n"
+        "stages:\n- train: {epochs: 3, batch: 16, precision: fp32}\n- evaluate: {baselines: false}\n- compress: {explain: 0}\n"
+    )
+    whole = pipeline.run(str(recipe), tmp_path / "whole")
+    for name, go_on in (("again", lambda out: pipeline.run(str(recipe), out)), ("resume", pipeline.resume)):
+        with monkeypatch.context() as patch:
+            broken_at(patch, 8, lambda: signal.raise_signal(signal.SIGTERM))
+            stopped = pipeline.run(str(recipe), tmp_path / name)
+        assert trained(stopped)["steps"] == 9 and not stopped.reports
+        done = go_on(tmp_path / name)
+        assert same(done, whole) and trained(done)["steps"] == 18 and {"evaluate", "compress"} <= set(done.reports)
+    seen = []
+    broken_at(monkeypatch, 0, lambda: seen.append(1))
+    pipeline.run(str(recipe), tmp_path / "again", set=["train.epochs=4"])
+    assert seen, "other settings: nothing of the old checkpoints is taken up"
+
+
+def test_a_misspelt_folder_is_not_made(tmp_path):
+    from luban.cli import main
+
+    assert main(["resume", str(tmp_path / "nowhere")]) == 2 and not (tmp_path / "nowhere").exists()
