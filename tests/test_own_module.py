@@ -227,3 +227,11 @@ def test_a_keras_model(tmp_path, monkeypatch):
     assert bundle.reports["evaluate"].numbers["outputs"]["y"]["metrics"]["accuracy"]["value"] > 0.6
     assert luban.load(tmp_path / "out", module=make()).predict(rows) == bundle.predict(rows)
     assert bundle.explain(rows, rows=2).numbers["rows"]
+
+
+def test_audited(mixed):
+    bundle, _, rows = mixed
+    pytest.importorskip("fairlearn")
+    found = bundle.audit(rows, sensitive="c")
+    report = getattr(found, "reports", {}).get("audit", found)
+    assert report.kind == "audit" and report.numbers
