@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from luban.evaluation.integrated_gradients import integrated_gradients
 from luban.stages.explain.checks import completeness
-from luban.stages.explain.integrated_gradients import integrated_gradients
 
 
 def network(features, seed, dropout=0.0):

@@ -295,8 +295,8 @@ def test_captum_agrees_on_grad_cam_and_on_integrated_gradients():
     captum = pytest.importorskip("captum.attr")
     from torch import nn
 
+    from luban.evaluation.integrated_gradients import integrated_gradients
     from luban.stages.explain.grad_cam import grad_cam
-    from luban.stages.explain.integrated_gradients import integrated_gradients
 
     torch.manual_seed(0)
     layer, rest = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 2))

@@ -54,11 +54,14 @@ class Batch:
         inputs |= {n: pair(*p) for n, p in arrays.inputs.items() if n not in inputs}
         return cls(inputs, {n: pair(*p) for n, p in arrays.targets.items()}, arrays.size, arrays.rows)
 
-    def take(self, index: Any) -> Batch:
+    def take(self, index: slice | Tensor) -> Batch:
         """Some of its examples: per-example gradients, micro-batches."""
         side = lambda pairs: {n: (x[index], m[index]) for n, (x, m) in pairs.items()}  # noqa: E731
-        rows = self.rows[index] if self.rows is not None else None
-        return Batch(side(self.inputs), side(self.targets), len(range(self.size)[index]), rows)
+        if isinstance(index, slice):
+            size, rows = len(range(self.size)[index]), self.rows if self.rows is None else self.rows[index]
+        else:
+            size, rows = index.shape[0], self.rows if self.rows is None else self.rows[index.cpu().numpy()]
+        return Batch(side(self.inputs), side(self.targets), size, rows)
 
 
 class Encoder(nn.Module):
@@ -89,7 +92,8 @@ class Encoder(nn.Module):
 class Pool(nn.Module):
     """Tokens -> one vector (B, size), looking at real positions only.
 
-    last: the last real position; mean, max: over real ones; attention: softmax over time of V tanh(W h_t), then the
+    last: the last real position; mean, max: over real ones; root: their sum / sqrt(T), so that a longer text may be surer
+    (as unit-length TF-IDF rows are); attention: softmax over time of V tanh(W h_t), then the
     weighted sum (Bahdanau et al. 2015); flatten: all T positions side by side (T fixed).
     """
 
@@ -112,7 +116,8 @@ class Pool(nn.Module):
         if self.kind == "attention":
             return (self.weights(tokens)[..., None] * x).sum(1)
         real = mask[..., None].to(x.dtype)
-        return (x * real).sum(1) / real.sum(1).clamp(min=1)
+        count = real.sum(1).clamp(min=1)
+        return (x * real).sum(1) / (count.sqrt() if self.kind == "root" else count)
 
     def weights(self, tokens: Tokens) -> Tensor:
         """Attention over time, (B, T); zero on padding, and everywhere for an empty example."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from luban import plots
 from luban.bundle import Bundle
 from luban.columns.examples import records
 from luban.errors import DataError, problem
 from luban.evaluation import views
+from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Table, table
 from luban.markup import escape, tag
 from luban.messages import say
@@ -41,7 +40,7 @@ def evaluate(
         raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
     report = Report("evaluate", say("evaluate.title", task=bundle.recipe.task()))
     report.numbers = {"rows": len(judged), "part": part, "outputs": {}, **seen_rows(bundle, data, rows)}
-    _warn_seen(report)
+    warn_seen(report)
     rivals = views.rivals(bundle, data, judged) if baselines and data.splits is not None else {}
     for name, predictions in judged.outputs.items():
         view = views.view(name, predictions, judged, resamples=resamples, seed=bundle.recipe.seed)
@@ -54,28 +53,6 @@ def evaluate(
     if bundle.metrics:
         _training(report, bundle)
     return report
-
-
-def seen_rows(bundle: Bundle, data: Any, rows: np.ndarray) -> dict[str, Any]:
-    """How many of these rows the model was trained on: a count, or None where its fingerprints were dropped."""
-    trained = bundle.tables.get("trained")
-    if trained is None:
-        return {"trained_on": None}
-    metadata = {k.decode(): v.decode() for k, v in trained.schema.metadata.items()}
-    names = metadata["columns"].split("\n")
-    if any(n not in data.table.column_names for n in names):
-        return {"trained_on": None}
-    hashes = data.rows.take(rows).select(names).row_hashes(bytes.fromhex(metadata["key"]))
-    known = set(trained["hash"].to_pylist())
-    return {"trained_on": sum(h in known for h in hashes)}
-
-
-def _warn_seen(report: Report) -> None:
-    count = report.numbers["trained_on"]
-    if count is None:
-        report.note("info", say("evaluate.cannot_tell_seen"))
-    elif count:
-        report.note("bad", say("evaluate.seen", count=count, rows=report.numbers["rows"]))
 
 
 SHOWN = 8  # input columns of a worst example, the first ones

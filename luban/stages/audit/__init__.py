@@ -12,6 +12,7 @@ from luban.bundle import Bundle
 from luban.columns.examples import cells
 from luban.errors import DataError, RequestError, problem
 from luban.evaluation import fairness
+from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Predictions, Table, table
 from luban.messages import say
 from luban.report import Report
@@ -41,7 +42,13 @@ def audit(
         raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
     chosen = _chosen(bundle, judged, output)
     report = Report("audit", say("audit.title", task=bundle.recipe.task()))
-    report.numbers = {"rows": len(judged), "part": part, "outputs": {n: {} for n in chosen}}
+    report.numbers = {
+        "rows": len(judged),
+        "part": part,
+        "outputs": {n: {} for n in chosen},
+        **seen_rows(bundle, data, rows),
+    }
+    warn_seen(report)
     temperatures = _calibration(report, bundle, data, judged, chosen, calibrate)
     if sensitive is not None:
         _groups(report, bundle, judged, chosen, sensitive, positive)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from luban.errors import RequestError, Unsupported, problem
+from luban.evaluation.integrated_gradients import integrated_gradients
 from luban.nn.tokens import Batch
 from luban.stages.explain.game import CELLS, Example, Masked, Scorer
 from luban.stages.explain.grad_cam import grad_cam
-from luban.stages.explain.integrated_gradients import integrated_gradients
 from luban.stages.explain.lime import lime
 from luban.stages.explain.shapley import kernel_shap
 
