@@ -12,7 +12,7 @@ import sys
 
 from luban import __version__, console
 from luban.command import Flag, Verb, table, wrap
-from luban.errors import LubanError, RequestError, problem
+from luban.errors import LubanError, RequestError, problem, raise_all
 from luban.messages import LANGUAGES, say, set_language
 
 TYPE_CHECKING = False
@@ -107,7 +107,8 @@ def train(
 def resume(folder: str) -> int:
     from luban import pipeline
 
-    _log(_path(folder))
+    if _path(folder).is_dir():
+        _log(folder)
     bundle = pipeline.resume(folder)
     pipeline.write_report(bundle, _path(folder))
     _headline(bundle)
@@ -116,6 +117,7 @@ def resume(folder: str) -> int:
 
 
 def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = ()) -> None:  # noqa: F821
+    _sound(folder, data)
     bundle = _load(folder)
     report = bundle.evaluate(data, slices=slices, baselines=False)
     if json and json != "-":
@@ -124,10 +126,10 @@ def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = (
 
 
 def predict(folder: str, data: str, *, out: str = "-") -> None:
-    from luban.predictions import predict_file
+    from luban.predictions import predict_file, writer_for
 
-    if out != "-":
-        _fresh(out)
+    writer_for(out)
+    _sound(None if folder.endswith(".onnx") else folder, data, out=None if out == "-" else out)
     rows, bad = predict_file(_answering(folder), data, out)
     console.tell("predict.done", rows=rows, bad=bad)
 
@@ -142,13 +144,12 @@ def explain(
     output: str | None = None,
     out: str = "",
 ) -> None:
-    bundle = _load(folder)
-    place = _fresh(_named(out, "explain"))
     from luban.registry import ALIASES
 
-    report = bundle.explain(
-        data, rows=rows, method=ALIASES.get(method, method), target=target, output=output, seed=common["seed"] or 0
-    )
+    method = ALIASES.get(method, method)
+    place = _sound(folder, data, "explain", out=_named(out, "explain"), rows=rows, method=method)
+    bundle = _load(folder)
+    report = bundle.explain(data, rows=rows, method=method, target=target, output=output, seed=common["seed"] or 0)
     report.save(place)
     print(say("explain.done", path=os.path.join(place, "explain.html")))
 
@@ -162,8 +163,11 @@ def compress(
     distill: str | None = None,
     out: str = "",
 ) -> None:
+    place = _sound(
+        folder, data, "compress", out=_named(out, "compress"), quantize=quantize, prune=prune, distill=distill
+    )
+    _own(place)
     bundle = _load(folder)
-    place = _fresh(_named(out, "compress"))
     small = bundle.compress(data or _rows_of(bundle), quantize=quantize, prune=prune, distill=distill)
     from luban import pipeline
 
@@ -174,6 +178,7 @@ def compress(
 
 
 def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = None) -> None:  # noqa: F821
+    _sound(folder, data)
     bundle = _load(folder)
     report = bundle.audit(data, sensitive=sensitive)
     report = getattr(report, "reports", {}).get("audit", report)
@@ -183,8 +188,10 @@ def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = 
 
 
 def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str = "") -> None:
+    _sound(folder, data, "export", to=to)
+    out = _named(out, "export")
     bundle = _load(folder)
-    path = bundle.export(to, out=_named(out, "export"), data=data or _rows_of(bundle))
+    path = bundle.export(to, out=out, data=data or _rows_of(bundle))
     print(say("export.done", path=str(path)))
 
 
@@ -193,6 +200,7 @@ def serve(
 ) -> None:
     from luban.registry import find
 
+    _sound(None if folder.endswith(".onnx") else folder, None, "serve", port=port, engine=engine)
     find("stages", "serve")(
         folder, port=port, host=host, api_key=api_key or os.environ.get("LUBAN_API_KEY"), engine=engine
     )
@@ -201,6 +209,7 @@ def serve(
 def report(folder: str) -> None:
     from luban import pipeline
 
+    _sound(folder)
     bundle = _load(folder)
     print(
         pipeline.full_report(bundle).to_markdown()
@@ -212,6 +221,8 @@ def report(folder: str) -> None:
 def compare(folders: list[str]) -> None:
     from luban import pipeline
 
+    for folder in folders:
+        _sound(folder)
     print(pipeline.compare(folders).to_text(), end="")
 
 
@@ -221,6 +232,7 @@ def show(what: str) -> None:
     if what.endswith((".yaml", ".yml")):
         print(Recipe.load(what).resolved().yaml(), end="")
     else:
+        _sound(what)
         bundle = _load(what)
         print(bundle.recipe.yaml(), end="")
         for entry in bundle.history:
@@ -411,13 +423,56 @@ def _fresh(folder: str) -> Path:
     return path
 
 
+def _sound(
+    folder: str | None, data: str | None = None, stage: str = "", *, out: str | None = None, **settings: Any
+) -> Path:
+    """All that can be wrong with a request about a saved model, at once, before torch is imported; the path of `out`."""
+    from luban import registry
+    from luban.recipe import Check
+
+    problems = []
+    for look, value in ((_saved, folder), (_there, data), (_fresh, out)):
+        try:
+            look(value) if value is not None else None
+        except LubanError as e:
+            problems += e.problems
+    shapes = registry.schema("stages", stage)["properties"] if stage else {}
+    for name, value in settings.items():
+        problems += Check().value(value, shapes[name], (f"--{name}",))
+    raise_all(RequestError, problems)
+    return _path(out or "")
+
+
+def _saved(folder: str) -> None:
+    from luban import files
+
+    files.open_sealed(files.recovered(_path(folder).absolute()), "bundle", whole=False)
+
+
+def _there(data: str) -> None:
+    from luban.data.samples import SAMPLES
+
+    path = _path(data).expanduser()
+    if data != "-" and not path.exists() and data not in SAMPLES:
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RequestError(problem("data.no_such_file", name=path.name, path=data, allowed=[*near, *SAMPLES]))
+
+
 def _path(name: str | Path) -> Path:
     from pathlib import Path
 
     return Path(name)
 
 
+def _own(folder: str | Path) -> None:
+    """A folder that a model is written to holds nobody else's files."""
+    from luban import files
+
+    files.refuse_foreign(_path(folder).resolve(), "bundle")
+
+
 def _log(folder: str | Path) -> None:
+    _own(folder)
     _path(folder).mkdir(parents=True, exist_ok=True)
     console.log_to(_path(folder) / "run.log")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luban import files, registry
-from luban.bundle import Bundle
 from luban.command import table
 from luban.messages import say
 from luban.report import Report, combine
+
+if TYPE_CHECKING:
+    from luban.bundle import Bundle
 
 ORDER = ("evaluate", "explain", "compress", "audit", "export")
 HEADLINE = {"category": "accuracy", "number": "r2"}  # the metric that a person looks at first, by kind of answer
@@ -110,6 +112,8 @@ def _summary(bundle: Bundle) -> Report:
 
 def compare(folders: Sequence[str | Path]) -> Report:
     """Saved models side by side: size, rows, every metric of their last evaluation."""
+    from luban.bundle import Bundle
+
     bundles = {str(f): Bundle.load(f) for f in folders}
     report = Report("compare", say("compare.title"))
     rows: dict[str, list[str]] = {}

@@ -39,7 +39,7 @@ def predict_file(model: Any, source: Any, out: str | Path = "-", *, chunk: Count
     Raises DataError where the data lack an input column, RequestError for another kind of file.
     """
     engine: Engine = getattr(model, "engine", model)
-    writer = _writer(str(out))
+    writer = writer_for(str(out))
     rows = _read(model, engine, source)
     for note in rows.notes:
         console.block(str(note))
@@ -194,7 +194,8 @@ class Parquet(_File):
 WRITERS = {".csv": Csv, ".parquet": Parquet, ".jsonl": JsonLines, ".ndjson": JsonLines}
 
 
-def _writer(out: str) -> type[_File]:
+def writer_for(out: str) -> type[_File]:
+    """What writes a file of that name. Raises RequestError for a kind that is not known."""
     if out == "-":
         return JsonLines
     suffix = Path(out).suffix.lower()
