@@ -57,7 +57,6 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     evaluate: bool = True,
-    outputs: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Bundle:
     """Train a model on data (a file, a table, a recipe) and judge it beside simple baselines.
