@@ -133,5 +133,5 @@ def test_the_dense_networks_have_their_size():
     recipe, network, _ = built("mlp-10-10-1")
     assert len(recipe.inputs) == 10 and count(network) == 10 * 10 + 10 + 10 + 1
     _, network, columns = built("mlp-2x64")
-    words = columns["review"].size
+    words = columns["sentence"].size
     assert count(network) == words * 64 + 64 + 64 * 64 + 64 + 64 * 2 + 2

@@ -30,6 +30,7 @@ from luban.messages import say
 if TYPE_CHECKING:
     from luban.data.rows import Rows
 
+UNDECIDED = 0.2  # of a score from -4 to 4
 LARGEST_MEMBER = 200 << 20  # bytes that one unpacked file may have
 
 
@@ -94,7 +95,7 @@ _ALL = (
         2_466_783,
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
         "vaderSentiment==3.3.2",
-        {"sentences.csv": "c733374f1595b9b03d5d32d00bc19f2329454660339bd8ccaee01ecb4241993d"},
+        {"sentences.csv": "c18c98481737d4e89c9a9adbdadda26e73396d701cdeece0dccddf80ad2527ff"},
         "sentences.csv",
     ),
     Sample(
@@ -238,8 +239,14 @@ def _movie_sentences(sample: Sample, work: Path) -> Content:
     name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
     inner = _tar_member(package.read_bytes(), name, sample)
     text = _tar_member(inner, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", sample).decode()
-    cells = (line.rstrip("\r").split("\t", 2) for line in text.split("\n") if line.strip())
-    yield "sentences.csv", _as_csv(("sentence", "score"), ((c[2].strip(), c[1]) for c in cells))
+    cells = [line.rstrip("\r").split("\t", 2) for line in text.split("\n") if line.strip()]
+    rows = ((c[2].strip(), c[1], _sentiment(float(c[1]))) for c in cells)
+    yield "sentences.csv", _as_csv(("sentence", "score", "sentiment"), rows)
+
+
+def _sentiment(score: float) -> str:
+    """The class of a mean human score; empty in the band around 0 where people do not agree."""
+    return "" if abs(score) <= UNDECIDED else "positive" if score > 0 else "negative"
 
 
 def _adult(sample: Sample, work: Path) -> Content:
