@@ -135,3 +135,14 @@ def test_the_dense_networks_have_their_size():
     _, network, columns = built("mlp-2x64")
     words = columns["sentence"].size
     assert count(network) == words * 64 + 64 + 64 * 64 + 64 + 64 * 2 + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_runs_on_its_data(path, tmp_path):
+    """A few updates of each, beside its baselines; `python -m benchmarks.textbook` measures the figures."""
+    from luban import pipeline
+
+    model = pipeline.run(path, tmp_path / "out", set=["train.steps=12"])
+    ((_, numbers),) = model.reports["evaluate"].numbers["outputs"].items()
+    assert "linear" in numbers["baselines"] and (tmp_path / "out" / "report.html").is_file()
