@@ -55,7 +55,7 @@ def record(event: str, **values: Any) -> None:
         return
     line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False, default=str)
     try:
-        with open(_log, "a", encoding="utf-8") as file:
+        with open(_log, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
     except OSError:
         log_to(None)

@@ -7,7 +7,6 @@ processor with AMX or AVX512-BF16 that is up to four times faster for wide layer
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +21,9 @@ from luban.nn.tokens import Batch
 
 GAIN = 1.15  # bf16 has to be this much faster to be chosen
 ROUNDS = 3
+WORTH = (
+    0.02  # seconds that an fp32 step must take: of shorter ones the clock's noise would choose, differently each time
+)
 
 
 def autocast(precision: str, device: str) -> Any:
@@ -39,6 +41,7 @@ def able(device: str) -> bool:
 def choose(network: Any, examples: Examples, batch: int, device: str, objective: Callable[..., Any]) -> str:
     """ "bf16" where the device can and a trial of this network on its own rows is faster, else "fp32".
 
+    Small networks train in fp32 without a trial's luck, so that a seed gives them the same weights every time.
     The trial works on a copy: no weight, statistic or random state of the network changes.
     """
     if not able(device) or not len(examples):
@@ -50,8 +53,8 @@ def choose(network: Any, examples: Examples, batch: int, device: str, objective:
     for _ in range(ROUNDS + 1):  # the first of each warms up
         for precision, seconds in spent.items():
             seconds.append(_once(trial, data, precision, device, objective))
-    medians = {p: statistics.median(s[1:]) for p, s in spent.items()}
-    return "bf16" if medians["fp32"] >= GAIN * medians["bf16"] else "fp32"
+    least = {p: min(s[1:]) for p, s in spent.items()}
+    return "bf16" if least["fp32"] >= max(WORTH, GAIN * least["bf16"]) else "fp32"
 
 
 def _once(network: Any, batch: Batch, precision: str, device: str, objective: Callable[..., Any]) -> float:
