@@ -232,6 +232,8 @@ class Bundle:
         entries = _with_tokenizers(_json(folder / "columns.json"), folder, names)
         with _placed(folder / "columns.json"):
             columns = {c.name: c for c in map(from_json, entries)}
+        if not recipe.inputs or {*recipe.inputs, *recipe.outputs} != set(columns):
+            raise BundleError("bundle.columns_differ", path=str(folder / "columns.json"), found=list(columns)[:8])
         edits = _json(folder / "edits.json")
         history, metrics = (_entries(folder, n) if n in names else [] for n in ("history.jsonl", "metrics.jsonl"))
         history = [{**h, "stage": str(h["stage"])} for h in history]
