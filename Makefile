@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat -c constraints.txt -e ".[all,dev,oracles]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev,oracles]"
 	touch $(READY)
 
 demo: $(READY)

@@ -19,7 +19,7 @@ def german(path, sign=","):
 
 def test_a_decimal_comma_is_found_and_said(tmp_path, capsys):
     source = german(tmp_path / "de.csv")
-    recipe, findings, prepared = check(source, Ask("summe"))
+    recipe, _, prepared = check(source, Ask("summe"))
     assert recipe.data["decimal"] == "," and not prepared.rows.quarantine
     assert "decimal sign" in capsys.readouterr().err
     assert recipe.inputs["preis"].type == "number" and "decimal" not in recipe.inputs["preis"].settings

@@ -40,7 +40,7 @@ ORDER = [
     {"stages", "predictions"},
     {"asking", "pages", "starters", "doctor", "foreign"},
     {"pipeline"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
 NO_TORCH = {

@@ -20,7 +20,9 @@ def rows(count: int = 40) -> list[dict]:
 
 
 def csv(path: Path, count: int = 40) -> Path:
-    lines = ["shop,price,review,back"] + [f"{r['shop']},{r['price']:.4f},{r['review']},{r['back']}" for r in rows(count)]
+    lines = ["shop,price,review,back"] + [
+        f"{r['shop']},{r['price']:.4f},{r['review']},{r['back']}" for r in rows(count)
+    ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

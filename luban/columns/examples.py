@@ -85,7 +85,11 @@ class Examples:
         """The inputs of one number per example, collated once: (names, x (N, F), mask (N, F)) for each form."""
         found = []
         for form in FLAT:
-            names = [n for n, e in self.inputs.items() if self.columns[n].form == form and isinstance(e, np.ndarray) and e.ndim == 1]
+            names = [
+                n
+                for n, e in self.inputs.items()
+                if self.columns[n].form == form and isinstance(e, np.ndarray) and e.ndim == 1
+            ]
             if names:
                 xs, masks = zip(*(self.columns[n].collate(self.inputs[n]) for n in names))
                 found.append((names, np.stack(xs, 1), np.stack(masks, 1)))
@@ -93,7 +97,11 @@ class Examples:
 
     @cached_property
     def flat_targets(self) -> dict[str, Pair]:
-        return {n: self.columns[n].collate(e) for n, e in self.targets.items() if self.columns[n].form in FLAT and isinstance(e, np.ndarray)}
+        return {
+            n: self.columns[n].collate(e)
+            for n, e in self.targets.items()
+            if self.columns[n].form in FLAT and isinstance(e, np.ndarray)
+        }
 
 
 def encode(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Any) -> Examples:
