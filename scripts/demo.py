@@ -40,10 +40,9 @@ def main() -> int:
     print(f"Over HTTP:   {json.dumps(answer)[:300]}")
     print()
     print("Next:")
-    print(
-        f"  {os.path.relpath(sys.executable)} -m luban.cli serve {shown}/model          # then open http://127.0.0.1:8000/docs"
-    )
-    print(f"  {os.path.relpath(sys.executable)} -m luban.cli train YOUR.csv --target COLUMN --out my-model")
+    command = os.path.relpath(Path(sys.executable).with_name("luban"))
+    print(f"  {command} serve {shown}/model    # then open http://127.0.0.1:8000/docs")
+    print(f"  {command} train YOUR.csv --target COLUMN --out my-model")
     return 0
 
 
