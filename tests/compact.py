@@ -84,6 +84,7 @@ def cases() -> dict[str, dict]:
     there = set(registry.names("encoders"))
     return {
         name: {"inputs": inputs, "outputs": {"kind": "category"}, "model": model}
+        | ({"fusion": {"concat": {"layers": [8]}}} if name != "cnn-ids" else {})
         for name, (inputs, model) in asked.items()
         if set(model.values()) <= there
     }

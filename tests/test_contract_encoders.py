@@ -88,6 +88,7 @@ SETTINGS = [
     ("cnn", "grid", {"channels": [4, 8], "padding": 0, "activation": "gelu"}),
     ("cnn", "ids", {"channels": [6, 5], "kernel": [1, 2, 4]}),
     ("cnn", "ids", {"grams": 3}),
+    ("cnn", "ids", {"grams": 1, "channels": [6], "pooling": "root"}),
     ("bag", "ids", {"grams": 2}),
 ]
 LONG = [s for s in SETTINGS if s[1] in ("ids", "vectors")]
@@ -308,14 +309,20 @@ def test_exports_with_any_batch_and_length(name, form):
         assert (program(some, seen) - whole(some, seen)).abs().max() < 1e-5
 
 
+RECURRENT = ["rnn", "gru", "lstm", "bilstm", "attention", "transformer"]
+GRAMS = [(n, {"grams": g}) for n in ("cnn", "bag") for g in (1, 2, 3)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "bilstm", "attention", "cnn", "transformer", "bag"])
+@pytest.mark.parametrize(("name", "settings"), [*((n, {}) for n in RECURRENT), *GRAMS], ids=str)
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_answers_alike_at_any_length(name, tmp_path):
+def test_onnx_answers_alike_at_any_length(name, settings, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from luban.nn.recurrence import onnx_table
 
-    encoder, (x, mask) = made(name, "ids")
+    encoder, (x, mask) = made(name, "ids", **settings)
+    for run in getattr(encoder.form, "runs", ()):  # they begin at zero, where a wrong hash would not show
+        nn.init.normal_(run.weight)
     whole, path = Whole(encoder).eval(), str(tmp_path / "model.onnx")
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=100)}
     torch.onnx.export(
@@ -333,6 +340,28 @@ def test_onnx_answers_alike_at_any_length(name, tmp_path):
         some, seen = x[:rows, :length], mask[:rows, :length]
         (found,) = session.run(None, {"x": some.numpy(), "mask": seen.numpy()})
         assert np.abs(found - whole(some, seen).detach().numpy()).max() < 1e-5
+
+
+def test_runs_that_training_never_saw_add_nothing_and_rare_ones_fade():
+    from luban.training.optimizers import Optimizer
+
+    encoder, (x, mask) = made("cnn", "ids", grams=2, decay=4.0)
+    plain, _ = made("cnn", "ids", grams=1)
+    assert torch.equal(encoder.embed(x, mask), plain.embed(x, mask))
+    nn.init.ones_(encoder.form.runs[0].weight)
+    assert not torch.equal(encoder.embed(x, mask), plain.embed(x, mask))  # control: a run that was learnt adds
+    for p in encoder.parameters():
+        p.grad = torch.zeros_like(p)
+    bias, optimizer = encoder.layers.layers[0][0].bias.detach().clone(), Optimizer(encoder, name="sgd")
+    optimizer.update(0.1)
+    assert torch.allclose(encoder.form.runs[0].weight, torch.tensor(0.6))
+    assert torch.equal(encoder.layers.layers[0][0].bias, bias)
+
+
+def test_a_longer_text_may_be_surer():
+    x, mask = torch.ones(2, 4, 3), torch.tensor([[True, False, False, False], [True] * 4])
+    assert torch.equal(Pool("root", 3)(Tokens(x, mask))[:, 0], torch.tensor([1.0, 2.0]))
+    assert torch.equal(Pool("mean", 3)(Tokens(x, mask))[:, 0], torch.tensor([1.0, 1.0]))
 
 
 def test_the_forms_are_all_tried():

@@ -120,7 +120,7 @@ def test_text_image_number_and_category_together(method):
         if method == "integrated-gradients":
             assert row["gap_relative"] <= 0.01
         if method == "kernel-shap":
-            assert row["gap_relative"] <= 1e-6 and row["standard_error"] > 0
+            assert row["gap_relative"] <= 1e-5 and row["standard_error"] > 0
     page = report.to_html()
     assert "<img" in page and 'class="seg"' in page and ("<svg" in page) == (method != "grad-cam")
     assert report.numbers["without"] == (["stars", "kind"] if method == "grad-cam" else [])

@@ -46,7 +46,7 @@ class Image(Column):
     channels: Literal["auto", 1, 3] = field(default="auto", kw_only=True)
     shape: Literal["crop", "pad", "stretch"] = field(default="crop", kw_only=True)
     scale: Literal["standard", "unit"] = field(default="standard", kw_only=True)  # unit: pixels / 255
-    shift: Fraction = field(default=0.08, kw_only=True)
+    shift: Fraction = field(default=0.04, kw_only=True)
     flip: bool | Literal["auto"] = field(default="auto", kw_only=True)
 
     type: ClassVar[str] = "image"
@@ -148,9 +148,9 @@ class Image(Column):
         return np.round(self.state["mean"]).astype(x.dtype)[:, None, None]
 
     def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
-        """Shifted by up to `shift` of a side, the edge repeated; mirrored at random where `flip` allows."""
+        """Shifted by up to `shift` of a side (a pixel at least), the edge repeated; mirrored at random where `flip` allows."""
         count = len(x)
-        far = [round(self.shift * n) for n in x.shape[2:]]
+        far = [max(round(self.shift * n), self.shift > 0) for n in x.shape[2:]]
         dy, dx = (rng.integers(-n, n + 1, count) for n in far)
         mirrored = self.flip if self.flip != "auto" else self.size == 3
         change = Move(dy, dx, (rng.random(count) < 0.5) & bool(mirrored), self.shift)

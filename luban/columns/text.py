@@ -45,7 +45,9 @@ class Text(Column):
         default=False, kw_only=True
     )  # bpe: runs of white space as one (the others never keep them)
     least: Count = field(default=2, kw_only=True)  # times that a token must stand in the training texts
-    drop: Fraction = field(default=0.1, kw_only=True)  # tokens hidden while training, so that "unknown" means something
+    drop: Fraction = field(
+        default=0.03, kw_only=True
+    )  # tokens hidden while training, so that "unknown" means something
     vectors: str | None = field(default=None, kw_only=True)  # file of GloVe or word2vec vectors
 
     type: ClassVar[str] = "text"

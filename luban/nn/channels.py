@@ -29,14 +29,18 @@ SAME = 1e-4
 
 @dataclass(frozen=True)
 class Readers:
-    """Who reads the channels of `layer`: per reader its column(s) of each channel, (C, columns of one channel)."""
+    """Who reads the channels of `layer`: per reader its column(s) of each channel, (C, columns of one channel).
+
+    `others`: per reader its columns of no channel of this layer, which stay.
+    """
 
     layer: str
     columns: Mapping[str, Tensor]
+    others: Mapping[str, list[int]]
 
     def edit(self, keep: Tensor) -> dict[str, Any]:
         """The arguments of `prune_channels` that leave only the channels `keep`."""
-        into = {n: sorted(c[keep].flatten().tolist()) for n, c in self.columns.items()}
+        into = {n: sorted([*c[keep].flatten().tolist(), *self.others[n]]) for n, c in self.columns.items()}
         return {"layer": self.layer, "keep": keep.tolist(), "into": into}
 
 
@@ -62,16 +66,17 @@ def readers(network: Any, batch: Batch, layer: str) -> Readers | None:
     first, second = seen
     if any(not torch.equal(a, b) for a, b in zip(first[1].values(), second[1].values())):
         return None  # it reaches an answer past every layer that could be cut
-    columns = {}
+    columns, others = {}, {}
     for name, x in first[0].items():
         changed = _columns(network.get_submodule(name), x, second[0][name])
         if changed is None:
             return None
         if changed.any():
             columns[name] = _even(changed)
+            others[name] = (~changed.any(0)).nonzero()[:, 0].tolist()
     if not columns or any(c is None for c in columns.values()):
         return None
-    found = Readers(layer, columns)
+    found = Readers(layer, columns, others)
     return found if _checked(network, batch, found) else None
 
 

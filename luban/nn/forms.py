@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 BUCKETS = 1 << 16  # rows that hashed runs of tokens share
 PRIME = 1_000_003
+QUICK = 1000  # rows from which on fewer epochs do: rare runs are soon known by heart
 
 
 class Scalars(nn.Module):
@@ -89,20 +90,26 @@ class Ids(nn.Module):
 
     `grams` 2 or 3: what stands at a position also says which tokens stood just before it; runs of two (and three) tokens
     have rows of a table of their own, found by hashing (Joulin et al. 2017, "Bag of Tricks for Efficient Text
-    Classification"). It gives a small network what a linear model over n-grams has.
+    Classification"). It gives a small network what a linear model over n-grams has, with what makes such a model good:
+    a run that training never saw adds nothing (rows begin at zero), and one that is rare is soon forgotten (`decay`,
+    where the optimiser's own weight decay spares tables).
     """
 
-    def __init__(self, columns: Sequence[Any], width: int, grams: int = 1, **_: Any):
+    def __init__(self, columns: Sequence[Any], width: int, grams: int = 1, decay: float = 0.0, **_: Any):
         super().__init__()
         vectors = getattr(columns[0], "table", None)  # (V, D) right after `fit`, None once saved
         self.size = columns[0].state.get("vector_size") or width
         self.table = nn.Embedding(columns[0].size, self.size)
         nn.init.normal_(self.table.weight, 0, self.size**-0.5)
+        self.table.decay = decay if grams > 1 and vectors is None else 0.0
         if vectors is not None:
             self.table.weight.data.copy_(torch.as_tensor(vectors))
+        if grams > 1:
+            self.plenty = QUICK
         self.runs = nn.ModuleList(nn.Embedding(BUCKETS, self.size) for _ in range(grams - 1))
         for run in self.runs:
-            nn.init.normal_(run.weight, 0, self.size**-0.5)
+            nn.init.zeros_(run.weight)
+            run.decay = decay
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         result, key = self.table(x), x.long()

@@ -13,13 +13,18 @@ from luban.settings import Count, Dial, Fraction
 
 
 class Concat(nn.Module):
-    """Use first: each input pooled to one vector, the vectors side by side, then dense layers. -> Tokens (B, 1, D)."""
+    """Use first: each input pooled to one vector, the vectors side by side, then dense layers. -> Tokens (B, 1, D).
+
+    `layers` auto: none behind one encoder that is `deep` (a network over a text or an image by itself), else two layers,
+    of `width` and half as many.
+    """
 
     def __init__(
         self,
         encoders: Sequence[Encoder],
         *,
-        layers: Annotated[list[Count], Dial(nano=[32], small=[128, 64], base=[512, 256])] = None,
+        layers: list[Count] | Literal["auto"] = "auto",
+        width: Annotated[Count, Dial(nano=32, small=128, base=512)] = 128,
         activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
         dropout: Fraction = 0.1,
         norm: bool = False,
@@ -27,6 +32,8 @@ class Concat(nn.Module):
         super().__init__()
         self.pools = nn.ModuleList(Pool(e.pooling, e.size, e.length) for e in encoders)
         self.dropout = nn.Dropout(dropout)
+        if layers == "auto":
+            layers = [] if len(encoders) == 1 and encoders[0].deep else [width, max(1, width // 2)]
         self.layers = Dense(sum(p.size for p in self.pools), layers, activation, dropout, norm)
         self.size = self.layers.out
 

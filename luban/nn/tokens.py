@@ -69,13 +69,14 @@ class Encoder(nn.Module):
 
     `accepts` lists the forms of x that it reads (see `Column.form`). `size` is D; `length` is T where every example
     has the same, else None; `pooling` is how a fusion turns its Tokens into one vector; `feature_layer` is the
-    module whose output Grad-CAM reads, None where there is none.
+    module whose output Grad-CAM reads, None where there is none. `deep`: its vector needs no further layers before a head.
     """
 
     accepts: tuple[str, ...] = ()
     size: int
     length: int | None = None
     pooling: str = "mean"
+    deep: bool = False
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         """The first differentiable form of x."""

@@ -19,7 +19,7 @@ from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
 from luban.settings import Count, Dial, Fraction, Natural, NonNegative, Positive
-from luban.training.batches import batches_in
+from luban.training.batches import batch_for, batches_in, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import supervised
 from luban.training.precision import choose
@@ -30,17 +30,17 @@ def train(
     bundle: Bundle,
     data: Any,
     *,
-    epochs: Annotated[Count, Dial(nano=20, small=40, base=60)] = None,
+    epochs: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     steps: Natural = 0,
-    batch: Annotated[int | Literal["auto"], Dial("auto", "auto", "auto")] = None,
+    batch: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw",
-    rate: Annotated[Positive, Dial(nano=3e-3, small=1e-3, base=5e-4)] = None,
+    rate: Annotated[Positive, Dial(nano=3e-3, small=2e-3, base=1e-3)] = None,
     momentum: Fraction = 0.9,
     weight_decay: NonNegative = 0.01,
     schedule: Literal["cosine", "linear", "constant"] = "cosine",
     warmup: Fraction = 0.05,
     clip: NonNegative = 1.0,
-    patience: Natural = 6,
+    patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
     device: str = "auto",
@@ -51,9 +51,10 @@ def train(
 ) -> Bundle:
     """Fit the columns on the training rows, build the network, train it.
 
-    `steps` > 0 trains for that many updates instead of `epochs`. `patience`: epochs without a better validation loss
-    before it stops; 0 = never. `clip`: largest gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest
-    `checkpoint_seconds` after the last (0: after every update).
+    `epochs` auto follows `size` and the number of rows (`epochs_for`); `steps` > 0 trains for that many updates instead.
+    `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
+    gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
+    every update).
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
     began = time.monotonic()
@@ -62,16 +63,19 @@ def train(
         encode(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
         for p in ("train", "validation")
     )
+    network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     batch = batch_for(len(training)) if batch == "auto" else batch
+    epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
+    epochs = -(-steps // batches_in(len(training), batch)) if steps else epochs
+    patience = patience_for(epochs) if patience == "auto" else patience
     chosen = {
-        "epochs": -(-steps // batches_in(len(training), batch)) if steps else epochs,
+        "epochs": epochs,
         "steps": steps, "batch": batch, "optimizer": optimizer, "rate": rate, "momentum": momentum,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
         "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
         "checkpoint_seconds": checkpoint_seconds,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
-    network = bundle.network if bundle.network is not None else new_network(recipe, columns, bundle)
     if precision == "auto":
         precision = choose(network, training, batch, chosen["device"], supervised)
     recipe = _with_choices(bundle, chosen | {"precision": precision})
@@ -113,11 +117,6 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
 def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:
     seed_torch(recipe.seed, "weights")
     return build_network(recipe, columns, bundle.edits)
-
-
-def batch_for(rows: int) -> int:
-    """About 100 updates an epoch, between 16 and 256 examples each, a power of two."""
-    return min(256, max(16, 1 << max(0, (rows // 100).bit_length() - 1)))
 
 
 def device_for(name: str) -> str:

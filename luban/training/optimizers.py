@@ -21,13 +21,16 @@ BETAS, EPSILON, SMOOTHING = (0.9, 0.999), 1e-8, 0.99
 class Optimizer:
     """One of adamw (decoupled decay, Loshchilov & Hutter 2019), adam, sgd (momentum), rmsprop, over all trainable parameters.
 
-    Weight decay spares biases, norms (one dimension) and embedding tables. Gradients are read from `p.grad`. The state
-    is plain tensors, named for safetensors by `tensors`.
+    Weight decay spares biases, norms (one dimension) and embedding tables, but for a table with a `decay` of its own: that
+    one is multiplied by 1 - rate x decay at every update, whatever the optimiser. Gradients are read from `p.grad`. The
+    state is plain tensors, named for safetensors by `tensors`.
     """
 
     def __init__(self, network: nn.Module, *, name: str, momentum: float = 0.9, weight_decay: float = 0.0):
         self.name, self.momentum, self.weight_decay = name, momentum, weight_decay
-        spared = {id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+        tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
+        spared = {id(m.weight) for m in tables}
+        self.forgetting = [(m.weight, m.decay) for m in tables if getattr(m, "decay", 0.0) and m.weight.requires_grad]
         trainable = [p for p in network.parameters() if p.requires_grad]
         decayed = [p for p in trainable if p.ndim > 1 and id(p) not in spared]
         kept = {id(p) for p in decayed}
@@ -39,6 +42,8 @@ class Optimizer:
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """One step with the gradients that stand in `p.grad`."""
+        for table, decay in self.forgetting:
+            table.mul_(max(0.0, 1 - rate * decay))
         for (params, decay), slots, steps in zip(self.groups, self.slots, self.steps):
             grads = [p.grad for p in params]
             if self.name in ("adamw", "adam"):

@@ -24,6 +24,7 @@ class Attention(Encoder):
     """
 
     accepts = ("ids", "vectors")
+    deep = True
 
     def __init__(
         self,

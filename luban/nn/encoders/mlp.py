@@ -27,7 +27,7 @@ class MLP(Encoder):
         *,
         width: Annotated[Count, Dial(nano=8, small=16, base=32)] = None,
         embedding: Literal["piecewise", "linear", "none"] = "piecewise",
-        bins: Count = 24,
+        bins: Count = 48,
         layers: list[Count] = (),
         activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
         dropout: Fraction = 0.0,

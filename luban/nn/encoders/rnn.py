@@ -17,7 +17,7 @@ from luban.nn.recurrence import Recurrence
 from luban.nn.tokens import Encoder, Tokens
 from luban.settings import Count, Dial, Fraction
 
-Pooling = Literal["last", "mean", "max", "attention"]
+Pooling = Literal["last", "mean", "root", "max", "attention"]
 
 
 class Recurrent(Encoder):
@@ -27,6 +27,7 @@ class Recurrent(Encoder):
     """
 
     accepts = ("ids", "vectors")
+    deep = True
     kind = "rnn"
     ways = 1
 

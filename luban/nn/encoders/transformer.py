@@ -25,6 +25,7 @@ class Transformer(Encoder):
     """
 
     accepts = ("ids", "vectors", "grid")
+    deep = True
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
 from luban.recipe import Part, Recipe
 from luban.settings import SIZES
+from luban.training.batches import batch_for, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import Distillation, supervised
 from luban.training.random import seed_torch
@@ -114,7 +115,7 @@ def healed(bundle: Bundle, training: Examples, validation: Examples, epochs: int
     network = bundle.copy_network()
     layers = [n for e in bundle.edits if e["edit"] == "prune_magnitude" for n in e["layers"]]
     step = KeepingZeros(network, [n for n in layers if _there(network, n)]) if layers else plain
-    plan = plan_of(bundle.recipe, len(training), epochs, 1 / 3)
+    plan = plan_of(bundle.recipe, len(training), epochs, 1 / 3, network)
     history = fit(
         network, training, validation, plan=plan, objective=supervised, step=step, title=say("compress.healing")
     )
@@ -149,7 +150,7 @@ def distilled(
     recipe = student_recipe(bundle.recipe, target)
     seed_torch(recipe.seed, "weights")
     student = build_network(recipe, bundle.columns)
-    plan = plan_of(recipe, len(training), epochs)
+    plan = plan_of(recipe, len(training), epochs, 1.0, student)
     teacher = bundle.copy_network().to(plan.device)
     objective = Distillation(teacher, share=share, temperature=temperature)
     history = fit(student, training, validation, plan=plan, objective=objective, title=say("compress.distilling"))
@@ -189,20 +190,21 @@ def _undialled(room: str, part: Part) -> Part:
     return Part(part.type, {k: v for k, v in part.settings.items() if "x-size" not in schema.get(k, {})})
 
 
-def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0) -> Plan:
+def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network: Any = None) -> Plan:
     """The train stage's own settings, for some epochs (0 = as many as it would train for)."""
     settings = dict((recipe.stage("train") or Part("train")).settings)
     dial = registry.schema("stages", "train")["properties"]
     value = lambda key: settings.get(key) if settings.get(key) is not None else dial[key]["x-size"][recipe.size]  # noqa: E731
-    batch = value("batch")
+    given = lambda key, auto: value(key) if isinstance(value(key), int) else auto  # noqa: E731
+    epochs = epochs or given("epochs", epochs_for(rows, recipe.size, network))
     return Plan(
-        epochs=epochs or value("epochs"),
-        batch=batch if isinstance(batch, int) else min(256, max(16, rows // 100)),
+        epochs=epochs,
+        batch=given("batch", batch_for(rows)),
         rate=value("rate") * factor,
         optimizer=settings.get("optimizer") or "adamw",
         weight_decay=settings.get("weight_decay", 0.01),
         clip=settings.get("clip", 1.0),
-        patience=settings.get("patience", 6),
+        patience=given("patience", patience_for(epochs)),
         augment=settings.get("augment", True),
         seed=recipe.seed,
         device="cuda" if torch.cuda.is_available() else "cpu",
