@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from luban.training.optimizers import Optimizer, schedule
+from luban.training.optimizers import Optimizer
+from luban.training.schedules import schedule
 
 THEIRS = {
     "adamw": lambda p, m, d: torch.optim.AdamW(p, lr=0.01, weight_decay=d),

@@ -13,7 +13,7 @@ import torch
 import luban
 from luban import pipeline
 from luban.errors import RequestError
-from luban.training import loop
+from luban.training import loop, snapshot
 
 ASK = {"types": {"words": "text"}, "size": "nano", "evaluate": False, "precision": "fp32", "epochs": 3, "batch": 16}
 
@@ -99,12 +99,12 @@ def test_control_a_resume_that_forgets_its_place_differs(rows, unbroken, tmp_pat
     with monkeypatch.context() as patch:
         broken_at(patch, 8, lambda: signal.raise_signal(signal.SIGTERM))
         luban.train(rows, "y", out=tmp_path / "out", **ASK)
-    real = loop.Run._take_up
+    real = snapshot.put_back
 
-    def forgetful(self, tensors, state):
-        real(self, tensors, {**state, "position": 0})
+    def forgetful(run, tensors, state):
+        real(run, tensors, {**state, "position": 0})
 
-    monkeypatch.setattr(loop.Run, "_take_up", forgetful)
+    monkeypatch.setattr(snapshot, "put_back", forgetful)
     assert not same(pipeline.resume(tmp_path / "out"), unbroken)
 
 

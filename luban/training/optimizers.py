@@ -1,4 +1,4 @@
-"""Optimisers and schedules of the learning rate.
+"""Optimisers.
 
 The updates are PyTorch's own fused kernels, called directly: `torch.optim` imports the compiler when it makes its
 first optimiser, which costs a small run more than its training (docs/decisions/0002-optimisers.md).
@@ -6,15 +6,12 @@ first optimiser, which costs a small run more than its training (docs/decisions/
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
-SCHEDULES = ("cosine", "linear", "constant")
 BETAS, EPSILON, SMOOTHING = (0.9, 0.999), 1e-8, 0.99
 
 
@@ -91,18 +88,3 @@ class Optimizer:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         for name, mine in self.tensors().items():
             mine.copy_(tensors[name])
-
-
-def schedule(name: str, warmup: float, total: int) -> Callable[[int], float]:
-    """step (from 0) -> factor on the rate: a linear warm-up over `warmup` x total steps, then the named shape."""
-    rise = max(1, round(warmup * total)) if warmup else 0
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        if name == "constant":
-            return 1.0
-        part = min(1.0, (step - rise) / max(1, total - rise))
-        return 1.0 - part if name == "linear" else 0.5 * (1 + math.cos(math.pi * part))
-
-    return factor

@@ -1,0 +1,26 @@
+"""The batches of an epoch, from a place in it on: a function of (seed, epoch, place), so a resumed run finds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luban.columns.examples import Examples
+from luban.nn.tokens import Batch
+from luban.training.batches import batches_in, order
+from luban.training.plan import Plan
+from luban.training.random import rng
+
+
+class Feed:
+    """Cuts the training examples into batches on the device of the plan."""
+
+    def __init__(self, examples: Examples, plan: Plan):
+        self.examples, self.plan = examples, plan
+        self.per_epoch = batches_in(len(examples), plan.batch)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches number `start`, `start` + 1 ... of an epoch."""
+        plan = self.plan
+        for place, index in enumerate(order(self.examples, plan.batch, plan.seed, epoch)[start:], start):
+            augment = rng(plan.seed, "augment", epoch, place) if plan.augment else None
+            yield Batch.of(self.examples.arrays(index, augment), plan.device)

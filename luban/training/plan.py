@@ -1,0 +1,42 @@
+"""What a run is asked to do, and what happened in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of one run, all resolved. `steps` (0 = none) cuts `epochs` short; `patience` 0 = never stop early."""
+
+    epochs: int
+    batch: int
+    rate: float
+    steps: int = 0
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float = 1.0
+    patience: int = 0
+    augment: bool = True
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    keep: str = "best"
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class History:
+    """What happened: one dict an epoch, the best epoch, why it stopped ("done", "early", "signal")."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: int = -1
+    best_loss: float = math.inf
+    stopped: str = "done"
+    signal: int = 0
+    step: int = 0
+    seconds: float = 0.0

@@ -1,0 +1,56 @@
+"""What a step works on: network, gradients, optimiser, and the one way an update is made."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from luban.errors import Diverged
+from luban.training import optimizers
+from luban.training.plan import Plan
+from luban.training.precision import autocast
+from luban.training.random import rng
+from luban.training.schedules import schedule
+
+
+class State:
+    """What a step works on. Gradients are views of one flat buffer, so that a norm, a finite check and a zero are one call."""
+
+    def __init__(self, network: nn.Module, plan: Plan, total: int):
+        self.network, self.plan, self.step, self.epoch = network, plan, 0, 0
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.flat = torch.zeros(sum(p.numel() for p in self.parameters), device=plan.device)
+        start = 0
+        for p in self.parameters:
+            p.grad = self.flat[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        self.optimizer = optimizers.Optimizer(
+            network, name=plan.optimizer, momentum=plan.momentum, weight_decay=plan.weight_decay
+        )
+        self.factor = schedule(plan.schedule, plan.warmup, total)
+
+    def rng(self) -> np.random.Generator:
+        return rng(self.plan.seed, "objective", self.step)
+
+    def autocast(self) -> Any:
+        """The context of a forward pass, by the plan's precision."""
+        return autocast(self.plan.precision, self.plan.device)
+
+    def update(self) -> None:
+        """Clip, check, step and zero. Raises Diverged before the weights are touched when a gradient is not finite."""
+        norm = float(self.flat.norm())
+        if not math.isfinite(norm):
+            raise Diverged("train.diverged", step=self.step, epoch=self.epoch + 1)
+        if self.plan.clip and norm > self.plan.clip:
+            self.flat.mul_(self.plan.clip / (norm + 1e-6))
+        self.optimizer.update(self.plan.rate * self.factor(self.step))
+        self.flat.zero_()
+
+    def release(self) -> None:
+        """Let go of the gradients: the network belongs to others again."""
+        for p in self.parameters:
+            p.grad = None

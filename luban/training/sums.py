@@ -1,0 +1,42 @@
+"""The running loss of an epoch: sums and weights stay tensors until somebody reads them, so nothing waits for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from luban.training.steps import Numbers
+
+MOST = 1024  # updates whose numbers wait to be read at once
+
+
+class Sums:
+    """Per output the sum of the losses and their weight so far. Added in the order of the steps, in double precision."""
+
+    def __init__(self) -> None:
+        self.read_so_far: dict[str, list[float]] = {}
+        self.waiting: list[Numbers] = []
+
+    def add(self, numbers: Numbers) -> None:
+        self.waiting.append(numbers)
+        if len(self.waiting) >= MOST:
+            self.read()
+
+    def read(self) -> dict[str, list[float]]:
+        """{output: [sum, weight]} of every step so far."""
+        if self.waiting:
+            values = torch.stack([self._plain(t) for n in self.waiting for pair in n.values() for t in pair]).tolist()
+            names = [name for n in self.waiting for name in n]
+            for i, name in enumerate(names):
+                sums = self.read_so_far.setdefault(name, [0.0, 0.0])
+                sums[0] += values[2 * i]
+                sums[1] += values[2 * i + 1]
+            self.waiting.clear()
+        return self.read_so_far
+
+    def loss(self) -> float:
+        return sum(total / max(weight, 1e-12) for total, weight in self.read().values())
+
+    @staticmethod
+    def _plain(t: Tensor) -> Tensor:
+        return t.detach().double()
