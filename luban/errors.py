@@ -9,6 +9,8 @@
     ├── MissingExtra           an optional library is not installed                    (exit code 2)
     └── WorkError              the work itself failed after it had started             (exit code 1)
         ├── Diverged           loss or gradients stopped being finite
+        ├── RanksDiffer        processes that train together do not hold the same data or weights
+        ├── RankLost           one of them ended, and no restart was left
         └── ExportMismatch     an exported model does not answer like the original
 
 Each error holds one or more `Problem`s, so that all mistakes are told at once. Sentences live in
@@ -155,6 +157,12 @@ class WorkError(LubanError):
 
 
 class Diverged(WorkError): ...
+
+
+class RanksDiffer(WorkError): ...
+
+
+class RankLost(WorkError): ...
 
 
 class ExportMismatch(WorkError): ...

@@ -32,13 +32,15 @@ class Tokens(NamedTuple):
 class Batch:
     """What a network sees of some examples. `size` is known without any input (a language model has none).
 
-    inputs, targets: column name -> (x (B, ...), mask (B,) or (B, T)); rows: ids of the examples' rows.
+    inputs, targets: column name -> (x (B, ...), mask (B,) or (B, T)); rows: ids of the examples' rows. `counts`: False where
+    they only stand in for rows that this process has none of.
     """
 
     inputs: dict[str, tuple[Tensor, Tensor]]
     targets: dict[str, tuple[Tensor, Tensor]]
     size: int
     rows: Any = None
+    counts: bool = True
 
     @classmethod
     def of(cls, arrays: Any, device: torch.device | str = "cpu") -> Batch:
@@ -61,7 +63,7 @@ class Batch:
             size, rows = len(range(self.size)[index]), self.rows if self.rows is None else self.rows[index]
         else:
             size, rows = index.shape[0], self.rows if self.rows is None else self.rows[index.cpu().numpy()]
-        return Batch(side(self.inputs), side(self.targets), size, rows)
+        return Batch(side(self.inputs), side(self.targets), size, rows, self.counts)
 
 
 class Encoder(nn.Module):

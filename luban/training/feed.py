@@ -9,18 +9,22 @@ from luban.nn.tokens import Batch
 from luban.training.batches import batches_in, order
 from luban.training.plan import Plan
 from luban.training.random import rng
+from luban.training.ranks import ALONE, Ranks
 
 
 class Feed:
-    """Cuts the training examples into batches on the device of the plan."""
+    """Cuts the training examples into global batches, and gives this rank its share of each on the device of the plan."""
 
-    def __init__(self, examples: Examples, plan: Plan):
-        self.examples, self.plan = examples, plan
+    def __init__(self, examples: Examples, plan: Plan, ranks: Ranks = ALONE):
+        self.examples, self.plan, self.ranks = examples, plan, ranks
         self.per_epoch = batches_in(len(examples), plan.batch)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches number `start`, `start` + 1 ... of an epoch."""
         plan = self.plan
         for place, index in enumerate(order(self.examples, plan.batch, plan.seed, epoch)[start:], start):
-            augment = rng(plan.seed, "augment", epoch, place) if plan.augment else None
-            yield Batch.of(self.examples.arrays(index, augment), plan.device)
+            augment = rng(plan.seed, "augment", epoch, place, *self.ranks.own) if plan.augment else None
+            index, counts = self.ranks.share(index)
+            batch = Batch.of(self.examples.arrays(index, augment), plan.device)
+            batch.counts = counts
+            yield batch

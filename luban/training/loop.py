@@ -11,7 +11,6 @@ position, and a resumed run goes on bit for bit. What a run is made of has a fil
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from luban.training import checkpoints, snapshot
 from luban.training.feed import Feed
 from luban.training.plan import History, Plan
 from luban.training.random import seed_torch
+from luban.training.ranks import here
 from luban.training.signals import listening
 from luban.training.state import State
 from luban.training.steps import plain
@@ -36,6 +36,9 @@ from luban.training.sums import Sums
 from luban.training.validation import evaluate
 
 __all__ = ["History", "Plan", "State", "evaluate", "fit"]
+
+
+SAVE, STOP = 1, 2  # what a rank may wish after a step: a checkpoint, or (times the signal's number) to end there
 
 
 class Run:
@@ -51,37 +54,43 @@ class Run:
         step: Any,
         folder: Path | None,
     ):
-        self.network, self.training, self.validation = network.to(plan.device), training, validation
+        self.ranks, self.training, self.validation = here(), training, validation
         self.plan, self.objective, self.make_step, self.folder = plan, objective, step, folder
-        self.feed = Feed(training, plan)
+        self.feed = Feed(training, plan, self.ranks)
         whole = plan.epochs * self.feed.per_epoch
         self.total = min(plan.steps, whole) if plan.steps else whole
-        self.state = State(network, plan, self.total)
+        self.state = State(network.to(plan.device), plan, self.total, self.ranks)
+        self.network = self.state.network
         self.history, self.position, self.sums = History(), 0, Sums()
         self.shown: dict[str, float] = {}  # the last validation, beside the progress
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
 
     # -- one epoch ---------------------------------------------------------------------------------------------------
-    def epoch(self, stop: threading.Event, progress: Progress) -> bool:
-        """Train to the end of the epoch; False when stopped on the way."""
+    def epoch(self, heard: Callable[[], int], progress: Progress) -> int:
+        """Train to the end of the epoch; the signal that stopped it on the way, else 0."""
         self.network.train()
         for batch in self.feed.batches(self.state.epoch, self.position):
             if self.state.step >= self.total:
                 break
+            asked = self.ranks.ask(lambda: max(SAVE * self._due(), STOP * heard()))
             self._one(batch)
             self.position += 1
             if progress.due():
                 progress.update(self.state.step, {"loss": self.sums.loss(), **self.shown}, unit=say("progress.steps"))
-            if stop.is_set():
-                return False
-            if self.folder and time.monotonic() - self.saved_at > self.plan.checkpoint_seconds:
+            wish = asked()
+            if wish >= STOP:
+                return wish // STOP
+            if wish == SAVE:
                 self.checkpoint()
-        return True
+        return 0
+
+    def _due(self) -> bool:
+        return bool(self.folder) and time.monotonic() - self.saved_at > self.plan.checkpoint_seconds
 
     def _one(self, batch: Batch) -> None:
         step = self.state.step
-        seed_torch(self.plan.seed, "dropout", step)
+        seed_torch(self.plan.seed, "dropout", step, *self.ranks.own)
         try:
             self.sums.add(self.make_step(self.state, batch, self.objective))
         except Diverged as e:
@@ -94,7 +103,9 @@ class Run:
         """Validate, remember, decide which weights are the best."""
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
         if self.validation is not None and len(self.validation):
-            numbers |= {f"validation_{k}": v for k, v in evaluate(self.network, self.validation, self.plan).items()}
+            numbers |= {
+                f"validation_{k}": v for k, v in evaluate(self.network, self.validation, self.plan, self.ranks).items()
+            }
         self.history.epochs.append(numbers)
         self.shown = {k: v for k, v in numbers.items() if k.startswith("validation_")}
         watched = numbers.get("validation_loss", numbers["loss"])
@@ -102,7 +113,7 @@ class Run:
             raise Diverged("train.diverged", step=self.state.step, epoch=self.state.epoch + 1)
         if watched < self.history.best_loss:
             self.history.best, self.history.best_loss = self.state.epoch, watched
-            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.state.weights.read().items()}
         self.sums, self.position = Sums(), 0
         self.state.epoch += 1
         record("epoch", **numbers)
@@ -123,12 +134,13 @@ class Run:
     def checkpoint(self) -> None:
         if self.folder is None:
             return
-        checkpoints.save(self.folder, self.state.step, *snapshot.take(self))
+        if self.ranks.first:
+            checkpoints.save(self.folder, self.state.step, *snapshot.take(self))
         self.saved_at = time.monotonic()
 
     def resume(self) -> bool:
         """Take up the newest good checkpoint of the folder, if it is one of this plan."""
-        found = checkpoints.newest(self.folder) if self.folder else None
+        found = self._newest() if self.folder else None
         if found is None:
             return False
         tensors, state = found
@@ -142,6 +154,14 @@ class Run:
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as e:
             raise BundleError("bundle.bad_checkpoint", path=str(self.folder), reason=str(e)[:200]) from e
         return True
+
+    def _newest(self) -> Any:
+        """The same checkpoint in every rank: the first one tidies the folder up before the others look."""
+        found = checkpoints.newest(self.folder) if self.ranks.first else None
+        self.ranks.wait()
+        found = found if self.ranks.first else checkpoints.newest(self.folder)
+        self.ranks.same("checkpoint", found and found[1].get("step"))
+        return found
 
 
 def fit(
@@ -170,15 +190,21 @@ def fit(
     began = time.monotonic()
     try:
         with listening() as (stop, caught):
+
+            def heard() -> int:
+                return caught[0] if stop.is_set() else 0
+
             while not run.over():
-                if not run.epoch(stop, progress):
-                    run.history.stopped, run.history.signal = "signal", caught[0]
+                number = run.epoch(heard, progress)
+                if number:
+                    run.history.stopped, run.history.signal = "signal", number
                     break
                 numbers = run.finish_epoch()
-                if watch:
+                if watch and run.ranks.first:
                     watch(numbers)
-                if stop.is_set() and not run.over():
-                    run.history.stopped, run.history.signal = "signal", caught[0]
+                number = run.ranks.ask(heard)()
+                if number and not run.over():
+                    run.history.stopped, run.history.signal = "signal", number
                     break
             if run.history.stopped == "signal":
                 run.checkpoint()
@@ -187,7 +213,7 @@ def fit(
         run.history.step = run.state.step
         run.history.seconds += time.monotonic() - began
         if run.best and plan.keep == "best":
-            network.load_state_dict(run.best)
+            run.state.weights.write(run.best)
         run.state.release()
         network.eval()
     return run.history

@@ -6,6 +6,7 @@ first optimiser, which costs a small run more than its training (docs/decisions/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,18 +21,24 @@ class Optimizer:
 
     Weight decay spares biases, norms (one dimension) and embedding tables, but for a table with a `decay` of its own: that
     one is multiplied by 1 - rate x decay at every update, whatever the optimiser. Gradients are read from `p.grad`. The
-    state is plain tensors, named for safetensors by `tensors`.
+    state is plain tensors, named for safetensors by `tensors`. `local` gives the part of a parameter that this process updates.
     """
 
-    def __init__(self, network: nn.Module, *, name: str, momentum: float = 0.9, weight_decay: float = 0.0):
+    def __init__(
+        self, network: nn.Module, *, name: str, momentum: float = 0.9, weight_decay: float = 0.0,
+        local: Callable[[Tensor], Tensor] = lambda p: p,
+    ):  # fmt: skip
         self.name, self.momentum, self.weight_decay = name, momentum, weight_decay
         tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
         spared = {id(m.weight) for m in tables}
-        self.forgetting = [(m.weight, m.decay) for m in tables if getattr(m, "decay", 0.0) and m.weight.requires_grad]
+        self.forgetting = [
+            (local(m.weight), m.decay) for m in tables if getattr(m, "decay", 0.0) and m.weight.requires_grad
+        ]
         trainable = [p for p in network.parameters() if p.requires_grad]
         decayed = [p for p in trainable if p.ndim > 1 and id(p) not in spared]
         kept = {id(p) for p in decayed}
-        self.groups = [g for g in ((decayed, weight_decay), ([p for p in trainable if id(p) not in kept], 0.0)) if g[0]]
+        groups = ((decayed, weight_decay), ([p for p in trainable if id(p) not in kept], 0.0))
+        self.groups = [([local(p) for p in params], decay) for params, decay in groups if params]
         slots = {"adamw": 2, "adam": 2, "sgd": 1 if momentum else 0, "rmsprop": 2 if momentum else 1}[name]
         self.slots = [[[torch.zeros_like(p) for p in params] for _ in range(slots)] for params, _ in self.groups]
         self.steps = [[torch.zeros((), device=p.device) for p in params] for params, _ in self.groups]

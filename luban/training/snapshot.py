@@ -17,7 +17,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
     """Of a `Run`: {file: {name: tensor}}, the tensors being the live ones, and a JSON state."""
     owned = {key: read() for key, (read, _) in _owned(run).items()}
     tensors = {
-        "model": run.network.state_dict(),
+        "model": run.state.weights.read(),
         "optimizer": run.state.optimizer.tensors(),
         "best": run.best,
         **owned,
@@ -37,7 +37,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
 
 def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
     """Make a `Run` what it was. Raises KeyError, TypeError, ValueError, RuntimeError where the snapshot is of another."""
-    run.network.load_state_dict(tensors["model"])
+    run.state.weights.write(tensors["model"])
     run.state.optimizer.restore(tensors["optimizer"])
     run.best = tensors["best"]
     run.state.step, run.state.epoch, run.position = state["step"], state["epoch"], state["position"]

@@ -7,34 +7,47 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luban.errors import Diverged
 from luban.training import optimizers
 from luban.training.plan import Plan
 from luban.training.precision import autocast
 from luban.training.random import rng
+from luban.training.ranks import ALONE, Ranks, Replicated, totals
 from luban.training.schedules import schedule
+from luban.training.steps import Numbers
 
 
 class State:
     """What a step works on. Gradients are views of one flat buffer, so that a norm, a finite check and a zero are one call."""
 
-    def __init__(self, network: nn.Module, plan: Plan, total: int):
-        self.network, self.plan, self.step, self.epoch = network, plan, 0, 0
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+    def __init__(self, network: nn.Module, plan: Plan, total: int, ranks: Ranks = ALONE, weights: Any = None):
+        self.plan, self.ranks, self.step, self.epoch = plan, ranks, 0, 0
+        self.weights = weights or Replicated(network, ranks)
+        self.network, self.parameters = self.weights.network, self.weights.parameters
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), device=plan.device)
         start = 0
         for p in self.parameters:
             p.grad = self.flat[start : start + p.numel()].view_as(p)
             start += p.numel()
         self.optimizer = optimizers.Optimizer(
-            network, name=plan.optimizer, momentum=plan.momentum, weight_decay=plan.weight_decay
-        )
+            self.network, name=plan.optimizer, momentum=plan.momentum, weight_decay=plan.weight_decay,
+            local=self.weights.local,
+        )  # fmt: skip
         self.factor = schedule(plan.schedule, plan.warmup, total)
 
     def rng(self) -> np.random.Generator:
-        return rng(self.plan.seed, "objective", self.step)
+        return rng(self.plan.seed, "objective", self.step, *self.ranks.own)
+
+    def mean(self, sums: dict[str, tuple[Tensor, Tensor]], counts: bool = True) -> tuple[Tensor, Numbers]:
+        """{output: (sum, weight)} of this rank -> what it adds to the loss, and the numbers of the whole global batch.
+
+        Each output's loss is its sum divided by its weight over all ranks; the outputs' losses are added.
+        """
+        whole = totals(self.ranks, sums, counts)
+        loss = sum(s / whole[n][1].clamp(min=1e-12) for n, (s, _) in sums.items())
+        return (loss if counts else loss * 0), whole
 
     def autocast(self) -> Any:
         """The context of a forward pass, by the plan's precision."""
@@ -42,7 +55,8 @@ class State:
 
     def update(self) -> None:
         """Clip, check, step and zero. Raises Diverged before the weights are touched when a gradient is not finite."""
-        norm = float(self.flat.norm())
+        self.weights.reduce(self.flat)
+        norm = float(self.weights.norm(self.flat))
         if not math.isfinite(norm):
             raise Diverged("train.diverged", step=self.step, epoch=self.epoch + 1)
         if self.plan.clip and norm > self.plan.clip:
@@ -52,5 +66,4 @@ class State:
 
     def release(self) -> None:
         """Let go of the gradients: the network belongs to others again."""
-        for p in self.parameters:
-            p.grad = None
+        self.weights.release()

@@ -27,11 +27,11 @@ class Owner(Protocol):
 
 
 def plain(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numbers:
-    """One batch, one update. Each output's loss is its sum over the batch divided by its weight over the batch."""
+    """One batch, one update. Each output's loss is its sum over the global batch divided by its weight over it."""
     with state.autocast():
         losses = objective(state.network, batch, state.rng())
-    numbers = {name: (each.sum(), weight.sum()) for name, (each, weight) in losses.items()}
-    total = sum(s / w.clamp(min=1e-12) for s, w in numbers.values())
-    total.backward()
+    sums = {name: (each.sum(), weight.sum()) for name, (each, weight) in losses.items()}
+    loss, numbers = state.mean(sums, batch.counts)
+    loss.backward()
     state.update()
-    return {name: (s.detach(), w.detach()) for name, (s, w) in numbers.items()}
+    return numbers

@@ -10,25 +10,38 @@ import torch
 from luban.columns.examples import Examples
 from luban.nn.tokens import Batch
 from luban.training.plan import Plan
+from luban.training.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
-def evaluate(network: Any, examples: Examples, plan: Plan) -> dict[str, float]:
-    """The mean loss over all outputs, and each output's glance (accuracy, mean absolute error) in evaluation mode."""
+def evaluate(network: Any, examples: Examples, plan: Plan, ranks: Ranks = ALONE) -> dict[str, float]:
+    """The mean loss over all outputs, and each output's glance (accuracy, mean absolute error) in evaluation mode.
+
+    Each rank computes its share of every batch; the sums are those of all.
+    """
     was = network.training
     network.eval()
     sums: dict[str, list[float]] = {}
     for index in np.array_split(np.arange(len(examples)), max(1, len(examples) // max(plan.batch, 256))):
+        index, counts = ranks.share(index)
         batch = Batch.of(examples.arrays(index), plan.device)
         o = network(batch)
         numbers = {("loss", n): pair for n, pair in network.loss(o, batch).items()}
         numbers |= {("glance", k): pair for k, pair in getattr(network, "glance", lambda *_: {})(o, batch).items()}
         for key, (each, weight) in numbers.items():
             pair = sums.setdefault(key, [0.0, 0.0])
-            pair[0] += float(each.sum())
-            pair[1] += float(weight.sum())
+            pair[0] += float(each.sum()) * counts
+            pair[1] += float(weight.sum()) * counts
     network.train(was)
+    sums = _of_all(sums, ranks)
     mean = {key: total / max(weight, 1e-12) for key, (total, weight) in sums.items()}
     return {"loss": sum(v for (kind, _), v in mean.items() if kind == "loss")} | {
         k: v for (kind, k), v in mean.items() if kind == "glance"
     }
+
+
+def _of_all(sums: dict[Any, list[float]], ranks: Ranks) -> dict[Any, list[float]]:
+    if ranks.world == 1:
+        return sums
+    whole = ranks.total([v for pair in sums.values() for v in pair])
+    return {key: whole[2 * i : 2 * i + 2] for i, key in enumerate(sums)}
