@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luban.data.prepare import prepare
 from luban.data.rows import Rows
 from luban.data.same import order
 from luban.data.sources import read
 from luban.data.splits import Splits, split
 from luban.errors import DataError
+from luban.messages import say
+from luban.recipe import Recipe
 
 
 def table(n=200, seed=0, **columns) -> Rows:
@@ -157,3 +160,19 @@ def test_moved_keeps_sides_after_rows_are_dropped():
     x = rows.table["x"].to_numpy()
     assert len(moved.test) == len(s.test) - 2 and whole(moved, 48)
     assert (after.table["x"].to_numpy()[moved.train] == x[s.train]).all()
+
+
+def test_what_is_said_of_a_split_counts_the_rows_that_are_left_after_cleaning():
+    twice = [{"x": float(i % 60), "y": "ab"[i % 2]} for i in range(120)]
+    recipe = Recipe.of(
+        {
+            "luban": 1,
+            "data": {"clean": {"duplicates": "drop"}},
+            "inputs": {"x": "number"},
+            "outputs": {"y": "category"},
+        }
+    ).resolved()
+    data = prepare(recipe, read(twice))
+    counts = [len(data.part(p)) for p in ("train", "validation", "test")]
+    assert sum(counts) == 60
+    assert say("data.how_counts", train=counts[0], validation=counts[1], test=counts[2]) in data.splits.how

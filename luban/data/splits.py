@@ -34,16 +34,22 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Splits:
-    """Row numbers (from 0) of each part, in the order of the rows, and one sentence that says how it was done."""
+    """Row numbers (from 0) of each part, in the order of the rows, and a sentence (`method`) that says how it was done."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-    how: str = ""
+    method: str = ""
     notes: tuple[Problem, ...] = field(default=())
 
     def parts(self) -> dict[str, np.ndarray]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def how(self) -> str:
+        """How the split was made, and how many rows each part has now."""
+        counts = say("data.how_counts", **{name: len(part) for name, part in self.parts().items()})
+        return f"{self.method} {counts}"
 
     def moved(self, before: Rows, after: Rows) -> Splits:
         """The same split after rows were dropped: `after` is `before` without some of its rows."""
@@ -52,7 +58,7 @@ class Splits:
             name: np.array([place[n] for n in before.lines[part].tolist() if n in place], np.int64)
             for name, part in self.parts().items()
         }
-        return Splits(**new, how=self.how, notes=self.notes)
+        return Splits(**new, method=self.method, notes=self.notes)
 
 
 def split(
@@ -259,10 +265,9 @@ def _renumbered(units: np.ndarray) -> np.ndarray:
 
 
 def _finished(rows: Rows, parts: np.ndarray, validation: float, test: float, how: str, notes: list[Problem]) -> Splits:
-    """Refuse a split with an empty part that was asked for; say how many rows each has."""
+    """Refuse a split with an empty part that was asked for."""
     train, val, held = (np.flatnonzero(parts == i) for i in range(3))
     for name, wanted, part in (("train", 1.0, train), ("validation", validation, val), ("test", test, held)):
         if wanted > 0 and not len(part):
             raise DataError(problem("data.split_too_few", place=rows.source, rows=len(rows), part=name))
-    counts = say("data.how_counts", train=len(train), validation=len(val), test=len(held))
-    return Splits(train, val, held, f"{how} {counts}", tuple(notes))
+    return Splits(train, val, held, how, tuple(notes))
