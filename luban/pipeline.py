@@ -80,8 +80,9 @@ def train(
         if not (model or size or set or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
             recipe = _alike(recipe, start.recipe)
     stage = recipe.stage("train") or Part("train")
-    recipe = recipe.with_stage(Part("train", {**stage.settings, **settings})).resolved()
+    recipe = recipe.with_stage(Part("train", {**stage.settings, **settings}))
     raise_all(RequestError, _bad_settings(recipe))
+    recipe = recipe.resolved()
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)

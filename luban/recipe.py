@@ -181,13 +181,19 @@ def fill(room: str, part: Part, size: str) -> Part:
 
 
 def _filled(room: str, name: str, given: Mapping[str, Any], size: str) -> dict[str, Any]:
+    return _defaults(registry.schema(room, name), given, size)
+
+
+def _defaults(settings: Mapping[str, Any], given: Mapping[str, Any], size: str) -> dict[str, Any]:
     result = {}
-    for key, schema in registry.schema(room, name)["properties"].items():
+    for key, schema in settings["properties"].items():
         value = given.get(key)
         if value is None:
             value = schema["x-size"][size] if "x-size" in schema else schema.get("default")
         if value is not None and "x-part" in schema:
             value = fill(schema["x-part"], Part.of(value), size).plain()
+        if isinstance(value, Mapping) and "properties" in schema:
+            value = _defaults(schema, value, size)
         if value is not None:
             result[key] = value
     return result

@@ -49,6 +49,8 @@ EDITS = {
     "prune_channels": "luban.nn.edits:prune_channels",
     "prune_magnitude": "luban.nn.edits:prune_magnitude",
     "low_rank": "luban.nn.edits:low_rank",
+    "lora": "luban.nn.lora:lora",
+    "merge_lora": "luban.nn.lora:merge_lora",
 }
 STAGES = {
     "start": "luban.stages.start:start",

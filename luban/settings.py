@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,16 @@ class Named:
 
     def schema(self) -> dict[str, Any]:
         return {"x-part": self.room}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The setting is a mapping, whose keys are the settings of a function."""
+
+    of: Callable[..., Any]
+
+    def schema(self) -> dict[str, Any]:
+        return schema_of(self.of)
 
 
 @dataclass(frozen=True)

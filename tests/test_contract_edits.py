@@ -13,6 +13,7 @@ from luban.columns.examples import encode
 from luban.errors import BundleError
 from luban.nn import channels
 from luban.nn.edits import replay
+from luban.nn.lora import layers_in
 from luban.nn.tokens import Batch
 from tests import compact
 
@@ -70,6 +71,11 @@ def arguments(name: str, model: Bundle) -> dict | None:
     if name == "low_rank":
         wide = linear(network)
         return {"ranks": {wide[0]: 1}} if wide else None
+    if name == "lora":
+        layers = layers_in(network, [network])
+        return {"layers": layers, "rank": 2, "alpha": 8.0, "dropout": 0.1} if layers else None
+    if name == "merge_lora":
+        return {}
     batch = batch_of(model)
     found = [r for r in (channels.readers(network, batch, n) for n in channels.prunable(network)) if r]
     count = len(next(iter(found[0].columns.values())))
@@ -82,8 +88,21 @@ def edited(model: Bundle, name: str) -> Bundle | None:
     given = arguments(name, model)
     if given is None:
         return None
+    if name == "merge_lora":
+        model = edited(model, "lora") or model
     edit = {"edit": name, **given}
-    return replace(model, network=replay(model.copy_network(), [edit]).eval(), edits=[*model.edits, edit])
+    network = replay(model.copy_network(), [edit]).eval()
+    if name == "lora":
+        learn(network)
+    return replace(model, network=network, edits=[*model.edits, edit])
+
+
+def learn(network: nn.Module) -> None:
+    """The thin layers as if they had learned."""
+    torch.manual_seed(0)
+    for p in network.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p, 0, 0.3)
 
 
 def outputs(model: Bundle) -> dict[str, torch.Tensor]:
@@ -108,7 +127,7 @@ def test_saved_and_loaded_it_answers_bit_for_bit(name, case, tmp_path):
     changed.save(tmp_path / "m")
     again = Bundle.load(tmp_path / "m")
     assert same(outputs(again), outputs(changed))
-    assert [e["edit"] for e in again.edits] == [name]
+    assert again.edits[-1]["edit"] == name and len(again.edits) == (2 if name == "merge_lora" else 1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,6 +170,12 @@ HOSTILE = [
     {"edit": "prune_channels", "layer": "fusion.layers.0", "keep": [3, 1], "into": {}},
     {"edit": "prune_channels", "layer": "fusion.layers.0", "keep": [[0]], "into": {}},
     {"edit": "low_rank", "ranks": {"fusion.layers.0": 10**12}},
+    {"edit": "lora", "layers": ["no.such.layer"], "rank": 2, "alpha": 1.0},
+    {"edit": "lora", "layers": ["fusion"], "rank": 2, "alpha": 1.0},
+    {"edit": "lora", "layers": ["fusion.layers.0"], "rank": 0, "alpha": 1.0},
+    {"edit": "lora", "layers": ["fusion.layers.0"], "rank": "8", "alpha": 1.0},
+    {"edit": "lora", "layers": ["fusion.layers.0"], "rank": 2, "alpha": 1.0, "dropout": 7},
+    {"edit": "merge_lora", "layers": []},
     {"edit": "__class__"},
     {"layers": []},
     "quantize_linear",

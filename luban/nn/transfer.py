@@ -14,7 +14,7 @@ from luban.nn.forms import Indices, Scalars
 def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
     """Copy the weights of the encoders of `names`, then of fusion and heads where all before them are the same.
 
-    Per input, "fusion" (`...`) and output: whether its weights were taken. A shared encoder's columns are copied one by one.
+    Per input, "fusion" and output: whether its weights were taken. A shared encoder's columns are copied one by one.
     """
     if not hasattr(new, "groups") or not hasattr(old, "groups"):
         taken = _copied(new, old) if type(new) is type(old) else False
@@ -30,6 +30,7 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
             done |= dict.fromkeys(common, taken)
     whole = new.groups == old.groups and all(done.values()) and type(new.fusion) is type(old.fusion)
     whole = whole and _copied(new.fusion, old.fusion)
+    done.setdefault("fusion", whole)
     before_heads = dict(old._heads())
     for name, head in new._heads():
         before = before_heads.get(name)

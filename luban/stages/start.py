@@ -9,6 +9,7 @@ from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
 from luban.columns.fitting import fit_columns
 from luban.console import tell
+from luban.nn.lora import merge_lora
 from luban.nn.transfer import take_over
 from luban.recipe import Part, Recipe
 from luban.training.random import seed_torch
@@ -32,7 +33,7 @@ def start(bundle: Bundle, data: Any, *, source: str) -> Bundle:
     recipe = _with_settings(bundle.recipe, kept)
     seed_torch(recipe.seed, "weights")
     network = build_network(recipe, columns, bundle.edits, getattr(bundle.network, "module", None))
-    taken = take_over(network, before.network, kept)
+    taken = take_over(network, merge_lora(before.copy_network()), kept)
     weights = [n for n, done in taken.items() if done]
     new = [n for n in columns if n not in kept or not taken.get(n)]
     tell("start.taken", source=str(before.path or ""), columns=list(kept) or "-", weights=weights or "-")

@@ -18,7 +18,8 @@ from luban.console import tell
 from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
-from luban.settings import Count, Dial, Fraction, Natural, NonNegative, Positive
+from luban.settings import Count, Dial, Fraction, Group, Natural, NonNegative, Positive
+from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import batch_for, batches_in, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import supervised
@@ -43,6 +44,7 @@ def train(
     patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
+    lora: Annotated[dict, Group(adapt)] = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_seconds: NonNegative = 60.0,
@@ -54,7 +56,7 @@ def train(
     `epochs` auto follows `size` and the number of rows (`epochs_for`); `steps` > 0 trains for that many updates instead.
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
     gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
-    every update).
+    every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
     began = time.monotonic()
@@ -64,6 +66,7 @@ def train(
         for p in ("train", "validation")
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
+    adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
     batch = batch_for(len(training)) if batch == "auto" else batch
     epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
     epochs = -(-steps // batches_in(len(training), batch)) if steps else epochs
@@ -78,7 +81,8 @@ def train(
     recipe = _with_choices(bundle, chosen)
     if precision == "auto":
         precision = choose(network, training, batch, chosen["device"], supervised)
-    recipe = _with_choices(bundle, chosen | {"precision": precision})
+    measured = {"precision": precision, "lora": lora}
+    recipe = _with_choices(bundle, chosen | measured)
     plan = Plan(**chosen, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
     if folder:
@@ -88,11 +92,14 @@ def train(
     )  # fmt: skip
     seconds = round(time.monotonic() - began, 3)
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
-    trained = replace(bundle, recipe=recipe, columns=columns, network=network.to("cpu"), metrics=history.epochs)
-    trained.tables = {**bundle.tables, "trained": fingerprints(data)}
-    return trained.with_history(
-        "train", settings=chosen | {"precision": precision}, **_entry(data, network, history), seconds=seconds
+    entry = {"trained_parameters": trained(network)}
+    network, edits = adapters.finished(network, bundle.edits) if adapters else (network, bundle.edits)
+    result = replace(
+        bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs
     )
+    result.tables = {**bundle.tables, "trained": fingerprints(data)}
+    entry |= _entry(data, network, history)
+    return result.with_history("train", settings=chosen | measured, **entry, seconds=seconds)
 
 
 def _with_choices(bundle: Bundle, chosen: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ def compress(
     data = data if data is not None else own_rows(bundle)
     if distill is None and prune is None and quantize is None:
         quantize = "int8"
-    result, done = bundle, []
+    result, done = methods.merged(bundle), []
     if distill is not None:
         result = methods.distilled(bundle, *_learning(bundle, data, "distill"), str(distill), epochs=epochs, share=share, temperature=temperature)  # fmt: skip
         done.append(say("compress.did.distill", target=distill))

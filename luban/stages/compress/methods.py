@@ -21,6 +21,7 @@ from luban.errors import RequestError, Unsupported, problem
 from luban.messages import say
 from luban.nn import channels
 from luban.nn.edits import replay
+from luban.nn.lora import LORA
 from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
 from luban.recipe import Part, Recipe
@@ -38,6 +39,12 @@ def edited(bundle: Bundle, edit: dict[str, Any]) -> Bundle:
     """The Bundle with one more edit, on a network of its own."""
     network = replay(bundle.copy_network(), [edit]).eval()
     return replace(bundle, network=network, edits=[*bundle.edits, edit])
+
+
+def merged(bundle: Bundle) -> Bundle:
+    """With the thin layers of LoRA added into the others; the Bundle itself where there are none."""
+    thin = any(isinstance(m, LORA) for m in bundle.network.modules())
+    return edited(bundle, {"edit": "merge_lora"}) if thin else bundle
 
 
 def quantised(bundle: Bundle) -> Bundle:

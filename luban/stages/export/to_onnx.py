@@ -19,6 +19,7 @@ from luban.bundle import Bundle
 from luban.columns.examples import Arrays
 from luban.engines import FORMAT, LARGEST
 from luban.errors import ExportMismatch, Unsupported, need
+from luban.nn.lora import merge_lora
 from luban.nn.recurrence import onnx_table
 from luban.nn.tokens import Batch
 
@@ -61,7 +62,7 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
     if bundle.bytes() > LARGEST:
         raise Unsupported("onnx.too_large", path="onnx", most=LARGEST)
     names = feeds(bundle.inputs)
-    network = Flat(bundle.copy_network().cpu().eval(), bundle.inputs, bundle.outputs)
+    network = Flat(merge_lora(bundle.copy_network()).cpu().eval(), bundle.inputs, bundle.outputs)
     tensors, axes = example(bundle, arrays)
     with silent():
         try:
