@@ -13,7 +13,7 @@ from luban.errors import RecipeError, RequestError, Unsupported
 from luban.nn.edits import replay
 from luban.nn.lora import LORA, LoraRecurrent, layers_in
 from tests import compact
-from tests.test_contract_edits import CASES, TABLE, batch_of, learn, model_of
+from tests.test_contract_edits import CASES, batch_of, learn, model_of
 
 WORDS = ["good", "great", "fine", "bad", "dull", "slow", "film", "plot"]
 
@@ -178,8 +178,7 @@ def test_a_new_answer_learns_whole(before, capsys):
     assert "learning whole: " in capsys.readouterr().err
     learning = {n.split(".")[0] for n, p in tuned.network.named_parameters() if p.requires_grad}
     assert learning == {"encoders", "heads"}
-    text = [e["layers"] for e in tuned.edits][0]
-    assert all(n.startswith("encoders.") for n in text)
+    assert all(n.startswith("encoders.") for n in tuned.edits[0]["layers"])
 
 
 def test_resumed_bit_for_bit(before, tmp_path):

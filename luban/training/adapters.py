@@ -69,7 +69,7 @@ def adapt(
     edit = {"edit": "lora", "layers": layers, "rank": rank, "alpha": alpha, "dropout": dropout}
     seed_torch(seed, "lora")
     replay(network, [edit])
-    for name, module in found.items():
+    for module in found.values():
         if id(module) in new:
             module.requires_grad_(True)
     _tell(network, layers, sorted(new.values()))
