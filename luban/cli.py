@@ -86,6 +86,7 @@ def train(
     model: list[str] = (),
     size: str | None = None,
     from_: str | None = None,
+    track: list[str] = (),
     set: list[str] = (),
     out: str = "",
 ) -> int:
@@ -94,6 +95,7 @@ def train(
     folder = _fresh(_named(out, "train"))
     _log(folder)
     changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
+    changes += [f"train.track=[{', '.join(track)}]"] if track else []
     bundle = pipeline.train(
         data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
         seed=common["seed"], start=from_, set=changes, out=folder,

@@ -28,7 +28,18 @@ REPORT = "report.html"  # made anew from the reports whenever a Bundle changes, 
 # What may lie in a folder of a kind beside the files of its manifest: what a run, a report, an export or an
 # explanation leaves there, and what a file manager drops.
 BESIDE = {
-    "bundle": ("checkpoints", "run.log", "quarantine.csv", REPORT, "model.onnx", "explain", "Thumbs.db", "desktop.ini"),
+    "bundle": (
+        "checkpoints",
+        "run.log",
+        "quarantine.csv",
+        REPORT,
+        "model.onnx",
+        "explain",
+        "tensorboard",
+        "mlflow.db",
+        "Thumbs.db",
+        "desktop.ini",
+    ),
 }
 WAIT = 10.0  # seconds that a reader gives another process to end its replacement
 _held: set[Path] = set()  # folders that this process holds

@@ -47,14 +47,32 @@ def _recipe(bundle: Bundle) -> Report:
 
 def _life(bundle: Bundle) -> Report:
     page = Report("life", say("report.life"))
-    rows = [[h["stage"], f"{h.get('seconds', 0):.1f} s", _settings(h.get("settings") or {})] for h in bundle.history]
-    page.table("", [say("report.stage"), say("report.seconds"), say("report.settings")], rows)
+    told = any("energy" in h for h in bundle.history)  # no column of blanks where the machine tells nothing
+    rows = [
+        [
+            h["stage"],
+            f"{h.get('seconds', 0):.1f} s",
+            *([energy_of(h)] if told else []),
+            _settings(h.get("settings") or {}),
+        ]
+        for h in bundle.history
+    ]
+    spent = [say("report.energy")] if told else []
+    page.table("", [say("report.stage"), say("report.seconds"), *spent, say("report.settings")], rows)
     where = next((h["environment"] for h in reversed(bundle.history) if "environment" in h), None)
     if where:
         processor = f"{where['processor']['name']} {' '.join(where['processor']['flags'])}"
         facts = [[say("report.system"), where["system"]], [say("report.processor"), processor]]
         page.table(say("report.environment"), ["", ""], facts + [[k, v] for k, v in where["versions"].items()])
     return page
+
+
+def energy_of(entry: Mapping[str, Any]) -> str:
+    """What the machine's counters said about a stage: joules, and kWh where they are many."""
+    joules = (entry.get("energy") or {}).get("joules")
+    if not isinstance(joules, (int, float)):
+        return ""
+    return f"{joules:,.0f} J" if joules < 36_000 else f"{joules / 3.6e6:.3g} kWh"
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

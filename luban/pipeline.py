@@ -10,21 +10,19 @@ import hashlib
 import json
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luban import console, files, machine, registry
+from luban import console, files, registry
+from luban.applying import apply, claimed
 from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_columns, tell_findings, tell_ledger
 from luban.columns.fitting import fit_columns
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
 from luban.pages import compare, full_report, write_report
 from luban.recipe import Part, Recipe, fill
-from luban.report import Report
 
 if TYPE_CHECKING:  # torch comes when all that was asked for is known to be right
     from luban.bundle import Bundle
@@ -89,7 +87,7 @@ def train(
     tell_findings(findings(recipe, prepared))
     from luban.bundle import Bundle, build_network
 
-    with _claimed(out):
+    with claimed(out):
         if out:
             (Path(out) / RUN).unlink(missing_ok=True)  # these checkpoints will not be a whole run's
         bundle = Bundle(recipe)
@@ -108,18 +106,6 @@ def train(
             if out:
                 bundle.save(out)
         return bundle
-
-
-@contextmanager
-def _claimed(out: str | Path | None) -> Iterator[None]:
-    """The folder is this process's to write, and holds nothing that is not Luban's."""
-    if not out:
-        yield
-        return
-    folder = Path(out).resolve()
-    with files.held(folder):
-        files.refuse_foreign(folder, "bundle")
-        yield
 
 
 def _alike(recipe: Recipe, before: Recipe) -> Recipe:
@@ -152,32 +138,13 @@ def _bad_settings(recipe: Recipe) -> list[Any]:
     return Check().recipe(recipe.plain())
 
 
-def apply(bundle: Bundle, data: Data, part: Part) -> Bundle:
-    """One stage. A Report is kept in the Bundle; each stage leaves a line of history."""
-    from luban.bundle import Bundle
-
-    function = registry.find("stages", part.type)
-    settings = {k: v for k, v in part.settings.items() if v is not None}
-    began, cpu = time.monotonic(), time.process_time()
-    result = function(bundle, data, **settings)
-    seconds = {"seconds": round(time.monotonic() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
-    if isinstance(result, Report):
-        return bundle.with_report(result).with_history(part.type, settings=settings, **seconds)
-    if isinstance(result, Bundle):
-        if len(result.history) == len(bundle.history):
-            return result.with_history(part.type, settings=settings, **seconds)
-        result.history[-1] |= {**seconds, "environment": machine.environment(), "data": data.rows.fingerprint()}
-        return result
-    return bundle.with_history(part.type, settings=settings, wrote=str(result), **seconds)
-
-
 def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
     """The whole life that a recipe asks for, into `out`; stages whose settings, data and parents did not change are reused."""
     out = Path(out)
     asked, rows, inferred = recipe_from(recipe, Ask(changes=tuple(set)))
     asked = replace(asked, stages=asked.stages or DEFAULT).resolved()
     show_columns(asked, inferred)
-    with _claimed(out):
+    with claimed(out):
         return _life(asked, rows, out)
 
 

@@ -24,6 +24,7 @@ ORDER = [
         "console",
         "markup",
         "machine",
+        "energy",
         "command",
         "drawing",
         "plots",
@@ -38,7 +39,7 @@ ORDER = [
     {"card", "bundle"},
     {"training", "evaluation"},
     {"stages", "predictions"},
-    {"asking", "pages", "starters", "doctor", "foreign"},
+    {"asking", "pages", "starters", "doctor", "foreign", "applying"},
     {"pipeline"},
     {"cli", "__main__"},
 ]

@@ -25,6 +25,7 @@ from luban.training.loop import History, Plan, fit
 from luban.training.objectives import supervised
 from luban.training.precision import choose
 from luban.training.random import seed_torch
+from luban.training.sinks import needed, tracked
 
 
 def train(
@@ -48,6 +49,7 @@ def train(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_seconds: NonNegative = 60.0,
+    track: list[Literal["tensorboard", "mlflow"]] = (),
     out: str | None = None,
     resume: bool = False,
 ) -> Bundle:
@@ -57,9 +59,11 @@ def train(
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
     gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
     every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
+    `track`: where the numbers also go, see `luban.training.sinks`.
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
     began = time.monotonic()
+    needed(track, out)
     columns = bundle.columns or fit_columns(bundle.recipe, data)
     training, validation = (
         encode(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
@@ -81,15 +85,16 @@ def train(
     recipe = _with_choices(bundle, chosen)
     if precision == "auto":
         precision = choose(network, training, batch, chosen["device"], supervised)
-    measured = {"precision": precision, "lora": lora}
+    measured = {"precision": precision, "lora": lora, "track": [*track]}
     recipe = _with_choices(bundle, chosen | measured)
     plan = Plan(**chosen, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
     if folder:
         write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
-    history = fit(
-        network, training, validation, plan=plan, objective=supervised, folder=folder, resume=resume, title=say("train.title")
-    )  # fmt: skip
+    with tracked(track, out, chosen | {"precision": precision}, recipe.yaml()):
+        history = fit(
+            network, training, validation, plan=plan, objective=supervised, folder=folder, resume=resume, title=say("train.title")
+        )  # fmt: skip
     seconds = round(time.monotonic() - began, 3)
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
     entry = {"trained_parameters": trained(network)}

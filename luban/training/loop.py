@@ -34,6 +34,7 @@ from luban.training.state import State
 from luban.training.steps import plain
 from luban.training.sums import Sums
 from luban.training.validation import evaluate
+from luban.training.watching import Ears
 
 __all__ = ["History", "Plan", "State", "evaluate", "fit"]
 
@@ -65,6 +66,7 @@ class Run:
         self.shown: dict[str, float] = {}  # the last validation, beside the progress
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
+        self.ears = Ears(self.ranks.first)
 
     # -- one epoch ---------------------------------------------------------------------------------------------------
     def epoch(self, heard: Callable[[], int], progress: Progress) -> int:
@@ -78,6 +80,8 @@ class Run:
             self.position += 1
             if progress.due():
                 progress.update(self.state.step, {"loss": self.sums.loss(), **self.shown}, unit=say("progress.steps"))
+            if self.ears.due():
+                self.ears.step({"step": self.state.step, "loss": self.sums.loss(), "rate": self._rate()})
             wish = asked()
             if wish >= STOP:
                 return wish // STOP
@@ -97,6 +101,9 @@ class Run:
             rows = [] if batch.rows is None else [int(r) for r in batch.rows[:8]]
             raise Diverged("train.diverged_rows", step=step, epoch=self.state.epoch + 1, rows=rows) from e
         self.state.step += 1
+
+    def _rate(self) -> float:
+        return self.plan.rate * self.state.factor(self.state.step - 1)
 
     # -- the end of an epoch -----------------------------------------------------------------------------------------
     def finish_epoch(self) -> dict[str, float]:
@@ -202,6 +209,7 @@ def fit(
                 numbers = run.finish_epoch()
                 if watch and run.ranks.first:
                     watch(numbers)
+                run.ears.epoch(numbers)
                 number = run.ranks.ask(heard)()
                 if number and not run.over():
                     run.history.stopped, run.history.signal = "signal", number
