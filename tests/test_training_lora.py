@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import luban
-from luban import pipeline
 from luban.errors import RecipeError, RequestError, Unsupported
 from luban.nn.edits import replay
 from luban.nn.lora import LORA, LoraRecurrent, layers_in
@@ -188,7 +187,7 @@ def test_resumed_bit_for_bit(before, tmp_path):
     ask = {"start": before, "epochs": 2, "lora": {"rank": 2, "dropout": 0.2, "merge": False}, "checkpoint_seconds": 0}
     whole = luban.train(str(rows), "y", out=tmp_path / "m", **ask, **ASK)
     assert "rank: 2" in (tmp_path / "m" / "checkpoints" / "recipe.yaml").read_text()
-    again = pipeline.resume(tmp_path / "m")
+    again = luban.train(str(rows), "y", out=tmp_path / "m", resume=True, **ask, **ASK)
     assert again.edits == whole.edits and all(torch.equal(w, weights(whole)[n]) for n, w in weights(again).items())
 
 

@@ -26,19 +26,39 @@ class SelfAttention(nn.Module):
         return self.outer(h.transpose(1, 2).reshape(b, t, -1))
 
 
+class StochasticDepth(nn.Module):
+    """Leaves a residual branch out of some examples while training, the others 1 / (1 - rate) times (Huang et al. 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)"""
+        if not self.training or not self.rate:
+            return branch
+        kept = torch.empty(len(branch), *[1] * (branch.ndim - 1), device=branch.device).uniform_() >= self.rate
+        return branch * (kept.to(branch.dtype) / max(1 - self.rate, 1e-12))
+
+
+def rising(rate: float, layers: int) -> list[float]:
+    """The rate of stochastic depth for each of some layers: it rises evenly, the last has it in full."""
+    return [rate * (i + 1) / layers for i in range(layers)]
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + dense(norm(x)) (Xiong et al. 2020)."""
 
-    def __init__(self, size: int, heads: int, wide: int, dropout: float):
+    def __init__(self, size: int, heads: int, wide: int, dropout: float, depth: float = 0.0):
         super().__init__()
         self.before, self.between = nn.LayerNorm(size), nn.LayerNorm(size)
         self.attention = SelfAttention(size, heads, dropout)
         self.dense = nn.Sequential(nn.Linear(size, wide), nn.GELU(), nn.Dropout(dropout), nn.Linear(wide, size))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.depth = nn.Dropout(dropout), StochasticDepth(depth)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.before(x), mask))
-        return x + self.dropout(self.dense(self.between(x)))
+        x = x + self.depth(self.dropout(self.attention(self.before(x), mask)))
+        return x + self.depth(self.dropout(self.dense(self.between(x))))
 
 
 def seen(mask: Tensor) -> Tensor:

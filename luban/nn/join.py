@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from luban.nn.blocks import Block
+from luban.nn.blocks import Block, rising
 from luban.nn.tokens import Encoder, Tokens
 from luban.settings import Count, Dial, Fraction
 
@@ -29,6 +29,7 @@ class Join(nn.Module):
         layers: Annotated[Count, Dial(nano=1, small=2, base=4)] = 2,
         heads: Count = 4,
         dropout: Fraction = 0.1,
+        stochastic_depth: Fraction = 0.0,
     ):
         super().__init__()
         self.projections = nn.ModuleList(
@@ -36,7 +37,9 @@ class Join(nn.Module):
         )
         self.origin = nn.Parameter(torch.randn(len(encoders), width) * 0.02)
         self.summary = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads, 4 * width, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, 4 * width, dropout, depth) for depth in rising(stochastic_depth, layers)
+        )
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
         self.size = width
 

@@ -22,7 +22,7 @@ from luban.settings import Count, Dial, Fraction, Group, Natural, NonNegative, P
 from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import batch_for, batches_in, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
-from luban.training.objectives import supervised
+from luban.training.objectives import balanced, mixed
 from luban.training.precision import choose
 from luban.training.random import seed_torch
 from luban.training.sinks import needed, tracked
@@ -45,6 +45,9 @@ def train(
     patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
+    mixup: NonNegative = 0.0,
+    cutmix: NonNegative = 0.0,
+    balance: Literal["fixed", "learnt"] = "fixed",
     lora: Annotated[dict, Group(adapt)] = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -59,6 +62,8 @@ def train(
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
     gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
     every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
+    `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
+    their heads' `weight` (`fixed`), or as `Balance` learns.
     `track`: where the numbers also go, see `luban.training.sinks`.
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
@@ -71,6 +76,7 @@ def train(
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
+    objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
     batch = batch_for(len(training)) if batch == "auto" else batch
     epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
     epochs = -(-steps // batches_in(len(training), batch)) if steps else epochs
@@ -84,20 +90,25 @@ def train(
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
     if precision == "auto":
-        precision = choose(network, training, batch, chosen["device"], supervised)
-    measured = {"precision": precision, "lora": lora, "track": [*track]}
+        precision = choose(network, training, batch, chosen["device"], objective)
+    measured = {
+        "precision": precision, "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
+    }  # fmt: skip
     recipe = _with_choices(bundle, chosen | measured)
     plan = Plan(**chosen, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
     if folder:
         write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
-    with tracked(track, out, chosen | {"precision": precision}, recipe.yaml()):
+    sinks = tracked(track, out, chosen | {"precision": precision}, recipe.yaml())
+    with sinks, balanced(objective, network, balance) as (objective, weights):
         history = fit(
-            network, training, validation, plan=plan, objective=supervised, folder=folder, resume=resume, title=say("train.title")
+            network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume, title=say("train.title")
         )  # fmt: skip
     seconds = round(time.monotonic() - began, 3)
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
-    entry = {"trained_parameters": trained(network)}
+    if weights:
+        tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
+    entry = {"trained_parameters": trained(network)} | ({"balance": weights} if weights else {})
     network, edits = adapters.finished(network, bundle.edits) if adapters else (network, bundle.edits)
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor, nn
 
 from luban import registry
-from luban.nn.blocks import SelfAttention
+from luban.nn.blocks import SelfAttention, StochasticDepth
 from luban.nn.tokens import Encoder, Pool, Tokens
 from luban.recipe import Part
 from luban.settings import Count, Fraction, Named
@@ -20,7 +20,7 @@ class Attention(Encoder):
 
     kind "additive": e_t = V tanh(W h_t + b), a = softmax of e over real positions, answer = sum of a_t h_t (Bahdanau et al.
     2015), Tokens (B, 1, D). kind "self": every state asks all others, softmax(Q K' / sqrt(d)) V, added to what it was
-    (Vaswani et al. 2017), Tokens (B, T, D).
+    (Vaswani et al. 2017), Tokens (B, T, D); `stochastic_depth` is for this kind.
     """
 
     accepts = ("ids", "vectors")
@@ -34,6 +34,7 @@ class Attention(Encoder):
         kind: Literal["additive", "self"] = "additive",
         heads: Count = 4,
         dropout: Fraction = 0.0,
+        stochastic_depth: Fraction = 0.0,
         pooling: Literal["last", "mean", "max", "attention"] = "mean",
     ):
         super().__init__()
@@ -46,7 +47,7 @@ class Attention(Encoder):
         else:
             self.attention = Pool("attention", self.size)
             self.length, self.pooling = 1, "flatten"
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.depth = nn.Dropout(dropout), StochasticDepth(stochastic_depth)
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.over.embed(x, mask)
@@ -54,7 +55,8 @@ class Attention(Encoder):
     def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
         states = self.over(embedded, mask)
         if self.kind == "self":
-            return Tokens(states.x + self.dropout(self.attention(states.x, states.mask)), states.mask)
+            change = self.dropout(self.attention(states.x, states.mask))
+            return Tokens(states.x + self.depth(change), states.mask)
         h = self.attention(states)[:, None]  # (B, 1, D)
         return Tokens(self.dropout(h), h.new_ones(h.shape[:2], dtype=bool))
 

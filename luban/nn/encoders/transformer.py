@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.nn import forms
-from luban.nn.blocks import Block, sinusoids
+from luban.nn.blocks import Block, rising, sinusoids
 from luban.nn.tokens import Encoder, Span, Tokens
 from luban.settings import Count, Dial, Fraction
 
@@ -21,7 +21,8 @@ class Transformer(Encoder):
     """Use with many rows, or where far-apart positions belong together. Instead: `cnn` or `bilstm` with few rows.
 
     Pre-norm blocks of self-attention and a dense layer four times as wide (Vaswani et al. 2017); images are cut into
-    patches first (Dosovitskiy et al. 2021). ids, vectors (B, T) -> Tokens (B, T, D); grid -> (B, patches, D).
+    patches first (Dosovitskiy et al. 2021). `stochastic_depth`: share of examples that pass by the last block while
+    training, evenly fewer by the others. ids, vectors (B, T) -> Tokens (B, T, D); grid -> (B, patches, D).
     """
 
     accepts = ("ids", "vectors", "grid")
@@ -37,6 +38,7 @@ class Transformer(Encoder):
         positions: Literal["sinusoidal", "learnt", "none"] = "sinusoidal",
         patch: Count | Literal["auto"] = "auto",
         dropout: Fraction = 0.1,
+        stochastic_depth: Fraction = 0.0,
         pooling: Literal["last", "mean", "max", "attention"] = "mean",
     ):
         super().__init__()
@@ -57,7 +59,9 @@ class Transformer(Encoder):
             self.positions = nn.Parameter(torch.randn(longest, width) * 0.02)
         elif positions == "sinusoidal":
             self.register_buffer("positions", sinusoids(longest, width), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, 4 * width, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, 4 * width, dropout, depth) for depth in rising(stochastic_depth, layers)
+        )
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
         self.size, self.pooling = width, pooling
 

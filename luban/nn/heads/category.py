@@ -48,15 +48,18 @@ class CategoryHead(nn.Module):
         return self.out(self.hidden(tokens.x[:, 0]))
 
     def loss(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x: 1 + class number, 0 where the truth is missing -> (weighted sum (B,), weight (B,))."""
+        """x: 1 + class number, 0 where the truth is missing -> (weighted sum (B,), weight (B,)).
+
+        `weight` (of this output beside others) is in the sum alone: in both it would cancel.
+        """
         truth = (x - 1).clamp(min=0)
-        weight = self.class_weights[truth] * mask * self.weight
+        weight = self.class_weights[truth] * mask
         if self.binary:
             soft = truth.to(o.dtype) * (1 - self.smoothing) + self.smoothing / 2
             each = F.binary_cross_entropy_with_logits(o[:, 0], soft, reduction="none")
         else:
             each = F.cross_entropy(o, truth, reduction="none", label_smoothing=self.smoothing)
-        return each * weight, weight
+        return each * weight * self.weight, weight
 
     def divergence(self, o: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """KL(teacher || student), (B,), times temperature squared (Hinton et al. 2015)."""

@@ -37,15 +37,15 @@ class NumberHead(nn.Module):
         return self.out(self.hidden(tokens.x[:, 0]))
 
     def loss(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x: the standardised truth (B,) -> (weighted sum (B,), weight (B,))."""
+        """x: the standardised truth (B,) -> (weighted sum (B,), weight (B,)); `weight` is in the sum alone."""
         if self.kind == "mse":
             each = (o[:, 0] - x) ** 2
         elif self.kind == "mae":
             each = (o[:, 0] - x).abs()
         else:
             each = F.huber_loss(o[:, 0], x, reduction="none", delta=self.delta)
-        weight = mask * self.weight
-        return each * weight, weight.to(each.dtype)
+        weight = mask.to(each.dtype)
+        return each * weight * self.weight, weight
 
     def divergence(self, o: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         return (o[:, 0] - teacher[:, 0]) ** 2
