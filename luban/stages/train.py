@@ -20,7 +20,15 @@ from luban.messages import say
 from luban.recipe import Part, fill
 from luban.settings import Count, Dial, Fraction, Group, Natural, NonNegative, Positive
 from luban.training.adapters import adapt, known_parts, trained
-from luban.training.batches import batch_for, batches_in, epochs_for, patience_for
+from luban.training.batches import (
+    batch_for,
+    epochs_for,
+    epochs_of,
+    order,
+    padding,
+    patience_for,
+    tokens_for,
+)
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import balanced, mixed
 from luban.training.precision import choose
@@ -35,6 +43,7 @@ def train(
     epochs: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     steps: Natural = 0,
     batch: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
+    tokens: Natural | Literal["auto"] = "auto",
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw",
     rate: Annotated[Positive, Dial(nano=3e-3, small=2e-3, base=1e-3)] = None,
     momentum: Fraction = 0.9,
@@ -59,6 +68,8 @@ def train(
     """Fit the columns on the training rows, build the network, train it.
 
     `epochs` auto follows `size` and the number of rows (`epochs_for`); `steps` > 0 trains for that many updates instead.
+    `tokens`: what a batch holds at most, counted as examples x the longest of them; 0 = always `batch` examples, auto = as
+    much as `batch` examples of average length where inputs have lengths.
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
     gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
     every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
@@ -79,18 +90,21 @@ def train(
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
     batch = batch_for(len(training)) if batch == "auto" else batch
     epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
-    epochs = -(-steps // batches_in(len(training), batch)) if steps else epochs
+    tokens = tokens_for(training, batch) if tokens == "auto" else tokens
+    epochs = epochs_of(steps, training, batch, bundle.recipe.seed, tokens) if steps else epochs
     patience = patience_for(epochs) if patience == "auto" else patience
     chosen = {
         "epochs": epochs,
-        "steps": steps, "batch": batch, "optimizer": optimizer, "rate": rate, "momentum": momentum,
+        "steps": steps, "batch": batch, "tokens": tokens, "optimizer": optimizer, "rate": rate, "momentum": momentum,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
         "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
         "checkpoint_seconds": checkpoint_seconds,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
+    batches = _told(training, order(training, batch, recipe.seed, 0, tokens=tokens), tokens)
     if precision == "auto":
-        precision = choose(network, training, batch, chosen["device"], objective)
+        most = max(1, tokens // int(training.lengths().max())) if tokens else batch  # of the longest examples
+        precision = choose(network, training, most, chosen["device"], objective)
     measured = {
         "precision": precision, "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
     }  # fmt: skip
@@ -108,7 +122,7 @@ def train(
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
     if weights:
         tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
-    entry = {"trained_parameters": trained(network)} | ({"balance": weights} if weights else {})
+    entry = {"trained_parameters": trained(network), "batches": batches} | ({"balance": weights} if weights else {})
     network, edits = adapters.finished(network, bundle.edits) if adapters else (network, bundle.edits)
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs
@@ -116,6 +130,17 @@ def train(
     result.tables = {**bundle.tables, "trained": fingerprints(data)}
     entry |= _entry(data, network, history)
     return result.with_history("train", settings=chosen | measured, **entry, seconds=seconds)
+
+
+def _told(training: Any, batches: list[Any], tokens: int) -> dict[str, Any]:
+    """What the batches of the first epoch are like, said where examples have lengths."""
+    sizes = [len(b) for b in batches]
+    found = {"count": len(batches), "least": min(sizes, default=0), "most": max(sizes, default=0)}
+    if training.lengths() is None:
+        return found
+    found["padding"] = round(padding(training, batches), 3)
+    tell("train.batches" if tokens else "train.batches_fixed", **found, tokens=tokens)
+    return found
 
 
 def _with_choices(bundle: Bundle, chosen: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from luban.columns.examples import Examples
 from luban.nn.tokens import Batch
-from luban.training.batches import batches_in, order
+from luban.training.batches import order, updates_in
 from luban.training.plan import Plan
 from luban.training.random import rng
 from luban.training.ranks import ALONE, Ranks
@@ -17,12 +17,13 @@ class Feed:
 
     def __init__(self, examples: Examples, plan: Plan, ranks: Ranks = ALONE):
         self.examples, self.plan, self.ranks = examples, plan, ranks
-        self.per_epoch = batches_in(len(examples), plan.batch)
+        self.updates = updates_in(examples, plan.batch, plan.seed, plan.epochs, plan.tokens)  # in all epochs
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches number `start`, `start` + 1 ... of an epoch."""
         plan = self.plan
-        for place, index in enumerate(order(self.examples, plan.batch, plan.seed, epoch)[start:], start):
+        found = order(self.examples, plan.batch, plan.seed, epoch, tokens=plan.tokens)
+        for place, index in enumerate(found[start:], start):
             augment = rng(plan.seed, "augment", epoch, place, *self.ranks.own) if plan.augment else None
             index, counts = self.ranks.share(index)
             batch = Batch.of(self.examples.arrays(index, augment), plan.device)

@@ -58,7 +58,7 @@ class Run:
         self.ranks, self.training, self.validation = here(), training, validation
         self.plan, self.objective, self.make_step, self.folder = plan, objective, step, folder
         self.feed = Feed(training, plan, self.ranks)
-        whole = plan.epochs * self.feed.per_epoch
+        whole = self.feed.updates
         self.total = min(plan.steps, whole) if plan.steps else whole
         self.state = State(network.to(plan.device), plan, self.total, self.ranks)
         self.network = self.state.network

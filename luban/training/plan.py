@@ -14,6 +14,7 @@ class Plan:
     batch: int
     rate: float
     steps: int = 0
+    tokens: int = 0  # budget of a batch, 0 = none, see `batches.order`
     optimizer: str = "adamw"
     momentum: float = 0.9
     weight_decay: float = 0.01

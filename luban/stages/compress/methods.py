@@ -207,6 +207,7 @@ def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network
     return Plan(
         epochs=epochs,
         batch=given("batch", batch_for(rows)),
+        tokens=tokens if isinstance(tokens := settings.get("tokens"), int) else 0,
         rate=value("rate") * factor,
         optimizer=settings.get("optimizer") or "adamw",
         weight_decay=settings.get("weight_decay", 0.01),
