@@ -163,16 +163,16 @@ class Bundle:
         """Write the folder: all of it or, on a crash, what stood there before. `share` leaves personal tables out.
 
         Checkpoints and what else may lie beside a Bundle's files (see `luban.files`) stay. Raises RequestError where
-        the folder holds files that Luban did not write, or another process is writing it.
+        the folder holds files that Luban did not write, or another process is writing it; DiskError where the disk is
+        full or fails.
         """
         final = Path(folder).resolve()
-        with files.held(final):
+        with files.room_for(final.parent, self._room()), files.held(final):
             files.refuse_foreign(final, KIND)
             new = files.near(final, f"{os.getpid()}.tmp")
             new.mkdir()
             try:
-                self._write(new, share)
-                files.seal(new, KIND)
+                files.seal(new, KIND, known=self._write(new, share))
                 files.replace_folder(new, final)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
@@ -180,7 +180,12 @@ class Bundle:
         self.path = Path(folder).absolute()
         return self.path
 
-    def _write(self, folder: Path, share: bool) -> None:
+    def _room(self) -> int:
+        """About how many bytes `save` writes."""
+        return self.bytes() + sum(t.nbytes for t in self.tables.values()) + 2**16
+
+    def _write(self, folder: Path, share: bool) -> dict[str, str]:
+        """All files but the manifest; the SHA-256 of the large ones."""
         from luban.card import card
 
         columns, tokenizers = _without_tokenizers([c.to_json() for c in self.columns.values()])
@@ -195,12 +200,15 @@ class Bundle:
         }
         for name, text in plain.items():
             (folder / name).write_text(text, encoding="utf-8")
-        (folder / "model.safetensors").write_bytes(save(_distinct(self.network.state_dict())))
+        weights = {
+            "model.safetensors": files.put(folder / "model.safetensors", save(_distinct(self.network.state_dict())))
+        }
         for name, table in self.tables.items():
             if not (share and _personal(table)):
                 _write_table(folder / "tables" / f"{name}.arrow", table)
         for report in self.reports.values():
             report.save(folder / "reports")
+        return weights
 
     @classmethod
     def load(cls, folder: str | Path, *, module: nn.Module | None = None) -> Bundle:
@@ -393,7 +401,7 @@ def _write_table(path: Path, table: Any) -> None:
     import pyarrow as pa
 
     path.parent.mkdir(exist_ok=True)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with open(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -22,6 +22,8 @@ EVERY = 10.0  # seconds between progress lines without a terminal
 REDRAW = 0.2  # seconds between redraws on one
 _quiet = False
 _log: Path | None = None
+_waiting: list[bytes] = []  # lines that the disk did not take
+MOST = 10_000  # of them are kept
 
 
 def configure(*, quiet: bool = False, log: Path | None = None) -> None:
@@ -32,6 +34,8 @@ def configure(*, quiet: bool = False, log: Path | None = None) -> None:
 
 def log_to(path: Path | None) -> None:
     global _log
+    if path != _log:
+        _waiting.clear()
     _log = path
 
 
@@ -50,15 +54,29 @@ def block(text: str) -> None:
 
 
 def record(event: str, **values: Any) -> None:
-    """A line of run.log; a full disk must not stop the work."""
+    """A line of run.log. A full disk does not stop the work: the line waits until the disk takes it."""
     if _log is None:
         return
     line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False, default=str)
+    _waiting.append(line.encode("utf-8", "backslashreplace") + b"\n")
     try:
-        with open(_log, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+        _append(b"".join(_waiting))
+        _waiting.clear()
     except OSError:
-        log_to(None)
+        del _waiting[:-MOST]
+
+
+def _append(lines: bytes) -> None:
+    """All of it or nothing: half a line would spoil the one after it."""
+    with open(_log, "ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            if file.write(lines) != len(lines):
+                raise OSError
+        except OSError:
+            if file.seekable():
+                file.truncate(start)
+            raise
 
 
 class Progress:

@@ -11,6 +11,9 @@
         ├── Diverged           loss or gradients stopped being finite
         ├── RanksDiffer        processes that train together do not hold the same data or weights
         ├── RankLost           one of them ended, and no restart was left
+
+
+        ├── DiskError          a full or failing disk; what was saved before is still there
         └── ExportMismatch     an exported model does not answer like the original
 
 Each error holds one or more `Problem`s, so that all mistakes are told at once. Sentences live in
@@ -163,6 +166,9 @@ class RanksDiffer(WorkError): ...
 
 
 class RankLost(WorkError): ...
+
+
+class DiskError(WorkError): ...
 
 
 class ExportMismatch(WorkError): ...

@@ -9,18 +9,21 @@ the name, (3) what lay beside the old one's files moves over, (4) `.NAME.old` go
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from luban.errors import BundleError, RequestError
+from luban.console import tell
+from luban.errors import BundleError, DiskError, RequestError
+from luban.messages import say
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -45,19 +48,36 @@ WAIT = 10.0  # seconds that a reader gives another process to end its replacemen
 _held: set[Path] = set()  # folders that this process holds
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a disk that cannot sync a folder; EIO is another matter
+
+
 def sync(path: Path) -> None:
-    """fsync of a file or folder."""
-    flags = os.O_RDONLY
-    try:
-        descriptor = os.open(path, flags)
-    except OSError:
+    """fsync of a file or folder. Raises OSError where the disk could not keep it."""
+    folder = path.is_dir()
+    if os.name == "nt" and folder:
         return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:
-        pass
+    except OSError as e:
+        if not folder or e.errno not in UNABLE:
+            raise
     finally:
         os.close(descriptor)
+
+
+def put(path: Path, data: bytes | str | Iterable[Any]) -> str:
+    """Write a new file, piece by piece, and sync it; its SHA-256, so that it need not be read again for a manifest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in [data.encode() if isinstance(data, str) else data] if isinstance(data, (bytes, str)) else data:
+            file.write(piece)
+            digest.update(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -65,14 +85,29 @@ def write(path: Path, data: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = near(path, f"{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        put(temporary, data)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what is to be told
+            temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def room_for(folder: Path, needed: int) -> Iterator[None]:
+    """About `needed` bytes are written into `folder`. Raises DiskError in words, before it begins where it can."""
+    there = next((p for p in (folder, *folder.parents) if p.is_dir()), Path("."))
+    try:
+        if shutil.disk_usage(there).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        yield
+    except OSError as e:
+        words = {"path": str(e.filename or folder), "needed": f"{needed:,}", "reason": e.strerror or str(e)}
+        if e.errno in FULL:
+            limit = "" if e.errno == errno.ENOSPC else say("disk.limit")
+            free = f"{shutil.disk_usage(there).free:,}"
+            raise DiskError("disk.full", **words | {"path": str(folder), "free": free, "limit": limit}) from e
+        raise DiskError("disk.failed", **words) from e
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,22 +119,22 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(folder: Path, kind: str, files: Iterable[str] | None = None) -> None:
-    """Write the manifest of a folder whose files are all there."""
+def seal(folder: Path, kind: str, files: Iterable[str] | None = None, known: Mapping[str, str] | None = None) -> None:
+    """Write the manifest of a folder whose files are all there. `known`: files that `put` wrote, and their SHA-256."""
     from luban import __version__
 
+    known = known or {}
     names = sorted(
         files if files is not None else (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     )
     names = [n.replace(os.sep, "/") for n in names if n != MANIFEST]
     for name in names:
-        sync(folder / name)
+        if name not in known:
+            sync(folder / name)
     for inner in sorted({(folder / n).parent for n in names} - {folder}):
         sync(inner)
-    write_json(
-        folder / MANIFEST,
-        {"format": FORMAT, "luban": __version__, "kind": kind, "files": {n: digest(folder / n) for n in names}},
-    )
+    hashes = {n: known.get(n) or digest(folder / n) for n in names}
+    write_json(folder / MANIFEST, {"format": FORMAT, "luban": __version__, "kind": kind, "files": hashes})
     sync(folder)
 
 
@@ -282,19 +317,30 @@ def _locked(lock: Path, folder: Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             if os.fstat(descriptor).st_ino == os.stat(lock).st_ino:
                 return descriptor
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             os.close(descriptor)
             raise RequestError("files.busy", path=str(folder)) from None
         except FileNotFoundError:
             pass  # removed in between
-        except (ImportError, OSError):
-            return descriptor  # Windows, and disks without locks
+        except (ImportError, OSError) as e:
+            tell("files.no_lock", path=str(folder), reason=getattr(e, "strerror", None) or str(e))
+            return descriptor
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Raises BlockingIOError or PermissionError where another process holds it, another OSError where disks cannot."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:  # Windows
+        from msvcrt import LK_NBLCK, locking
+
+        locking(descriptor, LK_NBLCK, 1)
+    else:
+        flock(descriptor, LOCK_EX | LOCK_NB)
 
 
 def sweep(folder: Path, prefix: str = ".") -> None:

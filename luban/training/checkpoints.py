@@ -5,53 +5,111 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from luban import files
+from luban.console import tell
 from luban.errors import BundleError
 
 KEEP = 2
+KIND = "checkpoint"
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+Tensors = dict[str, dict[str, Tensor]]  # {file: {name: tensor}}
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Save {file: {name: tensor}} and a JSON state as checkpoint `step`; older ones beyond `KEEP` go afterwards."""
+def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any], *, good: bool = True) -> None:
+    """Save tensors and a JSON state as checkpoint `step`; those beyond the newest `KEEP` go afterwards.
+
+    One that is not `good` (the run looks as if it diverges) does not drive out the newest that is.
+    Raises DiskError where the disk is full or fails: what was saved before is still there, nothing half is left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files.sweep(folder)
-    for other in _steps(folder):
-        if _number(other) > step:  # of another run, or damaged: this run would have begun from there
-            shutil.rmtree(other, ignore_errors=True)
-    new = folder / f".step-{step}.{os.getpid()}.tmp"
-    new.mkdir()
-    try:
-        for name, content in tensors.items():
-            save_file({k: v.detach().contiguous().cpu() for k, v in content.items()}, new / f"{name}.safetensors")
-        files.write_json(new / "state.json", state)
-        files.seal(new, "checkpoint")
-        files.replace_folder(new, folder / f"step-{step}")
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    for old in _steps(folder)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """The newest checkpoint that verifies, None where there is none."""
-    for path in _steps(folder):
+    text = json.dumps(state, indent=1, ensure_ascii=False) + "\n"
+    needed = len(text) + sum(t.nbytes + 128 for content in tensors.values() for t in content.values())
+    with files.room_for(folder, needed):
+        files.sweep(folder)
+        for other in _steps(folder):
+            if _number(other) > step:  # of another run, or damaged: this run would have begun from there
+                _remove(other)
+        new = folder / f".step-{step}.{os.getpid()}.tmp"
         try:
-            manifest = files.open_sealed(path, "checkpoint")
-            tensors = {
-                n[: -len(".safetensors")]: load_file(path / n) for n in manifest["files"] if n.endswith(".safetensors")
-            }
-            return tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except (BundleError, SafetensorError, OSError, ValueError, RecursionError):
+            new.mkdir()
+            known = {f"{n}.safetensors": files.put(new / f"{n}.safetensors", _pieces(c)) for n, c in tensors.items()}
+            known["state.json"] = files.put(new / "state.json", text)
+            if not good:
+                known["suspect"] = files.put(new / "suspect", "")
+            files.seal(new, KIND, known, known)
+            files.replace_folder(new, folder / f"step-{step}")
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    _prune(folder)
+
+
+def newest(folder: Path, *, good: bool = False, before: int | None = None) -> tuple[Tensors, dict[str, Any]] | None:
+    """The newest checkpoint that verifies (a good one, of an earlier step than `before`), None where there is none."""
+    for path in _steps(folder):
+        if (good and (path / "suspect").exists()) or (before is not None and _number(path) >= before):
             continue
+        try:
+            manifest = files.open_sealed(path, KIND)
+            names = [n for n in manifest["files"] if n.endswith(".safetensors")]
+            tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in names}
+            return tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
+        except (BundleError, SafetensorError, OSError, ValueError, RecursionError) as e:
+            tell("checkpoint.damaged", step=_number(path), reason=str(e)[:300])
     return None
+
+
+def clear(folder: Path) -> None:
+    """A run that begins anew: what an earlier one left is not to be taken for its own."""
+    for path in _steps(folder):
+        _remove(path)
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """The bytes of a safetensors file, one tensor after the other, so that a large one is never in memory twice."""
+    order = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # wide types first: all stay aligned
+    header, start = {}, 0
+    for name in order:
+        t = tensors[name]
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, start + t.nbytes]}
+        start += t.nbytes
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield tensors[name].detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _prune(folder: Path) -> None:
+    """The newest `KEEP` stay, and the newest good one."""
+    every = _steps(folder)
+    good = next((p for p in every if not (p / "suspect").exists()), None)
+    for old in every[KEEP:]:
+        if old != good:
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """First the name, then the files: half of a checkpoint is never to be seen."""
+    gone = path.with_name(f".{path.name}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _steps(folder: Path) -> list[Path]:
