@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,19 +16,55 @@ Pair = tuple[np.ndarray, np.ndarray]  # x (B, ...), mask (B,) or (B, T)
 FLAT = ("scalar", "index")  # forms of one number per example
 
 
-@dataclass
-class Arrays:
-    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch.
-
-    `blocks`: inputs of one number per example stand side by side, (names, x (B, F), mask (B, F)); those in `inputs` are
-    views of them, so that thirty columns cost as little as one.
+class Pairs(MutableMapping[str, Any]):
+    """Column name -> (x, mask), numpy or torch. Columns of one number per example stand side by side in `blocks`,
+    (names, x (B, F), mask (B, F)), and are cut out when somebody asks for one: sixty columns cost as little as one.
     """
 
-    inputs: dict[str, Pair]
+    def __init__(self, blocks: Sequence[tuple[list[str], Any, Any]], others: dict[str, Any]):
+        self.blocks, self.others = list(blocks), others
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.others:
+            return self.others[name]
+        for names, x, mask in self.blocks:
+            if name in names:
+                i = names.index(name)
+                return x[:, i], mask[:, i]
+        raise KeyError(name)
+
+    def __setitem__(self, name: str, pair: Any) -> None:
+        self.others[name] = pair
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        inside = [n for names, _, _ in self.blocks for n in names]
+        return iter(dict.fromkeys([*inside, *self.others]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __or__(self, other: Mapping[str, Any]) -> Pairs:
+        return Pairs(self.blocks, {**self.others, **other})
+
+    def block(self, names: Sequence[str]) -> Any:
+        """(x (B, F), mask (B, F)) of exactly these columns in this order, None where they do not stand so."""
+        for found, x, mask in self.blocks:
+            if found == names and not (self.others and any(n in self.others for n in names)):
+                return x, mask
+        return None
+
+
+@dataclass
+class Arrays:
+    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch. `inputs` may be a `Pairs`."""
+
+    inputs: MutableMapping[str, Pair]
     targets: dict[str, Pair]
     size: int
     rows: Any = None
-    blocks: list[tuple[list[str], np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -51,29 +87,37 @@ class Examples:
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
         """The batch of some examples; with `rng` it is augmented, and columns `of:` another follow its change."""
-        inputs: dict[str, Pair] = {}
-        blocks = [(names, x[index], mask[index]) for names, x, mask in self.blocks]
-        for names, x, mask in blocks:
-            inputs |= {n: (x[:, i], mask[:, i]) for i, n in enumerate(names)}
-        inputs |= {n: self.columns[n].collate(take(e, index)) for n, e in self.inputs.items() if n not in inputs}
-        targets = {n: (x[index], mask[index]) for n, (x, mask) in self.flat_targets.items()}
+        blocks = [(names, x.take(index, 0), mask.take(index, 0)) for names, x, mask in self.blocks]
+        inputs = Pairs(blocks, {n: self.columns[n].collate(take(self.inputs[n], index)) for n in self.others})
+        targets = {n: (x.take(index, 0), mask.take(index, 0)) for n, (x, mask) in self.flat_targets.items()}
         targets |= {n: self.columns[n].collate(take(e, index)) for n, e in self.targets.items() if n not in targets}
-        if rng is not None:
+        if rng is not None and self.augmented:
             self._augment(inputs, targets, rng)
         rows = self.rows[index] if isinstance(self.rows, np.ndarray) else None
-        return Arrays(inputs, targets, len(index), rows, blocks)
+        return Arrays(inputs, targets, len(index), rows)
 
-    def _augment(self, inputs: dict[str, Pair], targets: dict[str, Pair], rng: np.random.Generator) -> None:
+    @cached_property
+    def augmented(self) -> list[str]:
+        """Inputs that `augment` may change."""
+        return [n for n in self.inputs if type(self.columns[n]).augment is not Column.augment]
+
+    @cached_property
+    def others(self) -> list[str]:
+        """Inputs that stand in no block."""
+        inside = {n for names, _, _ in self.blocks for n in names}
+        return [n for n in self.inputs if n not in inside]
+
+    def _augment(self, inputs: Pairs, targets: dict[str, Pair], rng: np.random.Generator) -> None:
         changes = {}
-        for name, (x, mask) in inputs.items():
-            column = self.columns[name]
-            if type(column).augment is Column.augment:
-                continue
+        for name in self.augmented:
+            column, (x, mask) = self.columns[name], inputs[name]
             changed, changes[name] = column.augment(x, mask, rng)
             if column.form in FLAT:
                 x[:] = changed  # in place: x is a view of its block
             else:
                 inputs[name] = (changed, mask)
+        if all(change is None for change in changes.values()):
+            return
         for side in (inputs, targets):
             for name, (x, mask) in side.items():
                 change = changes.get(getattr(self.columns[name], "of", None))

@@ -51,6 +51,10 @@ class Headed(nn.Module):
         """Per output: loss of each example (B,), and its weight (B,), 0 where the truth is missing."""
         return {n: head.loss(o[n], *batch.targets[n]) for n, head in self._heads() if n in batch.targets}
 
+    def weights(self, batch: Batch) -> dict[str, Tensor]:
+        """Per output the weights (B,) that `loss` will give, known without a forward pass."""
+        return {n: head.weigh(*batch.targets[n]) for n, head in self._heads() if n in batch.targets}
+
     def divergence(
         self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
     ) -> dict[str, Tensor]:
@@ -127,8 +131,7 @@ class Composed(Headed):
     def _gather(batch: Batch, names: list[str], many: bool) -> tuple[Tensor, Tensor]:
         if not many:
             return batch.inputs[names[0]]
-        xs, masks = zip(*(batch.inputs[n] for n in names))
-        return torch.stack(xs, 1), torch.stack(masks, 1)  # (B, F)
+        return batch.together(names)
 
     def encoder_of(self, name: str) -> Any:
         """The encoder that reads an input."""

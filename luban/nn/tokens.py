@@ -6,11 +6,15 @@ K classes, C channels, H height, W width. Every mask is bool, True = real.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from luban.columns.examples import Pairs
 
 
 class Span(NamedTuple):
@@ -36,7 +40,7 @@ class Batch:
     they only stand in for rows that this process has none of.
     """
 
-    inputs: dict[str, tuple[Tensor, Tensor]]
+    inputs: MutableMapping[str, tuple[Tensor, Tensor]]
     targets: dict[str, tuple[Tensor, Tensor]]
     size: int
     rows: Any = None
@@ -45,16 +49,23 @@ class Batch:
     @classmethod
     def of(cls, arrays: Any, device: torch.device | str = "cpu") -> Batch:
         """From numpy (`luban.columns.examples.Arrays`)."""
+        put = _from_numpy if str(device) == "cpu" else lambda a: torch.as_tensor(a, device=device)
+        found = arrays.inputs
+        blocks, others = (found.blocks, found.others) if isinstance(found, Pairs) else ((), found)
+        inputs = Pairs(
+            [(names, put(x), put(mask)) for names, x, mask in blocks],
+            {n: (put(x), put(mask)) for n, (x, mask) in others.items()},
+        )
+        targets = {n: (put(x), put(mask)) for n, (x, mask) in arrays.targets.items()}
+        return cls(inputs, targets, arrays.size, arrays.rows)
 
-        def pair(x: Any, mask: Any) -> tuple[Tensor, Tensor]:
-            return torch.as_tensor(x, device=device), torch.as_tensor(mask, device=device)
-
-        inputs: dict[str, tuple[Tensor, Tensor]] = {}
-        for names, x, mask in arrays.blocks:
-            xs, masks = pair(x, mask)
-            inputs |= dict(zip(names, zip(xs.unbind(1), masks.unbind(1))))
-        inputs |= {n: pair(*p) for n, p in arrays.inputs.items() if n not in inputs}
-        return cls(inputs, {n: pair(*p) for n, p in arrays.targets.items()}, arrays.size, arrays.rows)
+    def together(self, names: list[str]) -> tuple[Tensor, Tensor]:
+        """Inputs of one number per example side by side: (x (B, F), mask (B, F))."""
+        found = self.inputs.block(names) if isinstance(self.inputs, Pairs) else None
+        if found is not None:
+            return found
+        xs, masks = zip(*(self.inputs[n] for n in names))
+        return torch.stack(xs, 1), torch.stack(masks, 1)
 
     def take(self, index: slice | Tensor) -> Batch:
         """Some of its examples: per-example gradients, micro-batches."""
@@ -64,6 +75,10 @@ class Batch:
         else:
             size, rows = index.shape[0], self.rows if self.rows is None else self.rows[index.cpu().numpy()]
         return Batch(side(self.inputs), side(self.targets), size, rows, self.counts)
+
+
+def _from_numpy(a: Any) -> Tensor:
+    return torch.from_numpy(a) if isinstance(a, np.ndarray) and a.flags.writeable else torch.as_tensor(a)
 
 
 class Encoder(nn.Module):

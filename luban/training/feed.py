@@ -21,10 +21,10 @@ class Feed:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches number `start`, `start` + 1 ... of an epoch."""
-        plan = self.plan
+        plan, augmented = self.plan, self.plan.augment and self.examples.augmented
         found = order(self.examples, plan.batch, plan.seed, epoch, tokens=plan.tokens)
         for place, index in enumerate(found[start:], start):
-            augment = rng(plan.seed, "augment", epoch, place, *self.ranks.own) if plan.augment else None
+            augment = rng(plan.seed, "augment", epoch, place, *self.ranks.own) if augmented else None
             index, counts = self.ranks.share(index)
             batch = Batch.of(self.examples.arrays(index, augment), plan.device)
             batch.counts = counts

@@ -6,6 +6,7 @@ So nothing of it has to be saved, prefetching changes nothing, and a resumed run
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,20 @@ def key(seed: int, purpose: str, *position: int) -> int:
 
 def rng(seed: int, purpose: str, *position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key(seed, purpose, *position)))
+
+
+class later:
+    """`rng(seed, purpose, *position)` made when something is drawn: most objectives never do."""
+
+    __slots__ = ("_asked", "_made")
+
+    def __init__(self, seed: int, purpose: str, *position: int):
+        self._asked, self._made = (seed, purpose, *position), None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = rng(*self._asked)
+        return getattr(self._made, name)
 
 
 def seed_torch(seed: int, purpose: str, *position: int) -> None:

@@ -145,7 +145,7 @@ class Replicated:
         self.ranks.add(flat)
 
     def norm(self, flat: Tensor) -> Tensor:
-        return flat.norm()
+        return torch.linalg.vector_norm(flat)
 
     def read(self) -> dict[str, Tensor]:
         return self.network.state_dict()
@@ -199,13 +199,13 @@ def leave() -> None:
 def totals(
     ranks: Ranks, sums: dict[str, tuple[Tensor, Tensor]], counts: bool = True
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """{output: (sum, weight)} of one rank -> of the whole global batch, without gradient.
+    """{output: (sum, weight)} of one rank, without gradient -> of the whole global batch.
 
     A rank whose rows do not `counts` adds nothing.
     """
     if ranks.world == 1:
-        return {n: (s.detach(), w.detach()) for n, (s, w) in sums.items()}
-    plain = torch.stack([t.detach().float() for pair in sums.values() for t in pair])
+        return sums
+    plain = torch.stack([t.float() for pair in sums.values() for t in pair])
     whole = ranks.add(plain if counts else torch.zeros_like(plain))
     return {n: (whole[2 * i], whole[2 * i + 1]) for i, n in enumerate(sums)}
 

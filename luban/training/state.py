@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from luban.errors import Diverged
 from luban.training import optimizers
 from luban.training.plan import Plan
 from luban.training.precision import autocast
-from luban.training.random import rng
+from luban.training.random import later
 from luban.training.ranks import ALONE, Ranks, Replicated, totals
 from luban.training.schedules import schedule
 from luban.training.steps import Numbers
@@ -38,16 +38,11 @@ class State:
         self.factor = schedule(plan.schedule, plan.warmup, total)
 
     def rng(self) -> np.random.Generator:
-        return rng(self.plan.seed, "objective", self.step, *self.ranks.own)
+        return later(self.plan.seed, "objective", self.step, *self.ranks.own)
 
-    def mean(self, sums: dict[str, tuple[Tensor, Tensor]], counts: bool = True) -> tuple[Tensor, Numbers]:
-        """{output: (sum, weight)} of this rank -> what it adds to the loss, and the numbers of the whole global batch.
-
-        Each output's loss is its sum divided by its weight over all ranks; the outputs' losses are added.
-        """
-        whole = totals(self.ranks, sums, counts)
-        loss = sum(s / whole[n][1].clamp(min=1e-12) for n, (s, _) in sums.items())
-        return (loss if counts else loss * 0), whole
+    def whole(self, sums: Numbers, counts: bool = True) -> Numbers:
+        """{output: (sum, weight)} of this rank's batch, without gradient -> those of the whole global batch."""
+        return totals(self.ranks, sums, counts)
 
     def autocast(self) -> Any:
         """The context of a forward pass, by the plan's precision."""

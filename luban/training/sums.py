@@ -25,7 +25,7 @@ class Sums:
     def read(self) -> dict[str, list[float]]:
         """{output: [sum, weight]} of every step so far."""
         if self.waiting:
-            values = torch.stack([self._plain(t) for n in self.waiting for pair in n.values() for t in pair]).tolist()
+            values = torch.stack([_plain(t) for n in self.waiting for pair in n.values() for t in pair]).tolist()
             names = [name for n in self.waiting for name in n]
             for i, name in enumerate(names):
                 sums = self.read_so_far.setdefault(name, [0.0, 0.0])
@@ -37,6 +37,6 @@ class Sums:
     def loss(self) -> float:
         return sum(total / max(weight, 1e-12) for total, weight in self.read().values())
 
-    @staticmethod
-    def _plain(t: Tensor) -> Tensor:
-        return t.detach().double()
+
+def _plain(t: Tensor) -> Tensor:
+    return t if t.dtype is torch.float32 and not t.requires_grad else t.detach().float()

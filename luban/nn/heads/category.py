@@ -43,6 +43,7 @@ class CategoryHead(nn.Module):
         counts = torch.tensor(column.state["counts"], dtype=torch.float32)
         balanced = counts.sum() / (len(counts) * counts) if class_weights == "balanced" else torch.ones(self.classes)
         self.register_buffer("class_weights", balanced)
+        self.balanced = class_weights == "balanced"
 
     def forward(self, tokens: Tokens) -> Tensor:
         return self.out(self.hidden(tokens.x[:, 0]))
@@ -52,14 +53,20 @@ class CategoryHead(nn.Module):
 
         `weight` (of this output beside others) is in the sum alone: in both it would cancel.
         """
-        truth = (x - 1).clamp(min=0)
-        weight = self.class_weights[truth] * mask
+        truth = x * mask - 1  # -1 where missing
+        weight = self.weigh(x, mask)
         if self.binary:
-            soft = truth.to(o.dtype) * (1 - self.smoothing) + self.smoothing / 2
-            each = F.binary_cross_entropy_with_logits(o[:, 0], soft, reduction="none")
+            soft = truth.clamp(min=0).to(o.dtype) * (1 - self.smoothing) + self.smoothing / 2
+            each = F.binary_cross_entropy_with_logits(o[:, 0], soft, weight, reduction="none")
         else:
-            each = F.cross_entropy(o, truth, reduction="none", label_smoothing=self.smoothing)
-        return each * weight * self.weight, weight
+            each = F.cross_entropy(o, truth, reduction="none", label_smoothing=self.smoothing, ignore_index=-1)
+            each = each * weight if self.balanced else each
+        return (each if self.weight == 1 else each * self.weight), weight
+
+    def weigh(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What each example counts for, (B,): its class's weight, 0 where the truth is missing."""
+        counts = mask.to(self.class_weights.dtype)
+        return self.class_weights[(x - 1).clamp(min=0)] * counts if self.balanced else counts
 
     def divergence(self, o: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """KL(teacher || student), (B,), times temperature squared (Hinton et al. 2015)."""

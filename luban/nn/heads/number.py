@@ -39,13 +39,18 @@ class NumberHead(nn.Module):
     def loss(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x: the standardised truth (B,) -> (weighted sum (B,), weight (B,)); `weight` is in the sum alone."""
         if self.kind == "mse":
-            each = (o[:, 0] - x) ** 2
+            each = F.mse_loss(o[:, 0], x, reduction="none")
         elif self.kind == "mae":
-            each = (o[:, 0] - x).abs()
+            each = F.l1_loss(o[:, 0], x, reduction="none")
         else:
             each = F.huber_loss(o[:, 0], x, reduction="none", delta=self.delta)
-        weight = mask.to(each.dtype)
-        return each * weight * self.weight, weight
+        weight = self.weigh(x, mask)
+        each = each * weight
+        return (each if self.weight == 1 else each * self.weight), weight
+
+    def weigh(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What each example counts for, (B,): 0 where the truth is missing."""
+        return mask.to(x.dtype)
 
     def divergence(self, o: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         return (o[:, 0] - teacher[:, 0]) ** 2

@@ -50,6 +50,8 @@ class Own(Headed):
             if column.form == "grid":
                 self.grids[str(i)] = forms.make([column])
         self.takes = Takes(module)
+        scalars = self.takes.one and all(c.form == "scalar" for c in self.inputs.values())
+        self.numbers = list(self.inputs) if scalars else []  # inputs that the module gets as one (B, F)
 
     # -- what goes in --------------------------------------------------------------------------------------------------
     def _x(self, batch: Batch) -> dict[str, Tensor]:
@@ -57,16 +59,21 @@ class Own(Headed):
         return {n: grids[n].embed(*batch.inputs[n]) if n in grids else batch.inputs[n][0] for n in self.inputs}
 
     def _run(self, x: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        arguments = list(x.values())
+        if self.takes.one:
+            arguments = (
+                [torch.stack(arguments, 1)] if self.numbers else [arguments] if len(arguments) > 1 else arguments
+            )
+        return self._shaped(self.module(*arguments, **self._named(batch)), batch.size)
+
+    def _named(self, batch: Batch) -> dict[str, Any]:
+        """What the module wants to be told beside x."""
         named: dict[str, Any] = {}
         if self.takes.masks:
             named["masks"] = tuple(batch.inputs[n][1] for n in self.inputs)
         if self.takes.training:
             named["training"] = self.training
-        arguments = list(x.values())
-        if self.takes.one:
-            scalars = all(c.form == "scalar" for c in self.inputs.values())
-            arguments = [torch.stack(arguments, 1)] if scalars else [arguments] if len(arguments) > 1 else arguments
-        return self._shaped(self.module(*arguments, **named), batch.size)
+        return named
 
     # -- the protocol --------------------------------------------------------------------------------------------------
     def embed(self, batch: Batch) -> dict[str, Tensor]:
@@ -81,6 +88,8 @@ class Own(Headed):
         return {n: found.get(n, t) for n, t in x.items()}
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        if embedded is None and self.numbers:
+            return self._shaped(self.module(batch.together(self.numbers)[0], **self._named(batch)), batch.size)
         x = self._x(batch)
         if embedded is None:
             return self._run(x, batch)
