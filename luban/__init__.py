@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from luban.pipeline import load, run, train
     from luban.recipe import Recipe
     from luban.report import Report
+    from luban.tuning.verbs import curve, tune
 
 _WHERE = {
     "Bundle": "luban.bundle",
@@ -24,11 +25,13 @@ _WHERE = {
     "Recipe": "luban.recipe",
     "Report": "luban.report",
     "check": "luban.asking",
+    "curve": "luban.tuning.verbs",
     "load": "luban.pipeline",
     "run": "luban.pipeline",
     "train": "luban.pipeline",
+    "tune": "luban.tuning.verbs",
 }
-__all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "load", "run", "train"]
+__all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "curve", "load", "run", "train", "tune"]
 
 
 def __getattr__(name: str) -> object:

@@ -106,6 +106,98 @@ def train(
     return _signal_code(bundle)
 
 
+def tune(
+    data: str,
+    *,
+    target: str | None = None,
+    inputs: list[str] = (),
+    type: list[str] = (),
+    model: list[str] = (),
+    size: str | None = None,
+    trials: int | None = None,
+    minutes: float | None = None,
+    metric: str | None = None,
+    search: list[str] = (),
+    parallel: int | None = None,
+    engine: str | None = None,
+    set: list[str] = (),
+    out: str = "",
+) -> int:
+    from luban.tuning import verbs
+    from luban.yaml_file import parse
+
+    folder = _going_on(_named(out, "tune"), verbs.TUNE)
+    _log(folder)
+    space = {k: parse(v, f"--search {k}")[0] for k, v in _pairs(search, "--search").items()}
+    asked = {"trials": trials, "minutes": minutes, "metric": metric, "search": space or None, "parallel": parallel,
+             "engine": engine}  # fmt: skip
+    changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
+    bundle = verbs.tune(
+        data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
+        seed=common["seed"], set=changes, out=folder, **{k: v for k, v in asked.items() if v is not None},
+    )  # fmt: skip
+    return _shown(bundle, folder, "tune")
+
+
+def curve(
+    data: str,
+    *,
+    target: str | None = None,
+    inputs: list[str] = (),
+    type: list[str] = (),
+    model: list[str] = (),
+    size: str | None = None,
+    rows: list[float] = (),
+    sizes: list[str] = (),
+    repeats: int | None = None,
+    metric: str | None = None,
+    grid: bool = False,
+    parallel: int | None = None,
+    engine: str | None = None,
+    set: list[str] = (),
+    out: str = "",
+) -> int:
+    from luban import pages
+    from luban.tuning import verbs
+
+    folder = _going_on(_named(out, "curve"), verbs.CURVE)
+    _log(folder)
+    asked = {"rows": [*rows], "sizes": [*sizes], "repeats": repeats, "metric": metric, "grid": grid or None,
+             "parallel": parallel, "engine": engine}  # fmt: skip
+    changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
+    bundle = verbs.curve(
+        data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
+        seed=common["seed"], set=changes, out=folder, **{k: v for k, v in asked.items() if v},
+    )  # fmt: skip
+    if not common["json"]:
+        print(pages.notes(bundle.reports["curve"]))
+    return _shown(bundle, folder, "curve")
+
+
+def _shown(bundle: Any, folder: Path, kind: str) -> int:
+    """The page of a finished search, its first table and the headline on stdout; or its numbers."""
+    from luban import pages
+
+    pages.write_report(bundle, folder)
+    if common["json"]:
+        print(_json.dumps(bundle.reports[kind].to_json()["numbers"], ensure_ascii=False, indent=1))
+        return 0
+    print(pages.first_table(bundle.reports[kind]), end="")
+    _headline(bundle)
+    print(say("train.saved", folder=folder))
+    return 0
+
+
+def _going_on(folder: str, inner: str) -> Path:
+    """An --out that a search of ours already stands in is gone on with; `--overwrite` begins anew."""
+    import shutil
+
+    path = _path(folder)
+    if common["overwrite"]:
+        shutil.rmtree(path / inner, ignore_errors=True)
+    return path if (path / inner).is_dir() else _fresh(folder)
+
+
 def resume(folder: str) -> int:
     from luban import pipeline
 
@@ -308,6 +400,8 @@ VERBS = (
     check,
     run,
     train,
+    tune,
+    curve,
     resume,
     evaluate,
     predict,

@@ -9,12 +9,13 @@ import json
 import os
 import sys
 import time
+from contextlib import contextmanager
 
 from luban.messages import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Any, TextIO
 
@@ -37,6 +38,17 @@ def log_to(path: Path | None) -> None:
     if path != _log:
         _waiting.clear()
     _log = path
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Nothing on stderr for a while; the log hears on. Trials of a search are told in one line each."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 def tell(id: str, /, **values: Any) -> None:

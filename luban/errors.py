@@ -7,6 +7,7 @@
     │   ├── BundleError        a folder that is not a Bundle, is damaged, foreign or hostile
     │   └── Unsupported        this network, column or machine lacks what the stage needs
     ├── MissingExtra           an optional library is not installed                    (exit code 2)
+    ├── Stopped                a signal ended the work; it goes on where it stands      (exit code 128 + signal)
     └── WorkError              the work itself failed after it had started             (exit code 1)
         ├── Diverged           loss or gradients stopped being finite
         ├── RanksDiffer        processes that train together do not hold the same data or weights
@@ -153,6 +154,14 @@ class Unsupported(RequestError): ...
 
 class MissingExtra(LubanError):
     exit_code = 2
+
+
+class Stopped(LubanError):
+    """`number`: the signal."""
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return 128 + int(self.problems[0].values["number"])
 
 
 class WorkError(LubanError):

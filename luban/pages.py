@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from luban import files, registry
 from luban.command import table
 from luban.messages import say
-from luban.report import Report, combine
+from luban.report import Note, Report, Table, combine
 
 if TYPE_CHECKING:
     from luban.bundle import Bundle
 
-ORDER = ("evaluate", "explain", "compress", "audit", "export")
+ORDER = ("evaluate", "tune", "curve", "explain", "compress", "audit", "export")
 HEADLINE = {"category": "accuracy", "number": "r2"}  # the metric that a person looks at first, by kind of answer
 
 
@@ -77,6 +77,17 @@ def energy_of(entry: Mapping[str, Any]) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in settings.items() if v not in (None, [], ""))
+
+
+def first_table(report: Report, most: int = 10) -> str:
+    """The first table of a report for a terminal, its first rows."""
+    found = next(b for b in report.blocks if isinstance(b, Table))
+    return Report(report.kind, found.title).table("", found.columns, found.rows[:most]).to_text()
+
+
+def notes(report: Report) -> str:
+    """What a report remarks, a line each."""
+    return "\n".join(b.text for b in report.blocks if isinstance(b, Note))
 
 
 def headline(bundle: Bundle) -> Iterator[str]:

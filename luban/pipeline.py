@@ -23,6 +23,7 @@ from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
 from luban.pages import compare, full_report, write_report
 from luban.recipe import Part, Recipe, fill
+from luban.tuning import verbs
 
 if TYPE_CHECKING:  # torch comes when all that was asked for is known to be right
     from luban.bundle import Bundle
@@ -89,6 +90,7 @@ def train(
 
     with claimed(out):
         if out:
+            verbs.forget(Path(out))
             (Path(out) / RUN).unlink(missing_ok=True)  # these checkpoints will not be a whole run's
         bundle = Bundle(recipe)
         if own is not None:
@@ -237,6 +239,10 @@ def resume(folder: str | Path, *, module: Any = None) -> Bundle:
     begun, whole = files.inside(folder, BEGUN), files.inside(folder, RUN)
     if whole.is_file() and module is None:
         return run(Recipe.load(whole), folder)
+    for verb, name in ((verbs.tune, verbs.TUNE), (verbs.curve, verbs.CURVE)):
+        searched = files.inside(folder, f"{name}/{verbs.BEGUN}")
+        if searched.is_file() and module is None:
+            return verb(Recipe.load(searched), out=folder)
     if not begun.is_file():
         raise RequestError("resume.nothing", path=str(folder))
     return train(Recipe.load(begun), model=module, out=folder, resume=True)

@@ -25,10 +25,11 @@ from typing import Any
 from luban import registry
 from luban.errors import Problem, RecipeError, problem, raise_all
 from luban.settings import SIZES
+from luban.space import Space
 from luban.yaml_file import Lines, dump, parse, read
 
 FORMAT = 1
-KEYS = ("luban", "data", "inputs", "outputs", "frame", "size", "model", "fusion", "stages", "seed")
+KEYS = ("luban", "data", "inputs", "outputs", "frame", "size", "model", "fusion", "stages", "seed", "tune", "curve")
 DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
 # Names that users bring from the Trainer they know.
 SETTING_ALIASES = {
@@ -81,6 +82,8 @@ class Recipe:
     fusion: Part = Part("concat")
     stages: tuple[Part, ...] = ()
     seed: int = 0
+    tune: Mapping[str, Any] = field(default_factory=dict)
+    curve: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, changes: tuple[str, ...] = ()) -> Recipe:
@@ -104,6 +107,8 @@ class Recipe:
             fusion=Part.of(plain.get("fusion") or "concat"),
             stages=tuple(Part.of(s) for s in plain.get("stages") or ()),
             seed=plain.get("seed") or 0,
+            tune=plain.get("tune") or {},
+            curve=plain.get("curve") or {},
         )
 
     def plain(self) -> dict[str, Any]:
@@ -119,7 +124,7 @@ class Recipe:
             "fusion": self.fusion.plain(),
             "stages": [p.plain() for p in self.stages],
             "seed": self.seed,
-        }
+        } | {k: dict(v) for k, v in (("tune", self.tune), ("curve", self.curve)) if v}
 
     def yaml(self) -> str:
         return dump(self.plain())
@@ -131,6 +136,10 @@ class Recipe:
         """The same recipe with that stage's settings replaced, or the stage added at the end."""
         kept = [part if s.type == part.type else s for s in self.stages]
         return replace(self, stages=tuple(kept if self.stage(part.type) else [*kept, part]))
+
+    def with_stage_default(self, name: str) -> Recipe:
+        """The same recipe, with that stage where it names none."""
+        return self if self.stage(name) else self.with_stage(fill("stages", Part(name), self.size))
 
     def task(self) -> str:
         """The usual name of the task that this recipe describes, as Hugging Face names it."""
@@ -270,6 +279,13 @@ class Check:
         if plain.get("seed") is not None:
             yield from self.value(plain["seed"], {"type": "integer", "minimum": 0}, ("seed",))
         yield from self._stages(plain.get("stages"))
+        yield from self._searches(plain)
+
+    def _searches(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
+        found = [p for k in registry.SEARCH for p in self.value(plain.get(k), registry.schema("search", k), (k,))]
+        yield from found
+        if not found and (plain.get("tune") or plain.get("curve")):
+            yield from Space(plain).problems(self)
 
     def _data(self, data: Any) -> Iterator[Problem]:
         if data is None:

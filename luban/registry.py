@@ -62,6 +62,10 @@ STAGES = {
     "explain": "luban.stages.explain:explain",
     "serve": "luban.stages.serve:serve",
 }
+SEARCH = {
+    "tune": "luban.tuning.search:search",
+    "curve": "luban.tuning.curve:curve",
+}
 DATA = {
     "split": "luban.data.splits:split",
     "clean": "luban.data.cleaning:clean",
@@ -75,6 +79,7 @@ ROOMS: dict[str, dict[str, str]] = {
     "heads": HEADS,
     "edits": EDITS,
     "stages": STAGES,
+    "search": SEARCH,
     "data": DATA,
 }
 ALIASES = {"shap": "kernel-shap"}

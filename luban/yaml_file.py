@@ -125,7 +125,9 @@ def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 def _represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
     if number != number or number in (float("inf"), float("-inf")):
         return dumper.represent_scalar("tag:yaml.org,2002:str", repr(number), style="'")
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(number))
+    text = repr(number)  # YAML 1.1, which the dumper goes by, takes 1e-05 for a word and would write a tag before it
+    text = text if "." in text else text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 _Dumper.add_representer(str, _represent_str)

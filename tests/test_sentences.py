@@ -137,6 +137,34 @@ PAGES = [
     ("explain", "m", "rows.csv", "--rows", "2", "--out", "x", "--overwrite"),
     ("compress", "m", "rows.csv", "--quantize", "int8", "--out", "c", "--overwrite"),
     ("audit", "m", "rows.csv", "--sensitive", "shop"),
+    (
+        "tune",
+        "rows.csv",
+        "--target",
+        "back",
+        "--size",
+        "nano",
+        "--trials",
+        "2",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        "t",
+    ),
+    (
+        "curve",
+        "rows.csv",
+        "--target",
+        "back",
+        "--rows",
+        "0.5,1",
+        "--sizes",
+        "nano",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        "k",
+    ),
     ("report", "m"),
     ("compare", "m"),
     ("show", "m"),
@@ -157,7 +185,10 @@ def test_every_sentence_comes_from_the_catalogue(said, place, words):
     assert not strange(text, names(place))
 
 
-@pytest.mark.parametrize("file", ["m/report.html", "m/reports/evaluate.html", "c/report.html", "x/explain.html"])
+@pytest.mark.parametrize(
+    "file",
+    ["m/report.html", "m/reports/evaluate.html", "c/report.html", "x/explain.html", "t/report.html", "k/report.html"],
+)
 def test_every_sentence_of_a_page_comes_from_the_catalogue(said, place, file):
     for words in (("explain", "m", "rows.csv", "--rows", "2", "--out", "x"),
                   ("compress", "m", "rows.csv", "--quantize", "int8", "--out", "c")):  # fmt: skip
@@ -224,6 +255,12 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["train", "row.csv", "--target", "back", "--out", "o"], ["row.csv", "rows.csv"]),
     (["train", "rows.docx", "--target", "back", "--out", "o"], ["rows.docx"]),
     (["train", "binary.csv", "--target", "back", "--out", "o"], ["binary.csv"]),
+    (["tune", "rows.csv", "--target", "back", "--search", "train.rte=[1, 2]", "--out", "o"], ["train.rte", "train.rate"]),
+    (["tune", "rows.csv", "--target", "back", "--metric", "acuracy", "--out", "o"], ["acuracy", "accuracy"]),
+    (["tune", "rows.csv", "--target", "back", "--trials", "0", "--out", "o"], ["trials", ">= 1"]),
+    (["tune", "rows.csv", "--target", "back", "--set", "data.split.validation=0", "--out", "o"], ["validation"]),
+    (["curve", "rows.csv", "--target", "back", "--sizes", "nano,smal", "--out", "o"], ["smal", "small"]),
+    (["curve", "rows.csv", "--target", "back", "--rows", "0.01,1", "--out", "o"], ["curve.rows", "8"]),
     (["train", "rows.csv", "more.csv", "--target", "back", "--out", "o"], ["more.csv"]),
     (["train"], ["DATA"]),
     (["run", "bad.yaml", "--out", "o"], ["bad.yaml:2", "splt", "split", "categry", "category", "bad.yaml:5", "sise", "size",

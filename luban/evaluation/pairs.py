@@ -1,0 +1,68 @@
+"""Two Bundles on the same rows: by how much one is better, with an interval, and a verdict that may be "cannot tell"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from luban.evaluation import paired, views
+from luban.evaluation.table import Predictions, Table, table
+from luban.space import HIGHER
+
+
+def difference(
+    before: Any, after: Any, data: Any, output: str, metric: str = "auto", rows: np.ndarray | None = None
+) -> dict[str, Any]:
+    """`after` minus `before` on `rows` (the held-out ones by default).
+
+    {"metric", "value", "low", "high", "rows", "verdict": better | worse | cannot_tell}; better is meant, not larger.
+    """
+    rows = data.held_out()[1] if rows is None else rows
+    return between(table(before, data, rows), table(after, data, rows), output, metric)
+
+
+def between(before: Table, after: Table, output: str, metric: str = "auto", seed: int = 0) -> dict[str, Any]:
+    """As `difference`, of two models that have answered the same rows already."""
+    first, second = before.outputs[output], after.outputs[output]
+    kind = second.column.type
+    metric = views.MAIN[kind][0] if metric == "auto" else metric
+    compared = (_classes if kind == "category" else _numbers)(first, second, seed)
+    found = compared[metric]
+    low = found.value if found.low is None else found.low
+    high = found.value if found.high is None else found.high
+    said = verdict(low, high, HIGHER[kind][metric])
+    return {"metric": metric, "value": found.value, "low": low, "high": high, "rows": len(after), "verdict": said}
+
+
+def verdict(low: float, high: float, higher: bool) -> str:
+    if not higher:
+        low, high = -high, -low
+    return "better" if low > 0 else "worse" if high < 0 else "cannot_tell"
+
+
+def _classes(first: Predictions, second: Predictions, seed: int) -> dict[str, Any]:
+    """Two models may know different labels, where one has seen fewer rows: compared over all that either knows."""
+    labels = list(dict.fromkeys([*second.column.labels, *first.column.labels]))
+    known = first.known & second.known
+    truth = np.full(len(known), -1)
+    for p in (first, second):
+        own = np.array([labels.index(v) for v in p.column.labels])
+        told = p.known & (p.truth > 0)
+        truth[told] = own[p.truth[told].astype(int) - 1]
+    spread = [_over(p, labels)[known] for p in (first, second)]
+    return paired.of_classes(truth[known], *spread, seed=seed)
+
+
+def _over(p: Predictions, labels: list[str]) -> np.ndarray:
+    found = np.zeros((len(p.known), len(labels)))
+    found[:, [labels.index(v) for v in p.column.labels]] = p.column.probabilities(p.raw)
+    return found
+
+
+def _numbers(first: Predictions, second: Predictions, seed: int) -> dict[str, Any]:
+    known = first.known & second.known
+    state = second.column.state
+    truth = second.truth[known].astype(np.float64) * state["deviation"] + state["mean"]
+    answers = [np.array([a.value for a in p.answers], float)[known] for p in (first, second)]
+    return paired.of_numbers(truth, *answers, seed=seed)

@@ -1,0 +1,100 @@
+"""Jobs on a Ray cluster: the one whose address `RAY_ADDRESS` gives, else a local one that starts itself.
+
+Each worker is an actor that holds the rows. On several machines the output folder must lie on storage that all of them
+share, as Ray's own training needs it too.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from luban.errors import need
+from luban.messages import say
+from luban.tuning.workers import Heard
+
+
+class Hand:
+    """The actor: runs one job while others ask it what it has to say. Three calls at a time (run, listen, answer)."""
+
+    def __init__(self, rows: str):
+        self.rows, self.data = rows, None
+        self.said: queue.Queue = queue.Queue()
+        self.answers: queue.Queue = queue.Queue()
+
+    def run(self, job: Mapping[str, Any]) -> None:
+        from luban.recipe import Recipe
+        from luban.tuning.jobs import load_rows, work
+
+        self.data = self.data or load_rows(Path(self.rows), Recipe.of(job["recipe"]).resolved())
+
+        def heard(numbers: Mapping[str, float]) -> str | None:
+            self.said.put({"epoch": dict(numbers)})
+            return self.answers.get()
+
+        self.said.put({"found": work(job, self.data, heard)})
+
+    def listen(self) -> dict[str, Any]:
+        return self.said.get()
+
+    def answer(self, prune: str | None) -> None:
+        self.answers.put(prune)
+
+
+class RayWorker:
+    """One actor, made anew when it dies."""
+
+    def __init__(self, ray: Any, rows: Path, share: float):
+        self.ray, self.rows, self.share = ray, rows, share
+        self.actor, self.stopped = None, False
+
+    def run(self, job: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
+        if self.actor is None:
+            kind = self.ray.remote(num_cpus=self.share, max_concurrency=3, max_restarts=0)(Hand)
+            self.actor = kind.remote(str(self.rows.absolute()))
+        try:
+            running = self.actor.run.remote(job)
+            while True:
+                message = self._message(running)
+                if "found" in message:
+                    return message["found"]
+                self.actor.answer.remote(heard(message["epoch"]))
+        except self.ray.exceptions.RayActorError:
+            self.actor = None
+            return {"state": "stopped", "signal": 15} if self.stopped else {
+                "state": "failed", "died": True, "why": say("tune.died", signal="ray")
+            }  # fmt: skip
+
+    def _message(self, running: Any) -> dict[str, Any]:
+        """What the actor says next; its own error, where the job raised one."""
+        said = self.actor.listen.remote()
+        done, _ = self.ray.wait([said, running], num_returns=1)
+        if running in done:
+            self.ray.get(running)
+        return self.ray.get(said)
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self.actor is not None:
+            self.ray.kill(self.actor)
+
+    def close(self) -> None:
+        if self.actor is not None:
+            self.ray.kill(self.actor)
+
+
+def actors(count: int, rows: Path, threads: int) -> list[RayWorker]:
+    """Raises MissingExtra without Ray. Actors share the processors of a machine that has fewer of them."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = need("ray", "dist")
+    if not ray.is_initialized():
+        path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])) if p)
+        ray.init(
+            include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}},
+        )  # fmt: skip
+    available = ray.cluster_resources().get("CPU", 1.0)
+    return [RayWorker(ray, rows, min(1.0, available / count)) for _ in range(count)]

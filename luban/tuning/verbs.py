@@ -1,0 +1,172 @@
+"""`luban tune` and `luban curve`: what was asked for becomes a search, the search an ordinary Bundle with its report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from luban import files
+from luban.applying import apply, claimed
+from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings, tell_ledger
+from luban.data.prepare import Data, prepare
+from luban.energy import Meter
+from luban.errors import RequestError, need
+from luban.recipe import Part, Recipe, fill
+from luban.tuning.asked import counts_for, judgeable
+
+TUNE, CURVE, BEGUN = ".tune", ".curve", "recipe.yaml"
+
+
+def tune(
+    data: Any,
+    target: str | Sequence[str] | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    types: Mapping[str, str] | None = None,
+    model: Any = None,
+    size: str | None = None,
+    seed: int | None = None,
+    set: Sequence[str] = (),
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Any:
+    """Search settings on the training rows, judged on the validation rows; the best model as a Bundle, judged on test rows.
+
+    `settings` are those of a recipe's `tune` (`trials=20, minutes=10, search={"train.rate": [1e-4, 1e-2, "log"]}`), see
+    `luban.tuning.search`. With `out` the Bundle is saved there and a search that was killed goes on when called again.
+    Raises RecipeError, DataError before anything starts, MissingExtra without Optuna, Stopped on a signal.
+    """
+    need("optuna", "tune")
+    recipe, rows, inferred = recipe_from(data, Ask(target, inputs, types, model, size, seed, tuple(set)))
+    recipe = Recipe.of({**recipe.plain(), "tune": {**recipe.tune, **settings}})
+    if recipe.fusion.type == "own":
+        raise RequestError("tune.own_module")
+    prepared = _prepared(recipe, rows, inferred)
+    judgeable(prepared)
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder, claimed(out):
+        return _tuned(recipe, prepared, Path(folder), keep=out is not None)
+
+
+def curve(
+    data: Any,
+    target: str | Sequence[str] | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    types: Mapping[str, str] | None = None,
+    model: Any = None,
+    size: str | None = None,
+    seed: int | None = None,
+    set: Sequence[str] = (),
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Any:
+    """One recipe at several row counts and sizes: what more rows and a larger network would bring.
+
+    A Bundle: the recipe trained on all rows at its own size, with a report "curve". `settings` are those of a recipe's `curve`
+    (`rows=[0.25, 0.5, 1], sizes=["nano", "small"], repeats=3`), see `luban.tuning.curve`. Goes on and raises as `tune` does.
+    """
+    recipe, rows, inferred = recipe_from(data, Ask(target, inputs, types, model, size, seed, tuple(set)))
+    recipe = Recipe.of({**recipe.plain(), "curve": {**recipe.curve, **settings}})
+    if recipe.fusion.type == "own":
+        raise RequestError("tune.own_module")
+    prepared = _prepared(recipe, rows, inferred)
+    judgeable(prepared)
+    counts_for(len(prepared.part("train")), fill("search", Part("curve", recipe.curve), recipe.size).settings["rows"])
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder, claimed(out):
+        return _curved(recipe, prepared, Path(folder), keep=out is not None)
+
+
+def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
+    from luban.bundle import Bundle
+    from luban.tuning.curve import curve as measure
+    from luban.tuning.curve_page import answers, page
+
+    files.write(folder / CURVE / BEGUN, recipe.yaml())
+    settings = dict(fill("search", Part("curve", recipe.curve), recipe.size).settings)
+    with Meter() as meter:
+        found = measure(recipe, data, folder / CURVE, **settings)
+    report = page(found, answers(found, data), settings)
+    own = next(p for p in found.points if p.size == recipe.size and p.rows == len(data.part("train")))
+    bundle = Bundle.load(found.home(own, 0))
+    seconds = sum(r["seconds"] for p in found.points for r in p.results)
+    entry = {"stage": "curve", "settings": settings, "seconds": round(seconds, 1), **meter.entry()}
+    entry |= {k: report.numbers[k]["verdict"] for k in ("more_rows", "larger_network") if report.numbers[k]}
+    history = [entry, *(_of_all_rows(h, data) for h in bundle.history)]
+    whole = replace(bundle.recipe, data=recipe.resolved().data, curve=recipe.curve, tune=recipe.tune)
+    bundle = replace(bundle, recipe=whole, history=history, path=None).with_report(report)
+    bundle = apply(bundle, data, fill("stages", recipe.stage("evaluate") or Part("evaluate"), recipe.size))
+    if keep:
+        bundle.save(folder)
+        shutil.rmtree(folder / CURVE / "trials", ignore_errors=True)
+    return bundle
+
+
+def _prepared(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Data:
+    prepared = prepare(recipe.resolved(), rows)
+    show_columns(recipe, inferred)
+    tell_ledger(prepared)
+    tell_findings(findings(recipe, prepared))
+    return prepared
+
+
+def _tuned(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
+    """Search, take over the best trial's model, judge it once on rows that chose nothing."""
+    from luban.tuning.page import page
+
+    files.write(folder / TUNE / BEGUN, recipe.yaml())
+    bundle, found, settings = searched(recipe, data, folder)
+    bundle = apply(bundle, data, fill("stages", recipe.stage("evaluate") or Part("evaluate"), recipe.size))
+    bundle = bundle.with_report(page(found, settings, against_first(bundle, found, data)))
+    if keep:
+        bundle.save(folder)
+    return bundle
+
+
+def searched(recipe: Recipe, data: Data, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """The best trial's Bundle with the search in its history; everything else that was found; the settings of the search."""
+    from luban.bundle import Bundle
+    from luban.tuning.search import search
+
+    settings = dict(fill("search", Part("tune", recipe.tune), recipe.size).settings)
+    with Meter() as meter:
+        found = search(recipe, data, folder / TUNE, **settings)
+    bundle = Bundle.load(found.home)
+    whole = replace(bundle.recipe, data=recipe.resolved().data, tune={**recipe.tune, "search": found.space})
+    entry = {
+        "stage": "tune", "settings": settings, "trials": len(found.study.trials()), "best": found.best.number,
+        "metric": found.goal.name, "value": found.best.score, "judged_on": "validation", "chosen": found.best.values,
+        "seconds": found.study.spent, **meter.entry(),
+    }  # fmt: skip
+    history = [entry, *(_of_all_rows(h, data) for h in bundle.history)]
+    return replace(bundle, recipe=whole, history=history, path=None), found, settings
+
+
+def forget(folder: Path) -> None:
+    """What stands in a folder will not be a search's."""
+    for name in (TUNE, CURVE):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _of_all_rows(entry: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """A trial did not see the test rows; what its line of history says of the rows is said of all of them."""
+    if "rows" not in entry:
+        return dict(entry)
+    rows = {p: len(data.part(p)) for p in ("train", "validation", "test")}
+    ledger = {"in": data.rows.rows_in, "used": data.table.num_rows, "quarantined": len(data.rows.quarantine)}
+    return {**entry, "rows": rows, "ledger": ledger, "data": data.rows.fingerprint()}
+
+
+def against_first(bundle: Any, found: Any, data: Data) -> dict[str, Any] | None:
+    """The tuned model minus the one with the recipe's own settings, on the same held-out rows."""
+    from luban.bundle import Bundle
+    from luban.evaluation.pairs import difference
+
+    if found.first is None or found.best.number == 0 or data.held_out()[0] != "test":
+        return None
+    name = found.goal.output or next(iter(bundle.outputs))
+    return difference(Bundle.load(found.first), bundle, data, name, found.goal.metric if found.goal.output else "auto")
