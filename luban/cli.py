@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json as _json
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 
 from luban import __version__, console
 from luban.command import Flag, Verb, table, wrap
@@ -17,6 +20,7 @@ from luban.messages import LANGUAGES, say, set_language
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Any
 
@@ -430,7 +434,8 @@ def main(words: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _main(words)
+        with _ending():
+            return _main(words)
     except LubanError as e:
         console.record("error", **e.to_json())
         print(
@@ -446,6 +451,26 @@ def main(words: list[str] | None = None) -> int:
     except OSError as e:
         print(say("io.failed", path=str(e.filename or ""), reason=e.strerror or str(e)), file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """SIGTERM ends any verb as an exception does: half-written files go, locks are let go, exit code 143.
+
+    Training listens for itself and ends with a checkpoint; a server drains.
+    """
+
+    def heard(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, heard)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _main(words: list[str]) -> int:

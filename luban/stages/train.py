@@ -19,6 +19,7 @@ from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
 from luban.settings import Count, Dial, Fraction, Group, Natural, NonNegative, Positive
+from luban.training import checkpoints
 from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import (
     batch_for,
@@ -112,11 +113,14 @@ def train(
     plan = Plan(**chosen, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
     if folder:
+        if not resume:
+            checkpoints.clear(folder)
         write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
     sinks = tracked(track, out, chosen | {"precision": precision}, recipe.yaml())
     with sinks, balanced(objective, network, balance) as (objective, weights):
         history = fit(
-            network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume, title=say("train.title")
+            network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
+            data=data.rows.fingerprint() if folder else "", title=say("train.title"),
         )  # fmt: skip
     seconds = round(time.monotonic() - began, 3)
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)

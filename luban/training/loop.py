@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from luban.columns.examples import Examples
 from luban.console import Progress, record, tell
-from luban.errors import BundleError, Diverged
+from luban.errors import BundleError, DiskError, Diverged
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import checkpoints, snapshot
@@ -29,7 +28,7 @@ from luban.training.feed import Feed
 from luban.training.plan import History, Plan
 from luban.training.random import seed_torch
 from luban.training.ranks import here
-from luban.training.signals import listening
+from luban.training.signals import Stopped, listening
 from luban.training.state import State
 from luban.training.steps import plain
 from luban.training.sums import Sums
@@ -54,7 +53,9 @@ class Run:
         objective: Any,
         step: Any,
         folder: Path | None,
+        data: str = "",
     ):
+        self.data = data
         self.ranks, self.training, self.validation = here(), training, validation
         self.plan, self.objective, self.make_step, self.folder = plan, objective, step, folder
         self.feed = Feed(training, plan, self.ranks)
@@ -106,13 +107,12 @@ class Run:
         return self.plan.rate * self.state.factor(self.state.step - 1)
 
     # -- the end of an epoch -----------------------------------------------------------------------------------------
-    def finish_epoch(self) -> dict[str, float]:
-        """Validate, remember, decide which weights are the best."""
+    def finish_epoch(self, heard: Callable[[], int]) -> dict[str, float]:
+        """Validate, remember, decide which weights are the best. Raises Stopped, with nothing judged, on a signal."""
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
         if self.validation is not None and len(self.validation):
-            numbers |= {
-                f"validation_{k}": v for k, v in evaluate(self.network, self.validation, self.plan, self.ranks).items()
-            }
+            judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
+            numbers |= {f"validation_{k}": v for k, v in judged.items()}
         self.history.epochs.append(numbers)
         self.shown = {k: v for k, v in numbers.items() if k.startswith("validation_")}
         watched = numbers.get("validation_loss", numbers["loss"])
@@ -138,24 +138,32 @@ class Run:
         return False
 
     # -- saving ------------------------------------------------------------------------------------------------------
-    def checkpoint(self) -> None:
+    def checkpoint(self, needed: bool = False) -> None:
+        """On disk. A disk that is full does not end the training: it is told, and tried again at the next time.
+
+        Raises DiskError where it is `needed`: the process is about to end.
+        """
         if self.folder is None:
             return
-        if self.ranks.first:
-            checkpoints.save(self.folder, self.state.step, *snapshot.take(self))
+        try:
+            if self.ranks.first:
+                checkpoints.save(self.folder, self.state.step, *snapshot.take(self))
+        except DiskError as e:
+            if needed:
+                raise
+            tell("checkpoint.not_written", step=self.state.step, reason=str(e))
         self.saved_at = time.monotonic()
 
     def resume(self) -> bool:
-        """Take up the newest good checkpoint of the folder, if it is one of this plan."""
+        """Take up the newest good checkpoint of the folder, if there is one.
+
+        Raises RequestError, with nothing changed, where it is of other settings or other rows.
+        """
         found = self._newest() if self.folder else None
         if found is None:
             return False
         tensors, state = found
-        free = {"checkpoint_seconds": self.plan.checkpoint_seconds}  # changes nothing that is learned
-        same = isinstance(state, dict) and {**(state.get("plan") or {}), **free} == asdict(self.plan)
-        if not same or state.get("examples") != len(self.training):
-            tell("train.other_checkpoint")
-            return False
+        snapshot.same_run(self, state)
         try:
             snapshot.put_back(self, tensors, state)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as e:
@@ -170,6 +178,24 @@ class Run:
         self.ranks.same("checkpoint", found and found[1].get("step"))
         return found
 
+    def go(self, heard: Callable[[], int], progress: Progress, watch: Callable[[dict[str, float]], None] | None) -> int:
+        """Train to the end; the signal that stopped it on the way, else 0."""
+        while not self.over():
+            try:
+                number = self.epoch(heard, progress)
+                if number:
+                    return number
+                numbers = self.finish_epoch(heard)
+            except Stopped as e:
+                return e.number
+            if watch and self.ranks.first:
+                watch(numbers)
+            self.ears.epoch(numbers)
+            number = self.ranks.ask(heard)()
+            if number and not self.over():
+                return number
+        return 0
+
 
 def fit(
     network: nn.Module,
@@ -181,15 +207,18 @@ def fit(
     step: Callable[..., Any] = plain,
     folder: Path | None = None,
     resume: bool = False,
+    data: str = "",
     title: str = "",
     watch: Callable[[dict[str, float]], None] | None = None,
 ) -> History:
     """Train `network` in place and leave it with the best weights (or the last, as the plan says), in eval mode.
 
-    `folder` gets checkpoints; `resume` goes on from the newest. SIGINT and SIGTERM end after the running step with a
-    checkpoint; the History says so. Raises Diverged (the network then holds the best weights so far).
+    `folder` gets checkpoints, the last one at the end; `resume` goes on from the newest. `data`: fingerprint of the rows,
+    so that no other ones are taken for them. SIGINT and SIGTERM end after the running step with a checkpoint; the History
+    says so. Raises Diverged (the network then holds the best weights so far), RequestError where a checkpoint to go on
+    from is another run's, DiskError where that of a stopped run cannot be written.
     """
-    run = Run(network, training, validation, plan, objective, step, folder)
+    run = Run(network, training, validation, plan, objective, step, folder, data)
     progress = Progress(title, run.total)
     if resume and run.resume():
         progress.resume_at(run.state.step)
@@ -197,25 +226,10 @@ def fit(
     began = time.monotonic()
     try:
         with listening() as (stop, caught):
-
-            def heard() -> int:
-                return caught[0] if stop.is_set() else 0
-
-            while not run.over():
-                number = run.epoch(heard, progress)
-                if number:
-                    run.history.stopped, run.history.signal = "signal", number
-                    break
-                numbers = run.finish_epoch()
-                if watch and run.ranks.first:
-                    watch(numbers)
-                run.ears.epoch(numbers)
-                number = run.ranks.ask(heard)()
-                if number and not run.over():
-                    run.history.stopped, run.history.signal = "signal", number
-                    break
-            if run.history.stopped == "signal":
-                run.checkpoint()
+            number = run.go(lambda: caught[0] if stop.is_set() else 0, progress, watch)
+            if number:
+                run.history.stopped, run.history.signal = "signal", number
+            run.checkpoint(needed=bool(number))
     finally:
         progress.close()
         run.history.step = run.state.step

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the step that is being made."""
+"""SIGINT and SIGTERM end a run after the step, or the batch of a validation, that is being made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+class Stopped(Exception):
+    """A signal was heard where there is no end of a step: what was being done is done again by the run that goes on."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 @contextmanager

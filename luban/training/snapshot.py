@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from torch import Tensor
 
+from luban.errors import BundleError, RequestError
 from luban.training.plan import History
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -30,9 +31,26 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
         "sums": run.sums.read(),
         "history": asdict(run.history),
         "examples": len(run.training),
+        "data": run.data,
         "owned": [o.state() if hasattr(o, "state") else None for o in (run.objective, run.make_step)],
     }
     return tensors, state
+
+
+FREE = ("checkpoint_seconds",)  # settings that change nothing that is learned
+
+
+def same_run(run: Any, state: Any) -> None:
+    """Raises RequestError where a checkpoint is of other settings or other rows than the run that would go on from it."""
+    if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
+        raise BundleError("bundle.bad_checkpoint", path=str(run.folder), reason="state.json")
+    defaults = {f.name: f.default for f in fields(run.plan) if f.default is not MISSING}
+    then, now = defaults | state["plan"], asdict(run.plan)
+    differ = [f"{k} {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v and k not in FREE]
+    if differ:
+        raise RequestError("resume.other_settings", path=str(run.folder), settings=differ[:6])
+    if (state.get("examples"), state.get("data")) != (len(run.training), run.data):
+        raise RequestError("resume.other_rows", path=str(run.folder), then=state.get("examples"), now=len(run.training))
 
 
 def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:

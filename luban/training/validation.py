@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,36 @@ from luban.columns.examples import Examples
 from luban.nn.tokens import Batch
 from luban.training.plan import Plan
 from luban.training.ranks import ALONE, Ranks
+from luban.training.signals import Stopped
 
 
 @torch.no_grad()
-def evaluate(network: Any, examples: Examples, plan: Plan, ranks: Ranks = ALONE) -> dict[str, float]:
+def evaluate(
+    network: Any, examples: Examples, plan: Plan, ranks: Ranks = ALONE, heard: Callable[[], int] = lambda: 0
+) -> dict[str, float]:
     """The mean loss over all outputs, and each output's glance (accuracy, mean absolute error) in evaluation mode.
 
-    Each rank computes its share of every batch; the sums are those of all.
+    Each rank computes its share of every batch; the sums are those of all. Raises Stopped when a signal is `heard`.
     """
     was = network.training
     network.eval()
-    sums: dict[str, list[float]] = {}
+    try:
+        sums = _of_all(_sums(network, examples, plan, ranks, heard), ranks)
+    finally:
+        network.train(was)
+    mean = {key: total / max(weight, 1e-12) for key, (total, weight) in sums.items()}
+    return {"loss": sum(v for (kind, _), v in mean.items() if kind == "loss")} | {
+        k: v for (kind, k), v in mean.items() if kind == "glance"
+    }
+
+
+def _sums(
+    network: Any, examples: Examples, plan: Plan, ranks: Ranks, heard: Callable[[], int]
+) -> dict[Any, list[float]]:
+    """{(kind, name): [sum, weight]} of this rank's share."""
+    sums: dict[Any, list[float]] = {}
     for index in np.array_split(np.arange(len(examples)), max(1, len(examples) // max(plan.batch, 256))):
+        asked = ranks.ask(heard)
         index, counts = ranks.share(index)
         batch = Batch.of(examples.arrays(index), plan.device)
         o = network(batch)
@@ -32,12 +51,10 @@ def evaluate(network: Any, examples: Examples, plan: Plan, ranks: Ranks = ALONE)
             pair = sums.setdefault(key, [0.0, 0.0])
             pair[0] += float(each.sum()) * counts
             pair[1] += float(weight.sum()) * counts
-    network.train(was)
-    sums = _of_all(sums, ranks)
-    mean = {key: total / max(weight, 1e-12) for key, (total, weight) in sums.items()}
-    return {"loss": sum(v for (kind, _), v in mean.items() if kind == "loss")} | {
-        k: v for (kind, k), v in mean.items() if kind == "glance"
-    }
+        number = asked()
+        if number:
+            raise Stopped(number)
+    return sums
 
 
 def _of_all(sums: dict[Any, list[float]], ranks: Ranks) -> dict[Any, list[float]]:
