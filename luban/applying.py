@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luban import files, machine, registry
+from luban import files, machine, registry, scaling
 from luban.energy import Meter
 from luban.recipe import Part
 from luban.report import Report
@@ -22,7 +22,8 @@ def apply(bundle: Bundle, data: Data, part: Part) -> Bundle:
     """One stage. A Report is kept in the Bundle; each stage leaves a line of history."""
     from luban.bundle import Bundle
 
-    function = registry.find("stages", part.type)
+    spread = part.type == "train" and scaling.spread(bundle.recipe)
+    function = scaling.train if spread else registry.find("stages", part.type)
     settings = {k: v for k, v in part.settings.items() if v is not None}
     began, cpu = time.monotonic(), time.process_time()
     with Meter() as meter:

@@ -69,13 +69,13 @@ def check(
     return 1 if any(f.level == "error" for f in findings) else 0
 
 
-def run(recipe: str, *, out: str = "", set: list[str] = ()) -> int:
+def run(recipe: str, *, out: str = "", set: list[str] = (), ranks: int | None = None) -> int:
     from luban import pipeline
 
     folder = _named(out, "run")
     _log(folder)
     seed = [f"seed={common['seed']}"] if common["seed"] is not None else []
-    bundle = pipeline.run(recipe, folder, set=[*set, *seed])
+    bundle = pipeline.run(recipe, folder, set=[*set, *seed, *_ranks(ranks)])
     _headline(bundle)
     print(say("run.done", folder=folder, report=os.path.join(folder, "report.html")))
     return _signal_code(bundle)
@@ -92,13 +92,14 @@ def train(
     from_: str | None = None,
     track: list[str] = (),
     set: list[str] = (),
+    ranks: int | None = None,
     out: str = "",
 ) -> int:
     from luban import pipeline
 
     folder = _fresh(_named(out, "train"))
     _log(folder)
-    changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
+    changes = [*set, *_ranks(ranks), *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
     changes += [f"train.track=[{', '.join(track)}]"] if track else []
     bundle = pipeline.train(
         data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
@@ -202,12 +203,12 @@ def _going_on(folder: str, inner: str) -> Path:
     return path if (path / inner).is_dir() else _fresh(folder)
 
 
-def resume(folder: str) -> int:
+def resume(folder: str, *, ranks: int | None = None) -> int:
     from luban import pipeline
 
     if _path(folder).is_dir():
         _log(folder)
-    bundle = pipeline.resume(folder)
+    bundle = pipeline.resume(folder, set=_ranks(ranks))
     pipeline.write_report(bundle, _path(folder))
     _headline(bundle)
     print(say("train.saved", folder=folder))
@@ -423,6 +424,8 @@ VERBS = (
     import_,
 )
 
+SPREAD = ("train", "run", "resume")  # verbs that several processes may do together
+
 
 # -- the way in --------------------------------------------------------------------------------------------------------
 
@@ -496,6 +499,14 @@ def _main(words: list[str]) -> int:
         from luban.machine import set_threads
 
         set_threads(shared["threads"])
+    if verb.name in SPREAD:
+        from luban.scale import rank
+
+        if rank():  # of a torchrun that was started around this command: rank 0 does the rest
+            from luban.scaling.joined import follow
+
+            follow()
+            return 0
     return verb.function(**own) or 0
 
 
@@ -527,6 +538,10 @@ def _answering(path: str) -> Any:
     from luban.engines import OnnxEngine
 
     return OnnxEngine(path)
+
+
+def _ranks(count: int | None) -> Any:
+    return [f"scale.ranks={count}"] if count is not None else []
 
 
 def _named(out: str, verb: str) -> str:

@@ -33,6 +33,11 @@ def configure(*, quiet: bool = False, log: Path | None = None) -> None:
     _quiet, _log = quiet, log
 
 
+def settings() -> dict[str, Any]:
+    """What `configure` takes, as JSON: for a process that speaks for this one."""
+    return {"quiet": _quiet, "log": str(_log.absolute()) if _log else None}
+
+
 def log_to(path: Path | None) -> None:
     global _log
     if path != _log:

@@ -23,6 +23,8 @@ from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
 from luban.pages import compare, full_report, write_report
 from luban.recipe import Part, Recipe, fill
+from luban.scale import unready
+from luban.scaling.joined import leading
 from luban.tuning import verbs
 
 if TYPE_CHECKING:  # torch comes when all that was asked for is known to be right
@@ -44,6 +46,7 @@ def load(folder: str | Path, **options: Any) -> Bundle:
     return Bundle.load(folder, **options)
 
 
+@leading()
 def train(
     data: Any,
     target: str | Sequence[str] | None = None,
@@ -80,7 +83,7 @@ def train(
             recipe = _alike(recipe, start.recipe)
     stage = recipe.stage("train") or Part("train")
     recipe = recipe.with_stage(Part("train", {**stage.settings, **settings}))
-    raise_all(RequestError, _bad_settings(recipe))
+    raise_all(RequestError, [*_bad_settings(recipe), *unready(recipe.scale)])
     recipe = recipe.resolved()
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
@@ -140,11 +143,13 @@ def _bad_settings(recipe: Recipe) -> list[Any]:
     return Check().recipe(recipe.plain())
 
 
+@leading()
 def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
     """The whole life that a recipe asks for, into `out`; stages whose settings, data and parents did not change are reused."""
     out = Path(out)
     asked, rows, inferred = recipe_from(recipe, Ask(changes=tuple(set)))
     asked = replace(asked, stages=asked.stages or DEFAULT).resolved()
+    raise_all(RequestError, unready(asked.scale))
     show_columns(asked, inferred)
     with claimed(out):
         return _life(asked, rows, out)
@@ -154,7 +159,7 @@ def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
     from luban.bundle import Bundle
 
     prepared: Data | None = None
-    key = _key(replace(asked, stages=()).plain(), rows.fingerprint())
+    key = _key(replace(asked, stages=(), scale={}).plain(), rows.fingerprint())  # spread or not, it is the same model
     bundle = Bundle(asked)
     keep = []
     for number, part in enumerate(asked.stages, 1):
@@ -229,20 +234,22 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def resume(folder: str | Path, *, module: Any = None) -> Bundle:
+@leading()
+def resume(folder: str | Path, *, module: Any = None, set: Sequence[str] = ()) -> Bundle:
     """Go on with a run that was stopped or killed: from its newest good checkpoint, with the recipe it began with.
 
     What `run` began goes on to the end of its stages, what `train` began is trained and judged.
-    `module`: one's own network, where the run began with one. Raises RequestError where nothing was begun.
+    `module`: one's own network, where the run began with one. `set`: changes of the recipe, such as `scale.ranks=4`; of those that
+    change what is learned, training starts anew. Raises RequestError where nothing was begun.
     """
     folder = files.recovered(Path(folder))
     begun, whole = files.inside(folder, BEGUN), files.inside(folder, RUN)
     if whole.is_file() and module is None:
-        return run(Recipe.load(whole), folder)
+        return run(Recipe.load(whole, tuple(set)), folder)
     for verb, name in ((verbs.tune, verbs.TUNE), (verbs.curve, verbs.CURVE)):
         searched = files.inside(folder, f"{name}/{verbs.BEGUN}")
         if searched.is_file() and module is None:
-            return verb(Recipe.load(searched), out=folder)
+            return verb(Recipe.load(searched, tuple(set)), out=folder)
     if not begun.is_file():
         raise RequestError("resume.nothing", path=str(folder))
-    return train(Recipe.load(begun), model=module, out=folder, resume=True)
+    return train(Recipe.load(begun, tuple(set)), model=module, out=folder, resume=True)

@@ -24,12 +24,27 @@ from typing import Any
 
 from luban import registry
 from luban.errors import Problem, RecipeError, problem, raise_all
+from luban.scale import mistakes
 from luban.settings import SIZES
 from luban.space import Space
 from luban.yaml_file import Lines, dump, parse, read
 
 FORMAT = 1
-KEYS = ("luban", "data", "inputs", "outputs", "frame", "size", "model", "fusion", "stages", "seed", "tune", "curve")
+KEYS = (
+    "luban",
+    "data",
+    "inputs",
+    "outputs",
+    "frame",
+    "size",
+    "model",
+    "fusion",
+    "stages",
+    "scale",
+    "seed",
+    "tune",
+    "curve",
+)
 DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
 # Names that users bring from the Trainer they know.
 SETTING_ALIASES = {
@@ -81,6 +96,7 @@ class Recipe:
     model: Mapping[str, Part] = field(default_factory=dict)
     fusion: Part = Part("concat")
     stages: tuple[Part, ...] = ()
+    scale: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     tune: Mapping[str, Any] = field(default_factory=dict)
     curve: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +122,7 @@ class Recipe:
             model={k: Part.of(v) for k, v in (plain.get("model") or {}).items()},
             fusion=Part.of(plain.get("fusion") or "concat"),
             stages=tuple(Part.of(s) for s in plain.get("stages") or ()),
+            scale=plain.get("scale") or {},
             seed=plain.get("seed") or 0,
             tune=plain.get("tune") or {},
             curve=plain.get("curve") or {},
@@ -123,6 +140,7 @@ class Recipe:
             "model": {k: p.plain() for k, p in self.model.items()},
             "fusion": self.fusion.plain(),
             "stages": [p.plain() for p in self.stages],
+            "scale": dict(self.scale),
             "seed": self.seed,
         } | {k: dict(v) for k, v in (("tune", self.tune), ("curve", self.curve)) if v}
 
@@ -168,6 +186,7 @@ class Recipe:
             model=model,
             fusion=fill("fusions", self.fusion, self.size),
             stages=tuple(fill("stages", s, self.size) for s in self.stages),
+            scale=_filled("run", "scale", self.scale, self.size),
         )
 
     def encoder(self, name: str) -> Part:
@@ -279,6 +298,7 @@ class Check:
         if plain.get("seed") is not None:
             yield from self.value(plain["seed"], {"type": "integer", "minimum": 0}, ("seed",))
         yield from self._stages(plain.get("stages"))
+        yield from self._scale(plain.get("scale"))
         yield from self._searches(plain)
 
     def _searches(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
@@ -344,6 +364,14 @@ class Check:
             return
         for i, stage in enumerate(stages):
             yield from self._part("stages", stage, ("stages", i))
+
+    def _scale(self, scale: Any) -> Iterator[Problem]:
+        if scale is None:
+            return
+        wrong = list(self.value(scale, registry.schema("run", "scale"), ("scale",)))
+        yield from wrong
+        if not wrong:
+            yield from (p.at(self.place(("scale", p.place))) for p in mistakes(scale))
 
     def _part(self, room: str, value: Any, path: tuple[Any, ...]) -> Iterator[Problem]:
         if isinstance(value, Mapping) and len(value) == 1:

@@ -70,6 +70,9 @@ DATA = {
     "split": "luban.data.splits:split",
     "clean": "luban.data.cleaning:clean",
 }
+RUN = {
+    "scale": "luban.scale:scale",
+}
 
 ROOMS: dict[str, dict[str, str]] = {
     "columns": COLUMNS,
@@ -81,6 +84,7 @@ ROOMS: dict[str, dict[str, str]] = {
     "stages": STAGES,
     "search": SEARCH,
     "data": DATA,
+    "run": RUN,
 }
 ALIASES = {"shap": "kernel-shap"}
 

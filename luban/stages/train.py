@@ -15,6 +15,7 @@ from luban.columns.base import Column
 from luban.columns.examples import encode
 from luban.columns.fitting import fit_columns
 from luban.console import tell
+from luban.errors import Unsupported
 from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
@@ -34,6 +35,7 @@ from luban.training.loop import History, Plan, fit
 from luban.training.objectives import balanced, mixed
 from luban.training.precision import choose
 from luban.training.random import seed_torch
+from luban.training.ranks import here
 from luban.training.sinks import needed, tracked
 
 
@@ -89,6 +91,9 @@ def train(
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
+    ranks = here()
+    if ranks.world > 1 and not network.separable:
+        raise Unsupported("scale.not_separable", modules=_neighbourly(network))
     batch = batch_for(len(training)) if batch == "auto" else batch
     epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
     tokens = tokens_for(training, batch) if tokens == "auto" else tokens
@@ -105,18 +110,20 @@ def train(
     batches = _told(training, order(training, batch, recipe.seed, 0, tokens=tokens), tokens)
     if precision == "auto":
         most = max(1, tokens // int(training.lengths().max())) if tokens else batch  # of the longest examples
-        precision = choose(network, training, most, chosen["device"], objective)
+        precision = ranks.told(ranks.first and choose(network, training, most, chosen["device"], objective))
     measured = {
         "precision": precision, "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen | measured)
     plan = Plan(**chosen, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
-    if folder:
+    if folder and ranks.first:
         if not resume:
             checkpoints.clear(folder)
         write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
-    sinks = tracked(track, out, chosen | {"precision": precision}, recipe.yaml())
+    ranks.same("data", [len(training), len(validation)], *(c.to_json() for c in columns.values()))
+    ranks.same("weights", *network.state_dict().values())
+    sinks = tracked(track if ranks.first else (), out, chosen | {"precision": precision}, recipe.yaml())
     with sinks, balanced(objective, network, balance) as (objective, weights):
         history = fit(
             network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
@@ -131,7 +138,7 @@ def train(
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs
     )
-    result.tables = {**bundle.tables, "trained": fingerprints(data)}
+    result.tables = {**bundle.tables, "trained": fingerprints(data)} if ranks.first else bundle.tables
     entry |= _entry(data, network, history)
     return result.with_history("train", settings=chosen | measured, **entry, seconds=seconds)
 
@@ -163,7 +170,13 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
         "signal": history.signal,
         "steps": history.step,
         "diagnosis": diagnosis(history),
-    }
+    } | ({"ranks": here().world} if here().world > 1 else {})
+
+
+def _neighbourly(network: Any) -> list[str]:
+    """The modules that mix the examples of a batch."""
+    kinds = (torch.nn.modules.batchnorm._BatchNorm,)
+    return [n for n, m in network.named_modules() if isinstance(m, kinds)] or [type(network).__name__]
 
 
 def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:

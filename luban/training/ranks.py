@@ -1,6 +1,6 @@
 """What a rank is: one of several processes that train one network together, each on its part of every batch.
 
-    ranks = here()                       Alone, or the Group that `join` made
+    ranks = here()                       Alone, or the Group that `join` made, inside of `together`
     index, counts = ranks.share(index)   this rank's rows of a global batch
     ranks.add(tensor)                    the sum over all ranks, in place, on every rank the same bits
     asked = ranks.ask(flag); asked()     the largest flag of any rank: the same decision everywhere, at the same step
@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Ranks(Protocol):
     def told(self, value: Any) -> Any: ...
     def wait(self) -> None: ...
     def same(self, what: str, *values: Any) -> None: ...
+    def spread(self, network: nn.Module) -> Any: ...
 
 
 class Alone:
@@ -72,11 +74,15 @@ class Alone:
 
     def same(self, what: str, *values: Any) -> None: ...
 
+    def spread(self, network: nn.Module) -> Replicated:
+        return Replicated(network, self)
+
 
 class Group:
     """Several processes of torch.distributed. Raises RuntimeError (torch's own) where another rank is gone or silent."""
 
-    def __init__(self, timeout: float = TIMEOUT):
+    def __init__(self, timeout: float = TIMEOUT, strategy: str = "ddp"):
+        self.strategy = strategy
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.first, self.own = self.rank == 0, (self.rank,)
         self.tensors = dist.new_group(timeout=timedelta(seconds=timeout))
@@ -112,7 +118,7 @@ class Group:
         return whole.tolist()
 
     def told(self, value: Any) -> Any:
-        return _told(value if self.first else None, self.words)
+        return _told(value, self.words)
 
     def wait(self) -> None:
         dist.barrier(group=self.words)
@@ -127,6 +133,14 @@ class Group:
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.words)
         if int(ends[0]) != -int(ends[1]):
             raise RanksDiffer("ranks.differ", what=what, world=self.world)
+
+    def spread(self, network: nn.Module) -> Any:
+        """How the weights lie: `Replicated`, or `luban.training.sharded.Sharded`."""
+        if self.strategy == "ddp":
+            return Replicated(network, self)
+        from luban.training.sharded import Sharded
+
+        return Sharded(network, self)
 
 
 class Replicated:
@@ -173,25 +187,56 @@ def here() -> Ranks:
     return _here
 
 
-def join(timeout: float = TIMEOUT) -> Group:
+def join(timeout: float = TIMEOUT, strategy: str = "ddp") -> Group:
     """Become one of the ranks that torchrun, Ray or anything that sets torch's own environment has started.
 
     Each rank gets a GPU of its own where there are any. Where torch.distributed is set up already (Ray), that is used.
     """
-    global _here
+    _meet(timeout)
+    return Group(timeout, strategy)
+
+
+def restarts() -> int:
+    """How often torchrun has started these ranks anew after one had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+class Crew:
+    """Ranks that wait for rank 0 to tell them what to do, for as long as it takes."""
+
+    def __init__(self) -> None:
+        _meet(TIMEOUT)
+        self.patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENT))
+
+    def told(self, value: Any) -> Any:
+        return _told(value, self.patient)
+
+
+def _meet(timeout: float) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    _here = Group(timeout)
-    return _here
+        wait = timedelta(seconds=timeout)
+        store, rank, world = next(dist.rendezvous("env://", timeout=wait))
+        # torchrun keeps its store over a restart: without a prefix, ranks would call at the addresses of the dead
+        store = dist.PrefixStore(f"start-{restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
+
+
+@contextmanager
+def together(group: Ranks) -> Iterator[None]:
+    """What is trained inside is trained by the group."""
+    global _here
+    before, _here = _here, group
+    try:
+        yield
+    finally:
+        _here = before
 
 
 def leave() -> None:
     """End what `join` began."""
-    global _here
-    _here = ALONE
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -14,7 +14,7 @@ from luban.training import optimizers
 from luban.training.plan import Plan
 from luban.training.precision import autocast
 from luban.training.random import later
-from luban.training.ranks import ALONE, Ranks, Replicated, totals
+from luban.training.ranks import ALONE, Ranks, totals
 from luban.training.schedules import schedule
 from luban.training.steps import Numbers
 
@@ -22,9 +22,9 @@ from luban.training.steps import Numbers
 class State:
     """What a step works on. Gradients are views of one flat buffer, so that a norm, a finite check and a zero are one call."""
 
-    def __init__(self, network: nn.Module, plan: Plan, total: int, ranks: Ranks = ALONE, weights: Any = None):
+    def __init__(self, network: nn.Module, plan: Plan, total: int, ranks: Ranks = ALONE):
         self.plan, self.ranks, self.step, self.epoch = plan, ranks, 0, 0
-        self.weights = weights or Replicated(network, ranks)
+        self.weights = ranks.spread(network)
         self.network, self.parameters = self.weights.network, self.weights.parameters
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), device=plan.device)
         start = 0

@@ -1,0 +1,95 @@
+"""Runs with several ranks, for tests: data, recipe, the command, and what can be done to its ranks."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+RECIPE = """luban: 1
+data: {rows: rows.csv}
+inputs: {a: number, b: number, words: text}
+outputs: {y: category}
+size: nano
+model: {words: {transformer: {dropout: 0}}}
+fusion: {concat: {dropout: 0}}
+stages: [{train: {epochs: 3, precision: fp32, augment: false, batch: 32}}]
+"""
+LINUX = sys.platform == "linux"
+
+
+def place(folder: Path) -> Path:
+    """A folder with `rows.csv` and `recipe.yaml`: numbers, texts of many lengths, some answers missing."""
+    random = np.random.default_rng(0)
+    lines = ["a,b,words,y"]
+    for _ in range(230):
+        a, b = random.normal(size=2)
+        words = " ".join(random.choice(list("abcdef"), random.integers(2, 9)))
+        lines.append(f"{a:.3f},{b:.3f},{words},{'yes' if a + words.count('a') + random.normal() * 0.3 > 0.5 else 'no'}")
+    (folder / "rows.csv").write_text("\n".join(lines) + "\n")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([*([more.pop("PYTHONPATH")] if "PYTHONPATH" in more else []), str(ROOT)])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+
+
+def start(folder: Path, out: str, *words: str, verb: tuple[str, ...] = ("run", "recipe.yaml"), **env: str):
+    command = [sys.executable, "-m", "luban", *verb, *(("--out", out) if verb[0] != "resume" else ()), *words]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**env)
+    )
+
+
+def run(folder: Path, out: str, *words: str, code: int = 0, **more) -> str:
+    """Run to the end; what was said on stderr."""
+    running = start(folder, out, *words, **more)
+    _, said = running.communicate(timeout=240)
+    assert running.returncode == code, said[-2000:]
+    return said
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> str:
+    return json.loads((folder / "MANIFEST.json").read_text())["files"]["model.safetensors"]
+
+
+def apart(one: Path, two: Path) -> float:
+    """The largest difference of any loss of two runs."""
+    a, b = metrics(one), metrics(two)
+    assert len(a) == len(b)
+    return max(abs(x[k] - y[k]) for x, y in zip(a, b) for k in ("loss", "validation_loss"))
+
+
+def living(parent: int) -> dict[int, int]:
+    """{rank: process} of the ranks that a launcher has started."""
+    found = {}
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            if b"luban.scaling.work" not in (path / "cmdline").read_bytes().split(b"\0"):
+                continue
+            above = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            variables = (path / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        rank = [v for v in variables if v.startswith(b"RANK=")]
+        if rank and (above == parent or parent == 0):
+            found[int(rank[0][5:])] = int(path.name)
+    return found
+
+
+def wait_for(condition, running: subprocess.Popen, seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition() and running.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)

@@ -1,0 +1,184 @@
+"""Several processes train one network: what is asked for, how a batch is cut, and one real run of two ranks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import luban
+from luban import scale, scaling
+from luban.bundle import Bundle
+from luban.data.prepare import prepare
+from luban.errors import BundleError, DataError, RankLost, RecipeError, RequestError, Unsupported, WorkError
+from luban.recipe import Recipe
+from luban.scaling import job
+from luban.training.ranks import ALONE, Group, totals
+from tests import ranks, tiny
+
+WRONG = {
+    "{engine: torchrum}": ["scale.engine", "torchrun"],
+    "{ranks: 0}": ["scale.ranks", ">= 1"],
+    "{ranks: many}": ["scale.ranks", "many"],
+    "{strategy: fdsp, ranks: 2}": ["scale.strategy", "fsdp"],
+    "{strategy: fsdp, ranks: 1}": ["scale.strategy", "ranks >= 2"],
+    "{rank: 2}": ["scale.rank", "ranks"],
+    "{timeout: 0}": ["scale.timeout"],
+    "{address: 10.0.0.1}": ["scale.address", "ray"],
+    "{restarts: -1}": ["scale.restarts"],
+    "two": ["scale"],
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_scale_is_one_sentence_with_its_place(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(f"luban: 1\nscale: {text}\n")
+    with pytest.raises(RecipeError) as e:
+        Recipe.load(tmp_path / "r.yaml")
+    assert len(e.value.problems) == 1 and "r.yaml:2" in str(e.value)
+    assert not [part for part in WRONG[text] if part not in str(e.value)], str(e.value)
+
+
+def test_every_default_is_shown():
+    shown = Recipe.of({"luban": 1, "scale": {"ranks": 2}}).resolved().plain()["scale"]
+    assert shown == {"engine": "torchrun", "ranks": 2, "strategy": "ddp", "restarts": 3, "timeout": 600.0}
+
+
+def test_what_cannot_be_here_is_said_before_work_starts(tmp_path, monkeypatch):
+    rows = str(tiny.csv(tmp_path / "rows.csv"))
+    with pytest.raises(RequestError) as e:
+        luban.train(rows, "back", size="nano", set=["scale.strategy=fsdp"])
+    assert e.value.id == "scale.fsdp_alone"
+    monkeypatch.setattr(scale, "find_spec", lambda name: None)
+    with pytest.raises(RequestError) as e:
+        luban.train(rows, "back", size="nano", set=["scale.engine=ray", "scale.ranks=2"])
+    assert e.value.id == "extra.missing" and "luban[ray]" in str(e.value)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    assert scale.chosen({})["ranks"] == 4
+    assert [p.id for p in scale.unready({"ranks": 2})] == ["scale.other_world"]
+
+
+def test_a_saved_model_loads_wherever_it_was_trained(tmp_path, monkeypatch):
+    """A recipe that asks for eight ranks on an engine that is not here is still a recipe."""
+    monkeypatch.setattr(scale, "find_spec", lambda name: None)
+    assert (
+        Recipe.of({"luban": 1, "scale": {"engine": "ray", "ranks": 8, "strategy": "fsdp"}}).resolved().scale["ranks"]
+        == 8
+    )
+
+
+# -- shares ---------------------------------------------------------------------------------------------------------
+
+
+def group(rank: int, world: int) -> Group:
+    """A rank without others behind it: enough to cut a batch."""
+    one = object.__new__(Group)
+    one.rank, one.world, one.first, one.own = rank, world, rank == 0, (rank,)
+    return one
+
+
+@pytest.mark.parametrize("rows, world", [(10, 2), (11, 2), (7, 3), (1, 2), (2, 5), (0, 2)])
+def test_shares_are_the_batch_cut_up(rows, world):
+    batch = np.random.default_rng(rows).permutation(100)[:rows]
+    shares = [group(r, world).share(batch) for r in range(world)]
+    counted = np.concatenate([own for own, counts in shares if counts] or [batch])
+    assert sorted(counted) == sorted(batch)
+    assert all(len(own) == min(1, rows) for own, counts in shares if not counts)
+    sizes = [len(own) for own, counts in shares if counts]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+def test_long_rows_are_shared_out():
+    """A batch stands sorted by length; halves of it would leave one rank with all the long ones."""
+    lengths = np.arange(64)
+    one, two = (lengths[group(r, 2).share(np.arange(64))[0]].sum() for r in (0, 1))
+    assert abs(one - two) <= 32
+
+
+def test_alone_nothing_is_summed_or_copied():
+    sums = {"y": (torch.tensor(3.0), torch.tensor(2.0))}
+    assert totals(ALONE, sums) is sums and ALONE.told({"a": 1}) == {"a": 1} and ALONE.ask(lambda: 15)() == 15
+
+
+# -- the job --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_all_that_a_rank_needs(tmp_path):
+    recipe = Recipe.load(ranks.place(tmp_path) / "recipe.yaml", (f"data.rows={tmp_path / 'rows.csv'}",)).resolved()
+    data, bundle = prepare(recipe), Bundle(recipe)
+    job.write(tmp_path / "job", bundle, data, {"epochs": 2}, scale.chosen({"ranks": 2}))
+    again, same = job.read(tmp_path / "job")
+    assert again.recipe.plain() == recipe.plain() and same.table.equals(data.table) and len(same.rows) == len(data.rows)
+    assert all((same.part(p) == data.part(p)).all() for p in ("train", "validation", "test"))
+    assert not [p for p in (tmp_path / "job").iterdir() if p.suffix in (".pt", ".pkl", ".bin")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("data.none_named"),
+        WorkError("io.failed", path="x", reason="full"),
+        BundleError("ranks.differ", what="data", world=2),
+    ],
+)
+def test_a_mistake_of_a_rank_is_raised_in_the_launcher(tmp_path, error):
+    job.fail(tmp_path, error)
+    with pytest.raises(type(error)) as e:
+        job.result(tmp_path, Bundle(Recipe()))
+    assert str(e.value) == str(error) and e.value.exit_code == error.exit_code
+
+
+def test_a_module_of_ones_own_cannot_be_sent(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 2)
+
+        def forward(self, price):
+            return self.layer(price[:, None])
+
+    with pytest.raises(Unsupported) as e:
+        luban.train(tiny.rows(), "back", inputs=["price"], model=Net(), epochs=1, set=["scale.ranks=2"])
+    assert e.value.id == "scale.own_module"
+
+
+# -- two real ranks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch is built without torch.distributed")
+def test_two_ranks_train_what_one_does(tmp_path):
+    """The same loss curve as one process within 1e-5 in fp32 without dropout, and an ordinary Bundle."""
+    folder = ranks.place(tmp_path)
+    changes = (
+        f"data.rows={folder / 'rows.csv'}",
+        "stages=[{train: {epochs: 2, precision: fp32, augment: false, batch: 32}}]",
+    )
+    one = luban.train(Recipe.load(folder / "recipe.yaml", changes), evaluate=False)
+    two = luban.train(
+        Recipe.load(folder / "recipe.yaml", (*changes, "scale.ranks=2", "scale.timeout=60")),
+        out=folder / "two",
+        evaluate=False,
+    )
+    for a, b in zip(one.metrics, two.metrics, strict=True):
+        assert abs(a["loss"] - b["loss"]) < 1e-5 and abs(a["validation_loss"] - b["validation_loss"]) < 1e-5
+    assert two.history[-1]["ranks"] == 2 and "ranks" not in one.history[-1]
+    assert two.history[-1]["steps"] == one.history[-1]["steps"] and two.tables["trained"].num_rows == len(
+        one.tables["trained"]
+    )
+    saved = luban.load(folder / "two")
+    assert saved.predict(str(folder / "rows.csv")) == two.predict(str(folder / "rows.csv"))
+    assert not (folder / "two" / scaling.FOLDER).exists(), "the job goes when it is done"
+
+
+def test_control_a_lost_rank_is_named():
+    from types import SimpleNamespace
+
+    from luban.scaling.torchrun import _lost
+    from luban.scaling.work import LOST
+
+    ends = {0: SimpleNamespace(exitcode=LOST), 1: SimpleNamespace(exitcode=-9), 2: SimpleNamespace(exitcode=-15)}
+    from pathlib import Path
+
+    e = _lost(ends, scale.chosen({"ranks": 3, "restarts": 0}), Path("logs"))
+    assert isinstance(e, RankLost) and "Rank 1 of 3" in str(e) and "SIGKILL" in str(e) and json.dumps(e.to_json())
