@@ -318,11 +318,15 @@ def report(folder: str) -> None:
 
 
 def compare(folders: list[str]) -> None:
-    from luban import pipeline
+    from luban import comparing
 
-    for folder in folders:
-        _sound(folder)
-    print(pipeline.compare(folders).to_text(), end="")
+    for folder in comparing.found_in(folders):
+        _sound(str(folder))
+    report = comparing.compare(folders)
+    if common["json"]:
+        print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1))
+    else:
+        print(report.to_text(), end="")
 
 
 def show(what: str) -> None:

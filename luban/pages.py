@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,26 +137,6 @@ def _summary(bundle: Bundle) -> Report:
         else:
             first.text(said)
     return first
-
-
-def compare(folders: Sequence[str | Path]) -> Report:
-    """Saved models side by side: size, rows, every metric of their last evaluation."""
-    from luban.bundle import Bundle
-
-    bundles = {str(f): Bundle.load(f) for f in folders}
-    report = Report("compare", say("compare.title"))
-    rows: dict[str, list[str]] = {}
-    for i, bundle in enumerate(bundles.values()):
-        facts = {say("compare.parameters"): f"{bundle.parameters():,}", say("compare.bytes"): f"{bundle.bytes():,}"}
-        evaluated = bundle.reports.get("evaluate")
-        for name, output in (evaluated.numbers["outputs"] if evaluated else {}).items():
-            facts |= {
-                f"{name} {k}": with_interval(m) for k, m in output["metrics"].items() if m.get("value") is not None
-            }
-        for key, value in facts.items():
-            rows.setdefault(key, [""] * len(bundles))[i] = value
-    report.table("", ["", *bundles], [[k, *v] for k, v in rows.items()])
-    return report
 
 
 def with_interval(metric: Mapping[str, Any]) -> str:

@@ -19,9 +19,10 @@ from luban import console, files, registry
 from luban.applying import apply, claimed
 from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_columns, tell_findings, tell_ledger
 from luban.columns.fitting import fit_columns
+from luban.comparing import compare
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, raise_all
-from luban.pages import compare, full_report, write_report
+from luban.pages import full_report, write_report
 from luban.recipe import Part, Recipe, fill
 from luban.scale import unready
 from luban.scaling.joined import leading

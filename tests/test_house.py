@@ -42,6 +42,7 @@ ORDER = [
     {"training", "evaluation"},
     {"stages", "predictions"},
     {"asking", "pages", "starters", "doctor", "foreign", "applying", "scaling"},
+    {"comparing"},
     {"tuning"},
     {"pipeline"},
     {"cli", "__main__"},
