@@ -68,7 +68,14 @@ class Work:
         self.text, self.label = text, label
         self.tokens = tokens_for(self.training, BATCH)
         self.plan = Plan(
-            epochs=1, batch=BATCH, rate=RATE, tokens=self.tokens, schedule="linear", warmup=0.0, augment=False, keep="last"
+            epochs=1,
+            batch=BATCH,
+            rate=RATE,
+            tokens=self.tokens,
+            schedule="linear",
+            warmup=0.0,
+            augment=False,
+            keep="last",
         )
 
     def network(self) -> torch.nn.Module:

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from luban import machine
+from luban.data import cache
+from luban.data.blocks import home
 from luban.messages import say
 
 # Imported each in a process of its own: a broken one must not take the others, or this process, with it.
@@ -46,8 +48,10 @@ def _machine() -> Iterator[tuple[str, str]]:
     memory = _memory()
     if memory:
         yield say("doctor.memory"), say("doctor.memory_text", free=memory[0] / GIB, total=memory[1] / GIB)
-    cache = _cache()
-    yield say("doctor.disk"), say("doctor.disk_text", free=shutil.disk_usage(cache).free / GIB, path=str(cache))
+    place = _cache()
+    yield say("doctor.disk"), say("doctor.disk_text", free=shutil.disk_usage(place).free / GIB, path=str(place))
+    kept, most = cache.size(cache.folder()) if cache.folder().is_dir() else 0, cache.limit()
+    yield say("doctor.encoded"), say("doctor.encoded_text", kept=kept / GIB, most=most / GIB, path=str(cache.folder()))
     yield say("doctor.gpu"), _gpu()
 
 
@@ -69,7 +73,7 @@ def _memory() -> tuple[int, int] | None:
 
 def _cache() -> Path:
     """The nearest folder that exists to where fetched data are kept."""
-    path = Path(os.environ.get("LUBAN_CACHE") or Path.home() / ".cache")
+    path = home()
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
 
 

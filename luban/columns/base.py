@@ -56,8 +56,17 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        return [self.flat[self.offsets[r] : self.offsets[r + 1]] for r in rows]
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.flat[self.offsets[i] : self.offsets[i + 1]]
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """Some of them, gathered in one go."""
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        ends = np.cumsum(lengths)
+        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+        return Ragged(self.flat[at], np.concatenate([[0], ends]))
 
 
 Encoded = np.ndarray | Ragged  # (N, ...) where every value has the same shape, else Ragged
@@ -146,6 +155,10 @@ class Column:
     def guarded(self) -> Self:
         """The column as a server uses it: values come from strangers, so none of them may name a file to open."""
         return self
+
+    def outside(self, values: Any) -> bytes:
+        """What tells whether that which values only name, such as files, is still the same."""
+        return b""
 
     # -- what others see of it ---------------------------------------------------------------------------------------
     def featurizer(self, training: Any) -> Callable[[Any], Any]:

@@ -69,13 +69,14 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Examples:
-    """N encoded examples. `rows` are ids of the rows behind each."""
+    """N encoded examples. `rows` are ids of the rows behind each; `stored`: blocks and flat targets that lie on disk."""
 
     columns: Mapping[str, Column]
     inputs: Mapping[str, Encoded]
     targets: Mapping[str, Encoded]
     rows: Any
     count: int
+    stored: tuple[list[tuple[list[str], np.ndarray, np.ndarray]], dict[str, Pair]] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -127,6 +128,8 @@ class Examples:
     @cached_property
     def blocks(self) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
         """The inputs of one number per example, collated once: (names, x (N, F), mask (N, F)) for each form."""
+        if self.stored:
+            return self.stored[0]
         found = []
         for form in FLAT:
             names = [
@@ -141,6 +144,8 @@ class Examples:
 
     @cached_property
     def flat_targets(self) -> dict[str, Pair]:
+        if self.stored:
+            return self.stored[1]
         return {
             n: self.columns[n].collate(e)
             for n, e in self.targets.items()

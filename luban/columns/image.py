@@ -130,6 +130,11 @@ class Image(Column):
         with ThreadPoolExecutor(DECODERS) as pool:
             return np.stack(list(pool.map(self.encode, items)))
 
+    def outside(self, values: Any) -> bytes:
+        """Length and time of each file that is named."""
+        names = [v for v in to_list(values) if isinstance(v, str)] if not isinstance(values, np.ndarray) else ()
+        return repr([picture.stamp(v) for v in names]).encode()
+
     # -- what explains it --------------------------------------------------------------------------------------------
     def segments(self, value: Any) -> Segments:
         """Patches of a regular grid, seven along the longer side: "r0c0" is the upper left one. index (H, W)."""

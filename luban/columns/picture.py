@@ -51,6 +51,15 @@ def open_image(value: Any, *, files: bool = True) -> Any:
 
 
 @cache
+def stamp(name: str) -> tuple[int, int] | str:
+    """Length and time of a file; what is no file stands for itself."""
+    try:
+        found = os.stat(name)
+    except (OSError, ValueError):
+        return name[:200]
+    return found.st_size, found.st_mtime_ns
+
+
 def _pillow() -> Any:
     """PIL.Image, told not to warn on stderr of sizes that are refused here anyway."""
     from PIL import Image

@@ -18,6 +18,7 @@ from luban.settings import Count, Dial, Fraction
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
 LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
 SAMPLE = 2000  # texts looked at to tell the script
+BATCH = 1000  # texts tokenised at once: what the library makes of one is a hundred times its size
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
@@ -66,7 +67,8 @@ class Text(Column):
             lower=self.lower, normalise=self.normalise, whitespace=self.whitespace,
         )  # fmt: skip
         made = tokenizers.load(plain)
-        lengths = np.fromiter((len(e.ids) for e in made.encode_batch_fast(texts)), np.int64, len(texts))
+        batches = (made.encode_batch_fast(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH))
+        lengths = np.fromiter((len(e.ids) for batch in batches for e in batch), np.int64, len(texts))
         words = tokenizers.words(plain)
         learned = self.learned(
             tokens=tokens,
@@ -116,8 +118,11 @@ class Text(Column):
         return Ragged.of(self._encoded(to_list(values)))
 
     def _encoded(self, values: Sequence[Any]) -> list[np.ndarray]:
-        found = self.tokenizer.encode_batch_fast([self._clean(v) for v in values])
-        return [np.array(self._cut(e.ids) or [PADDING], np.int32) for e in found]
+        result: list[np.ndarray] = []
+        for start in range(0, len(values), BATCH):
+            found = self.tokenizer.encode_batch_fast([self._clean(v) for v in values[start : start + BATCH]])
+            result += [np.array(self._cut(e.ids) or [PADDING], np.int32) for e in found]
+        return result
 
     def _cut(self, items: list[Any]) -> list[Any]:
         return items[: self.length] if self.keep == "start" else items[-self.length :]
@@ -138,9 +143,10 @@ class Text(Column):
 
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (B, T) int64 padded with 0 to the longest, mask (B, T)."""
-        lengths = np.fromiter((len(i) for i in items), np.int64, len(items))
+        items = items if isinstance(items, Ragged) else Ragged.of(items)
+        lengths = items.lengths
         x = np.zeros((len(items), int(lengths.max(initial=1))), np.int64)
-        x[np.arange(x.shape[1]) < lengths[:, None]] = np.concatenate(items) if len(items) else 0
+        x[np.arange(x.shape[1]) < lengths[:, None]] = items.flat
         return x, x != PADDING
 
     # -- what explains it --------------------------------------------------------------------------------------------

@@ -6,24 +6,52 @@ rows it was made from. Splits are made on rows before framing, so a frame only e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from luban.data.blocks import pieces, taken
+
 
 @dataclass(frozen=True)
 class Framed:
-    """`table`: one row an example (Arrow); `rows`: per example the ids of its rows, an int array (N,) or a list of arrays."""
+    """`source`: Arrow cells; `rows`: per example the ids of its rows, an int array (N,) or a list of arrays.
 
-    table: Any
+    `index`: which rows of `source` the examples are, None = each in its order. Nothing is copied before it is asked for.
+    """
+
+    source: Any
     rows: np.ndarray | Sequence[np.ndarray]
+    index: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.rows)
+
+    @cached_property
+    def table(self) -> Any:
+        """One row an example."""
+        return self.source if self.index is None else taken(self.source, self.index)
+
+    def blocks(self, size: int | None = None) -> Iterator[Framed]:
+        """The same examples in order, some at once, so that no more than that is in memory."""
+        start = 0
+        for table in pieces(self.source, self.index, size):
+            yield Framed(table, self.rows[start : start + table.num_rows])
+            start += table.num_rows
+
+    def some(self, most: int) -> Framed:
+        """At most so many of the examples, evenly spaced."""
+        if len(self) <= most:
+            return self
+        chosen = np.linspace(0, len(self) - 1, most).astype(np.int64)
+        index = chosen if self.index is None else self.index[chosen]
+        rows = self.rows[chosen] if isinstance(self.rows, np.ndarray) else [self.rows[i] for i in chosen]
+        return Framed(self.source, rows, index)
 
 
 def row(table: Any, rows: np.ndarray) -> Framed:
     """Use for everything that stands in one row: each row is one example."""
-    return Framed(table.take(rows), np.asarray(rows))
+    return Framed(table, np.asarray(rows), np.asarray(rows))

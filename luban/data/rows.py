@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from luban.data.blocks import BLOCK, rest, taken
 from luban.data.same import tensor
 from luban.errors import DataError, Problem, problem
 from luban.messages import say
 
 LONGEST_RAW = 10_000  # characters of a bad row that the ledger keeps
+_MISSING = b"\xff"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Rows:
         """The rows with these numbers (from 0), in this order; a ledger of its own, still empty."""
         indices = np.asarray(indices, np.int64)
         return replace(
-            self, table=_take(self.table, indices), lines=self.lines[indices], quarantine=[], rows_in=len(indices)
+            self, table=taken(self.table, indices), lines=self.lines[indices], quarantine=[], rows_in=len(indices)
         )
 
     def select(self, columns: Sequence[str]) -> Rows:
@@ -114,11 +116,11 @@ class Rows:
         if not reasons:
             return self
         bad = np.array(sorted(reasons), np.int64)
-        raws = raw_rows(_take(self.table, bad))
+        raws = raw_rows(taken(self.table, bad))
         gone = [Quarantined(int(self.lines[i]), *reasons[int(i)], raw) for i, raw in zip(bad, raws)]
         kept = np.setdiff1d(np.arange(len(self)), bad)
         ledger = sorted([*self.quarantine, *gone], key=lambda q: q.line)
-        return replace(self, table=_take(self.table, kept), lines=self.lines[kept], quarantine=ledger)
+        return replace(self, table=taken(self.table, kept), lines=self.lines[kept], quarantine=ledger)
 
     def save_quarantine(self, path: str | Path) -> None:
         """Write the ledger as CSV: line, reason, raw."""
@@ -132,7 +134,7 @@ class Rows:
         digest = hashlib.sha256()
         for name in self.columns:
             digest.update(f"{name}\0{self.table[name].type}\0{len(self)}\0".encode())
-            for part in _content(self.table[name]):
+            for part in content(self.table[name]):
                 digest.update(part)
         return digest.hexdigest()
 
@@ -153,13 +155,6 @@ def _finish(digest: Any, cells: tuple[bytes, ...]) -> str:
     return digest.hexdigest()
 
 
-def _take(table: pa.Table, indices: np.ndarray) -> pa.Table:
-    """Rows of a table; a run of neighbours is a view, not a copy."""
-    if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (np.diff(indices) == 1).all():
-        return table.slice(int(indices[0]), len(indices))
-    return table.take(pa.array(indices))
-
-
 def raw_rows(table: pa.Table) -> list[str]:
     """Each row as one CSV line, for the ledger."""
     columns = [_shown(table[n]) for n in table.column_names]
@@ -178,18 +173,47 @@ def _shown(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()
 
 
-def _content(column: pa.ChunkedArray) -> list[bytes | memoryview]:
-    """The bytes that make a column what it is: which cells are there, and what they hold."""
-    valid = np.packbits(pc.is_valid(column).to_numpy().astype(bool)).tobytes()
+def content(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
+    """The bytes that make a column what it is: which cells are there, and what they hold. Block by block."""
+    yield np.packbits(pc.is_valid(column).to_numpy().astype(bool)).tobytes()
+    kind = column.type
     pixels = tensor(column)
     if pixels is not None:
-        return [valid, np.ascontiguousarray(pixels).data.cast("B") if pixels.size else b""]
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        numbers = column.fill_null(pa.scalar(0, kind)).to_numpy()
-        return [valid, np.ascontiguousarray(numbers).tobytes()]
-    cells = _cell_bytes(column)
-    return [valid, np.fromiter(map(len, cells), np.int64, len(cells)).tobytes(), b"".join(cells)]
+        yield np.ascontiguousarray(pixels).data.cast("B") if pixels.size else b""
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        for part in _parts(column):
+            yield np.ascontiguousarray(part.fill_null(pa.scalar(0, kind)).to_numpy(zero_copy_only=False)).tobytes()
+    elif pa.types.is_string(kind):
+        for part in _parts(column):
+            yield (
+                pc.fill_null(pc.binary_length(part), len(_MISSING))
+                .to_numpy(zero_copy_only=False)
+                .astype(np.int64)
+                .tobytes()
+            )
+        for part in _parts(column):
+            yield _joined(part)
+    else:
+        cells = _cell_bytes(column)
+        yield np.fromiter(map(len, cells), np.int64, len(cells)).tobytes()
+        yield b"".join(cells)
+
+
+def _parts(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """A column in pieces that fit into memory."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), BLOCK):
+            yield chunk.slice(start, BLOCK)
+        rest()
+
+
+def _joined(texts: pa.Array) -> bytes | memoryview:
+    """All bytes of a string array, one after another; a missing cell is the byte that no text begins with."""
+    if texts.null_count:
+        texts = texts.cast(pa.binary()).fill_null(_MISSING)
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
+    return memoryview(data)[int(ends[0]) : int(ends[1])] if data is not None else b""
 
 
 def _cell_bytes(column: pa.ChunkedArray) -> list[bytes]:
@@ -202,7 +226,7 @@ def _cell_bytes(column: pa.ChunkedArray) -> list[bytes]:
 
 def _bytes_of(value: Any) -> bytes:
     if value is None or value != value:
-        return b"\xff"
+        return _MISSING
     if isinstance(value, bytes):
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luban.data.blocks import home
 from luban.errors import DataError, WorkError, problem
 from luban.messages import say
 
@@ -113,8 +114,8 @@ SAMPLES: dict[str, Sample] = {s.name: s for s in _ALL}
 
 
 def cache() -> Path:
-    """Where samples are kept: `LUBAN_CACHE`, else `~/.cache/luban`."""
-    return Path(os.environ.get("LUBAN_CACHE") or Path.home() / ".cache" / "luban")
+    """Where samples are kept, see `luban.data.blocks.home`."""
+    return home()
 
 
 def load(name: str) -> Rows:

@@ -12,8 +12,8 @@ import torch
 
 from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
-from luban.columns.examples import encode
 from luban.columns.fitting import fit_columns
+from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.errors import Unsupported
 from luban.files import write
@@ -85,7 +85,7 @@ def train(
     needed(track, out)
     columns = bundle.columns or fit_columns(bundle.recipe, data)
     training, validation = (
-        encode(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
+        encode_kept(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
         for p in ("train", "validation")
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)

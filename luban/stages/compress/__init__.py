@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from luban.bundle import Bundle
-from luban.columns.examples import encode
+from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.prepare import prepare
 from luban.errors import DataError
@@ -89,5 +89,5 @@ def _learning(bundle: Bundle, data: Any, what: str) -> tuple[Any, Any]:
     if data is None or not len(data.part("train")):
         raise DataError("compress.no_rows", what=what)
     framed = (data.framed(p, bundle.recipe.frame) for p in ("train", "validation"))
-    training, validation = (encode(bundle.columns, bundle.inputs, bundle.outputs, f) for f in framed)
+    training, validation = (encode_kept(bundle.columns, bundle.inputs, bundle.outputs, f) for f in framed)
     return training, validation
