@@ -128,7 +128,7 @@ def luban() -> Callable[[int], nn.Module]:
     def side(epochs: int) -> nn.Module:
         net = network()
         own = Own(recipe, columns, net)
-        plan = Plan(**{**known, "epochs": epochs, "batch": BATCH, "rate": RATE, "device": "cpu", "precision": "fp32", "patience": 0})  # fmt: skip
+        plan = Plan(**{**known, "epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": "cpu", "precision": "fp32", "patience": 0})  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             fit(own, examples, None, plan=plan, objective=supervised, folder=Path(folder), title="train")
         return net

@@ -145,7 +145,7 @@ def table(rows: Sequence[tuple[str, str]]) -> list[str]:
     left = min(30, max((len(a) for a, _ in rows), default=0) + 2)
     lines = []
     for a, b in rows:
-        parts = textwrap.wrap(b, max(20, width() - left - 2)) or [""]
+        parts = textwrap.wrap(b, max(20, width() - left - 2), break_on_hyphens=False) or [""]
         head = "  " + a.ljust(left)
         if len(a) >= left:
             lines.append("  " + a)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luban import console, files, registry
+from luban.aliases import renamed
 from luban.applying import apply, claimed
 from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_columns, tell_findings, tell_ledger
 from luban.columns.fitting import fit_columns
@@ -83,7 +84,7 @@ def train(
         if not (model or size or set or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
             recipe = _alike(recipe, start.recipe)
     stage = recipe.stage("train") or Part("train")
-    recipe = recipe.with_stage(Part("train", {**stage.settings, **settings}))
+    recipe = recipe.with_stage(Part("train", {**stage.settings, **renamed(settings)}))
     raise_all(RequestError, [*_bad_settings(recipe), *unready(recipe.scale)])
     recipe = recipe.resolved()
     prepared = prepare(recipe, rows)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luban import registry
+from luban import aliases, registry
 from luban.errors import Problem, RecipeError, problem, raise_all
 from luban.scale import mistakes
 from luban.settings import SIZES
@@ -46,20 +46,6 @@ KEYS = (
     "curve",
 )
 DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
-# Names that users bring from the Trainer they know.
-SETTING_ALIASES = {
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "learning_rate": "rate",
-    "per_device_train_batch_size": "batch",
-    "batch_size": "batch",
-    "lr": "rate",
-    "warmup_ratio": "warmup",
-    "max_grad_norm": "clip",
-    "optim": "optimizer",
-    "lr_scheduler_type": "schedule",
-    "early_stopping_patience": "patience",
-}
 
 
 @dataclass(frozen=True)
@@ -110,6 +96,8 @@ class Recipe:
     @classmethod
     def of(cls, plain: Any, lines: Lines | None = None, changes: tuple[str, ...] = ()) -> Recipe:
         """A recipe from plain data (what YAML or JSON hold)."""
+        if isinstance(plain, Mapping) and isinstance(plain.get("stages"), list):
+            plain = {**plain, "stages": [aliases.stage(s) for s in plain["stages"]]}
         for change in changes:
             plain = _changed(plain, change)
         raise_all(RecipeError, Check(lines).recipe(plain))
@@ -483,12 +471,24 @@ def _changed(plain: Any, change: str) -> Any:
     if keys[0] in registry.STAGES:
         stages = [Part.of(s) if isinstance(s, (str, Mapping)) else s for s in plain.get("stages") or []]
         part = next((s for s in stages if s.type == keys[0]), None)
-        new = Part(keys[0], _put(dict(part.settings if part else {}), keys[1:], value))
+        new = _put({}, keys[1:], value)
+        new = aliases.renamed(new) if keys[0] == "train" else new
+        new = Part(keys[0], _merged(dict(part.settings if part else {}), new))
         plain["stages"] = [(new if s is part else s).plain() for s in stages] + ([] if part else [new.plain()])
         return plain
     if keys[0] not in KEYS:
         raise RecipeError(problem("recipe.unknown_key", place="--set", name=keys[0], allowed=(*KEYS, *registry.STAGES)))
     return _put(plain, keys, value)
+
+
+def _merged(target: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping of one value put into another."""
+    result = dict(target)
+    for key, value in change.items():
+        inner = result.get(key)
+        deeper = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        result[key] = _merged(dict(inner), value) if deeper else value
+    return result
 
 
 def _put(target: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:

@@ -52,6 +52,25 @@ EDITS = {
     "lora": "luban.nn.lora:lora",
     "merge_lora": "luban.nn.lora:merge_lora",
 }
+OPTIMIZERS = {
+    "adamw": "luban.training.rules:adamw",
+    "adam": "luban.training.rules:adam",
+    "sgd": "luban.training.rules:sgd",
+    "rmsprop": "luban.training.rules:rmsprop",
+    "adagrad": "luban.training.rules:adagrad",
+    "lion": "luban.training.rules:lion",
+    "muon": "luban.training.rules:muon",
+}
+SCHEDULES = {
+    "cosine": "luban.training.schedules:cosine",
+    "linear": "luban.training.schedules:linear",
+    "constant": "luban.training.schedules:constant",
+    "step": "luban.training.schedules:step",
+    "exponential": "luban.training.schedules:exponential",
+    "warmup-stable-decay": "luban.training.schedules:warmup_stable_decay",
+    "one-cycle": "luban.training.schedules:OneCycle",
+    "reduce-on-plateau": "luban.training.schedules:Plateau",
+}
 STAGES = {
     "start": "luban.stages.start:start",
     "train": "luban.stages.train:train",
@@ -81,6 +100,8 @@ ROOMS: dict[str, dict[str, str]] = {
     "fusions": FUSIONS,
     "heads": HEADS,
     "edits": EDITS,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
     "stages": STAGES,
     "search": SEARCH,
     "data": DATA,

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up; a room imports from those before it and from itself.
 ORDER = [
     {
+        "aliases",
         "messages",
         "errors",
         "settings",
@@ -49,6 +50,7 @@ ORDER = [
 ]
 LEVEL = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
 NO_TORCH = {
+    "aliases",
     "asking",
     "messages",
     "errors",
@@ -204,7 +206,7 @@ def test_every_name_has_a_word_on_its_use():
 
     listed = [
         f"use.{room}.{name}"
-        for room in ("columns", "encoders", "fusions", "heads", "stages", "edits")
+        for room in ("columns", "encoders", "fusions", "heads", "stages", "edits", "optimizers", "schedules")
         for name in registry.ROOMS[room]
     ]
     assert not [i for i in listed if i not in CATALOGUE]

@@ -19,7 +19,7 @@ from luban.errors import Unsupported
 from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
-from luban.settings import Count, Dial, Fraction, Group, Natural, NonNegative, Positive
+from luban.settings import Count, Dial, Fraction, Group, Named, Natural, NonNegative, Positive
 from luban.training import checkpoints
 from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import (
@@ -47,13 +47,14 @@ def train(
     steps: Natural = 0,
     batch: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     tokens: Natural | Literal["auto"] = "auto",
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw",
+    optimizer: Annotated[dict | str, Named("optimizers")] = "adamw",
     rate: Annotated[Positive, Dial(nano=3e-3, small=2e-3, base=1e-3)] = None,
-    momentum: Fraction = 0.9,
     weight_decay: NonNegative = 0.01,
-    schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    schedule: Annotated[dict | str, Named("schedules")] = "cosine",
     warmup: Fraction = 0.05,
     clip: NonNegative = 1.0,
+    clip_value: NonNegative = 0.0,
+    clip_weights: NonNegative = 0.0,
     patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
@@ -74,7 +75,7 @@ def train(
     `tokens`: what a batch holds at most, counted as examples x the longest of them; 0 = always `batch` examples, auto = as
     much as `batch` examples of average length where inputs have lengths.
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
-    gradient norm, 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
+    gradient norm, `clip_value`: largest entry of a gradient, `clip_weights`: largest weight; 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
     every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
     `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
@@ -101,8 +102,9 @@ def train(
     patience = patience_for(epochs) if patience == "auto" else patience
     chosen = {
         "epochs": epochs,
-        "steps": steps, "batch": batch, "tokens": tokens, "optimizer": optimizer, "rate": rate, "momentum": momentum,
+        "steps": steps, "batch": batch, "tokens": tokens, "optimizer": optimizer, "rate": rate,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
+        "clip_value": clip_value, "clip_weights": clip_weights,
         "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
         "checkpoint_seconds": checkpoint_seconds,
     }  # fmt: skip

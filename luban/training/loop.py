@@ -80,6 +80,7 @@ class Run:
             self._one(batch)
             self.position += 1
             if progress.due():
+                self.state.check()
                 progress.update(self.state.step, {"loss": self.sums.loss(), **self.shown}, unit=say("progress.steps"))
             if self.ears.due():
                 self.ears.step({"step": self.state.step, "loss": self.sums.loss(), "rate": self._rate()})
@@ -109,6 +110,7 @@ class Run:
     # -- the end of an epoch -----------------------------------------------------------------------------------------
     def finish_epoch(self, heard: Callable[[], int]) -> dict[str, float]:
         """Validate, remember, decide which weights are the best. Raises Stopped, with nothing judged, on a signal."""
+        self.state.check()
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
         if self.validation is not None and len(self.validation):
             judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
@@ -118,6 +120,7 @@ class Run:
         watched = numbers.get("validation_loss", numbers["loss"])
         if not math.isfinite(watched):
             raise Diverged("train.diverged", step=self.state.step, epoch=self.state.epoch + 1)
+        self.state.factor.judged(watched)
         if watched < self.history.best_loss:
             self.history.best, self.history.best_loss = self.state.epoch, watched
             self.best = {k: v.detach().cpu().clone() for k, v in self.state.weights.read().items()}
@@ -145,6 +148,7 @@ class Run:
         """
         if self.folder is None:
             return
+        self.state.check()
         try:
             if self.ranks.first:
                 checkpoints.save(self.folder, self.state.step, *snapshot.take(self))

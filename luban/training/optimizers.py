@@ -1,4 +1,4 @@
-"""Optimisers.
+"""The optimiser of a run: which parameter follows which rule, with which decay and which share of the rate.
 
 The updates are PyTorch's own fused kernels, called directly: `torch.optim` imports the compiler when it makes its
 first optimiser, which costs a small run more than its training (docs/decisions/0002-optimisers.md).
@@ -6,92 +6,125 @@ first optimiser, which costs a small run more than its training (docs/decisions/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
-BETAS, EPSILON, SMOOTHING = (0.9, 0.999), 1e-8, 0.99
+from luban import registry
+from luban.recipe import Part
+from luban.training.rules import Rule
+
+
+@dataclass
+class Group:
+    """Parameters that are treated alike. `share`: of the rate."""
+
+    rule: Rule
+    params: list[Tensor]
+    decay: float
+    share: float
+    slots: list[list[Tensor]]
 
 
 class Optimizer:
-    """One of adamw (decoupled decay, Loshchilov & Hutter 2019), adam, sgd (momentum), rmsprop, over all trainable parameters.
+    """A rule by name (`adamw`, or `{sgd: {momentum: 0.9}}`) over all trainable parameters.
 
     Weight decay spares biases, norms (one dimension) and embedding tables, but for a table with a `decay` of its own: that
     one is multiplied by 1 - rate x decay at every update, whatever the optimiser. Gradients are read from `p.grad`. The
-    state is plain tensors, named for safetensors by `tensors`. `local` gives the part of a parameter that this process updates.
+    state is plain tensors, named for safetensors by `tensors`. `local` gives the part of a parameter that this process
+    updates; `shares` a factor on the rate for parameters by id.
     """
 
     def __init__(
-        self, network: nn.Module, *, name: str, momentum: float = 0.9, weight_decay: float = 0.0,
+        self, network: nn.Module, *, name: Any = "adamw", weight_decay: float = 0.0, shares: Mapping[int, float] | None = None,
         local: Callable[[Tensor], Tensor] = lambda p: p,
     ):  # fmt: skip
-        self.name, self.momentum, self.weight_decay = name, momentum, weight_decay
+        part, shares = Part.of(name), shares or {}
+        rule = registry.find("optimizers", part.type)(**{k: v for k, v in part.settings.items() if v is not None})
         tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
         spared = {id(m.weight) for m in tables}
         self.forgetting = [
             (local(m.weight), m.decay) for m in tables if getattr(m, "decay", 0.0) and m.weight.requires_grad
         ]
-        trainable = [p for p in network.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.ndim > 1 and id(p) not in spared]
-        kept = {id(p) for p in decayed}
-        groups = ((decayed, weight_decay), ([p for p in trainable if id(p) not in kept], 0.0))
-        self.groups = [([local(p) for p in params], decay) for params, decay in groups if params]
-        slots = {"adamw": 2, "adam": 2, "sgd": 1 if momentum else 0, "rmsprop": 2 if momentum else 1}[name]
-        self.slots = [[[torch.zeros_like(p) for p in params] for _ in range(slots)] for params, _ in self.groups]
-        self.steps = [[torch.zeros((), device=p.device) for p in params] for params, _ in self.groups]
+        hidden = {id(p) for p in hidden_weights(network)} if rule.hidden else set()
+        found: dict[tuple[bool, float, float], list[Tensor]] = {}
+        for p in network.parameters():
+            if p.requires_grad:
+                decay = weight_decay if p.ndim > 1 and id(p) not in spared else 0.0
+                key = (not rule.hidden or id(p) in hidden, decay, shares.get(id(p), 1.0))
+                found.setdefault(key, []).append(local(p))
+        self.groups = [self._group(rule if mine else rule.rest, *key, p) for (mine, *key), p in found.items()]
+        first = self.groups[0].params[0] if self.groups else None
+        self.step = torch.zeros((), device=first.device if first is not None else None)
+
+    @staticmethod
+    def _group(rule: Any, decay: float, share: float, params: list[Tensor]) -> Group:
+        return Group(rule, params, decay, share, [[torch.zeros_like(p) for p in params] for _ in range(rule.slots)])
 
     @torch.no_grad()
-    def update(self, rate: float) -> None:
-        """One step with the gradients that stand in `p.grad`."""
+    def update(self, rate: float, bad: Tensor | None = None) -> None:
+        """One step with the gradients that stand in `p.grad`. Where `bad`, one number on the device, is 1, nothing changes."""
         for table, decay in self.forgetting:
-            table.mul_(max(0.0, 1 - rate * decay))
-        for (params, decay), slots, steps in zip(self.groups, self.slots, self.steps):
-            grads = [p.grad for p in params]
-            if self.name in ("adamw", "adam"):
-                self._adam(params, grads, slots, steps, rate, decay)
-            elif self.name == "sgd":
-                first = not steps[0].item()
-                torch._fused_sgd_(
-                    params, grads, slots[0] if slots else [], weight_decay=decay, momentum=self.momentum, lr=rate,
-                    dampening=0.0, nesterov=False, maximize=False, is_first_step=first,
-                )  # fmt: skip
-                steps[0].fill_(1)
+            left = max(0.0, 1 - rate * decay)
+            table.mul_(left if bad is None else torch.where(bad > 0, 1.0, left))
+        self.step.add_(1)
+        for group in self.groups:
+            grads = [p.grad for p in group.params]
+            asked = (group.params, grads, group.slots, [self.step] * len(grads), rate * group.share, group.decay)
+            if bad is None:
+                group.rule.update(*asked)
+            elif group.rule.skips:
+                group.rule.update(*asked, found_inf=bad)
             else:
-                self._rmsprop(params, grads, slots, rate, decay)
+                _unless(bad, [*group.params, *(t for slot in group.slots for t in slot)], group.rule.update, asked)
+        if bad is not None:
+            self.step.sub_(bad)
 
-    def _adam(self, params: Any, grads: Any, slots: Any, steps: Any, rate: float, decay: float) -> None:
-        kernel = torch._fused_adamw_ if self.name == "adamw" else torch._fused_adam_
-        torch._foreach_add_(steps, 1)
-        kernel(
-            params, grads, slots[0], slots[1], [], steps, lr=rate, beta1=BETAS[0], beta2=BETAS[1], weight_decay=decay,
-            eps=EPSILON, amsgrad=False, maximize=False,
-        )  # fmt: skip
-
-    def _rmsprop(self, params: Any, grads: Any, slots: Any, rate: float, decay: float) -> None:
-        if decay:
-            grads = torch._foreach_add(grads, params, alpha=decay)
-        torch._foreach_mul_(slots[0], SMOOTHING)
-        torch._foreach_addcmul_(slots[0], grads, grads, value=1 - SMOOTHING)
-        scale = torch._foreach_sqrt(slots[0])
-        torch._foreach_add_(scale, EPSILON)
-        if self.momentum:
-            torch._foreach_mul_(slots[1], self.momentum)
-            torch._foreach_addcdiv_(slots[1], grads, scale)
-            torch._foreach_add_(params, slots[1], alpha=-rate)
-        else:
-            torch._foreach_addcdiv_(params, grads, scale, value=-rate)
+    @torch.no_grad()
+    def clamp(self, most: float) -> None:
+        """Every weight between -most and most (Arjovsky et al. 2017)."""
+        for group in self.groups:
+            torch._foreach_clamp_min_(group.params, -most)
+            torch._foreach_clamp_max_(group.params, most)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state as named tensors."""
-        found = {}
-        for g, (slots, steps) in enumerate(zip(self.slots, self.steps)):
-            found |= {f"{g}.{s}.{i}": t for s, slot in enumerate(slots) for i, t in enumerate(slot)}
-            found |= {f"{g}.step.{i}": t for i, t in enumerate(steps)}
-        return found
+        slots = {
+            f"{g}.{s}.{i}": t
+            for g, group in enumerate(self.groups)
+            for s, slot in enumerate(group.slots)
+            for i, t in enumerate(slot)
+        }
+        return {"step": self.step, **slots}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         for name, mine in self.tensors().items():
             mine.copy_(tensors[name])
+
+
+def _unless(bad: Tensor, touched: list[Tensor], update: Callable[..., None], asked: tuple[Any, ...]) -> None:
+    """An update that is taken back on the device where `bad` is 1, so that nobody has to wait for it."""
+    before = [t.clone() for t in touched]
+    update(*asked)
+    for now, then in zip(touched, before):
+        torch.where(bad.bool(), then, now, out=now)
+
+
+def hidden_weights(network: nn.Module) -> list[Tensor]:
+    """The matrices of hidden layers: weights of linear, convolutional and recurrent layers, heads apart.
+
+    In a network of one's own the last such weight stands for the head.
+    """
+    heads = {id(p) for head in getattr(network, "heads", ()) for p in head.parameters()}
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
+    found = [
+        p
+        for m in network.modules()
+        if isinstance(m, kinds)
+        for p in m.parameters(recurse=False)
+        if p.ndim > 1 and id(p) not in heads
+    ]
+    return found if heads else found[:-1]

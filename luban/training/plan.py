@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,13 @@ class Plan:
     rate: float
     steps: int = 0
     tokens: int = 0  # budget of a batch, 0 = none, see `batches.order`
-    optimizer: str = "adamw"
-    momentum: float = 0.9
+    optimizer: Any = "adamw"  # as in a recipe: a name, or {name: settings}
     weight_decay: float = 0.01
-    schedule: str = "cosine"
+    schedule: Any = "cosine"
     warmup: float = 0.05
     clip: float = 1.0
+    clip_value: float = 0.0
+    clip_weights: float = 0.0
     patience: int = 0
     augment: bool = True
     seed: int = 0

@@ -30,6 +30,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
         "position": run.position,
         "sums": run.sums.read(),
         "history": asdict(run.history),
+        "schedule": run.state.factor.state,
         "examples": len(run.training),
         "data": run.data,
         "owned": [o.state() if hasattr(o, "state") else None for o in (run.objective, run.make_step)],
@@ -59,6 +60,7 @@ def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
     run.state.optimizer.restore(tensors["optimizer"])
     run.best = tensors["best"]
     run.state.step, run.state.epoch, run.position = state["step"], state["epoch"], state["position"]
+    run.state.factor.state = state["schedule"]
     run.sums.read_so_far, run.history = state["sums"], History(**state["history"])
     for key, (_, restore) in _owned(run).items():
         restore(tensors[key])

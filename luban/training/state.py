@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luban.errors import Diverged
 from luban.training import optimizers
@@ -15,7 +15,7 @@ from luban.training.plan import Plan
 from luban.training.precision import autocast
 from luban.training.random import later
 from luban.training.ranks import ALONE, Ranks, totals
-from luban.training.schedules import schedule
+from luban.training.schedules import Schedule
 from luban.training.steps import Numbers
 
 
@@ -32,10 +32,11 @@ class State:
             p.grad = self.flat[start : start + p.numel()].view_as(p)
             start += p.numel()
         self.optimizer = optimizers.Optimizer(
-            self.network, name=plan.optimizer, momentum=plan.momentum, weight_decay=plan.weight_decay,
-            local=self.weights.local,
-        )  # fmt: skip
-        self.factor = schedule(plan.schedule, plan.warmup, total)
+            self.network, name=plan.optimizer, weight_decay=plan.weight_decay, local=self.weights.local
+        )
+        self.factor = Schedule(plan.schedule, plan.warmup, total)
+        self.late = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
+        self.first_bad = torch.full((), -1.0, device=plan.device)
 
     def rng(self) -> np.random.Generator:
         return later(self.plan.seed, "objective", self.step, *self.ranks.own)
@@ -49,15 +50,41 @@ class State:
         return autocast(self.plan.precision, self.plan.device)
 
     def update(self) -> None:
-        """Clip, check, step and zero. Raises Diverged before the weights are touched when a gradient is not finite."""
-        self.weights.reduce(self.flat)
-        norm = float(self.weights.norm(self.flat))
+        """Clip, check, step and zero. An update whose gradient is not finite is not made.
+
+        On a processor Diverged is raised at once, before the weights are touched. An accelerator is not waited for: there
+        the update is skipped on the device, and `check` raises when numbers are next read.
+        """
+        plan, flat = self.plan, self.flat
+        self.weights.reduce(flat)
+        norm = self.weights.norm(flat)
+        bad = self._noted(norm) if self.late else self._checked(float(norm))
+        if plan.clip_value:
+            flat.clamp_(-plan.clip_value, plan.clip_value)
+        self.optimizer.update(plan.rate * self.factor(self.step), bad)
+        if plan.clip_weights:
+            self.optimizer.clamp(plan.clip_weights)
+        flat.zero_()
+
+    def _checked(self, norm: float) -> None:
         if not math.isfinite(norm):
             raise Diverged("train.diverged", step=self.step, epoch=self.epoch + 1)
         if self.plan.clip and norm > self.plan.clip:
             self.flat.mul_(self.plan.clip / (norm + 1e-6))
-        self.optimizer.update(self.plan.rate * self.factor(self.step))
-        self.flat.zero_()
+
+    def _noted(self, norm: Tensor) -> Tensor:
+        """1 where this update must not be made, as a number on the device."""
+        bad = (~norm.isfinite()).float()
+        if self.plan.clip:
+            self.flat.mul_((self.plan.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.first_bad = torch.where((bad > 0) & (self.first_bad < 0), float(self.step), self.first_bad)
+        return bad
+
+    def check(self) -> None:
+        """Raises Diverged where an update was skipped on the device since the run began."""
+        step = int(self.first_bad) if self.late else -1
+        if step >= 0:
+            raise Diverged("train.diverged", step=step, epoch=self.epoch + 1)
 
     def release(self) -> None:
         """Let go of the gradients: the network belongs to others again."""
