@@ -85,6 +85,30 @@ def test_stopped_by_a_signal(rows, unbroken, tmp_path, monkeypatch, step):
     assert same(luban.load(tmp_path / "out"), unbroken)
 
 
+KINDS = {
+    "muon": {"optimizer": "muon", "schedule": "reduce-on-plateau", "ema": 0.9, "accumulate": 2, "clip_value": 0.1},
+    "lion": {
+        "optimizer": "lion",
+        "schedule": "one-cycle",
+        "freeze": ["words"],
+        "rates": {"a": 0.5},
+        "layer_decay": 0.9,
+    },
+    "nesterov": {"optimizer": {"sgd": {"nesterov": True}}, "schedule": "warmup-stable-decay", "clip_weights": 0.5},
+    "adagrad": {"optimizer": "adagrad", "schedule": "step", "keep": "last", "ema": 0.99},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_goes_on_where_it_was(rows, unbroken, tmp_path, monkeypatch, kind):
+    whole = luban.train(rows, "y", out=tmp_path / "whole", **ASK, **KINDS[kind])
+    with monkeypatch.context() as patch:
+        broken_at(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+        luban.train(rows, "y", out=tmp_path / "out", **ASK, **KINDS[kind])
+    again = pipeline.resume(tmp_path / "out")
+    assert same(again, whole) and numbers(again) == numbers(whole) and not same(again, unbroken)
+
+
 @pytest.mark.parametrize("step", [1, 6, 13])
 def test_killed_between_checkpoints(rows, unbroken, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:

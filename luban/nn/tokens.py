@@ -7,7 +7,8 @@ K classes, C channels, H height, W width. Every mask is bool, True = real.
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,12 +70,25 @@ class Batch:
 
     def take(self, index: slice | Tensor) -> Batch:
         """Some of its examples: per-example gradients, micro-batches."""
-        side = lambda pairs: {n: (x[index], m[index]) for n, (x, m) in pairs.items()}  # noqa: E731
         if isinstance(index, slice):
             size, rows = len(range(self.size)[index]), self.rows if self.rows is None else self.rows[index]
         else:
             size, rows = index.shape[0], self.rows if self.rows is None else self.rows[index.cpu().numpy()]
-        return Batch(side(self.inputs), side(self.targets), size, rows, self.counts)
+        return replace(
+            self, inputs=_taken(self.inputs, index), targets=_taken(self.targets, index), size=size, rows=rows
+        )
+
+    def cut(self, pieces: int) -> list[Batch]:
+        """Its examples in so many batches of like size, or as many as there are examples."""
+        pieces = max(1, min(pieces, self.size))
+        ends = [self.size * i // pieces for i in range(pieces + 1)]
+        return [self.take(slice(a, b)) for a, b in pairwise(ends)]
+
+
+def _taken(pairs: Any, index: Any) -> Any:
+    if not isinstance(pairs, Pairs):
+        return {n: (x[index], m[index]) for n, (x, m) in pairs.items()}
+    return Pairs([(n, x[index], m[index]) for n, x, m in pairs.blocks], _taken(pairs.others, index))
 
 
 def _from_numpy(a: Any) -> Tensor:

@@ -19,8 +19,8 @@ from luban.errors import Unsupported
 from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
-from luban.settings import Count, Dial, Fraction, Group, Named, Natural, NonNegative, Positive
-from luban.training import checkpoints
+from luban.settings import Count, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
+from luban.training import checkpoints, shares
 from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import (
     batch_for,
@@ -55,6 +55,11 @@ def train(
     clip: NonNegative = 1.0,
     clip_value: NonNegative = 0.0,
     clip_weights: NonNegative = 0.0,
+    accumulate: Count = 1,
+    ema: Annotated[float, Range(low=0, high=0.999999)] = 0.0,
+    freeze: list[str] = (),
+    rates: dict[str, NonNegative] = None,
+    layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0,
     patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
@@ -75,8 +80,12 @@ def train(
     `tokens`: what a batch holds at most, counted as examples x the longest of them; 0 = always `batch` examples, auto = as
     much as `batch` examples of average length where inputs have lengths.
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
-    gradient norm, `clip_value`: largest entry of a gradient, `clip_weights`: largest weight; 0 = none. `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after
-    every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
+    gradient norm, `clip_value`: largest entry of a gradient, `clip_weights`: largest weight; 0 = none.
+    `accumulate`: an update is made of so many batches (of `batch` examples; auto: a batch is cut in so many).
+    `ema`: decay of the average of the weights that is judged and kept, 0 = none, such as 0.999.
+    `freeze`: parts that do not learn, `rates`: factors on the rate by part, `layer_decay`: and for every layer further down,
+    see `luban.training.shares`; parts are inputs, outputs, `fusion` (`module`: one's own).
+    `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
     `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
     `track`: where the numbers also go, see `luban.training.sinks`.
@@ -91,25 +100,29 @@ def train(
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
+    shares.check(network, freeze, rates or {})
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
     ranks = here()
     if ranks.world > 1 and not network.separable:
         raise Unsupported("scale.not_separable", modules=_neighbourly(network))
-    batch = batch_for(len(training)) if batch == "auto" else batch
+    whole = batch_for(len(training)) if batch == "auto" else batch * accumulate  # examples of an update
+    batch = max(1, whole // accumulate) if batch == "auto" else batch
     epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
     tokens = tokens_for(training, batch) if tokens == "auto" else tokens
-    epochs = epochs_of(steps, training, batch, bundle.recipe.seed, tokens) if steps else epochs
+    epochs = epochs_of(steps, training, whole, bundle.recipe.seed, tokens * accumulate) if steps else epochs
     patience = patience_for(epochs) if patience == "auto" else patience
     chosen = {
         "epochs": epochs,
         "steps": steps, "batch": batch, "tokens": tokens, "optimizer": optimizer, "rate": rate,
         "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
-        "clip_value": clip_value, "clip_weights": clip_weights,
+        "clip_value": clip_value, "clip_weights": clip_weights, "accumulate": accumulate, "ema": ema,
+        "freeze": [*freeze], "rates": rates or {}, "layer_decay": layer_decay,
         "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
         "checkpoint_seconds": checkpoint_seconds,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
-    batches = _told(training, order(training, batch, recipe.seed, 0, tokens=tokens), tokens)
+    effective = {"batch": whole, "tokens": tokens * accumulate}
+    batches = _told(training, order(training, whole, recipe.seed, 0, tokens=effective["tokens"]), effective["tokens"])
     if precision == "auto":
         most = max(1, tokens // int(training.lengths().max())) if tokens else batch  # of the longest examples
         precision = ranks.told(ranks.first and choose(network, training, most, chosen["device"], objective))
@@ -117,7 +130,7 @@ def train(
         "precision": precision, "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen | measured)
-    plan = Plan(**chosen, precision=precision, seed=recipe.seed)
+    plan = Plan(**chosen | effective, precision=precision, seed=recipe.seed)
     folder = Path(out) / "checkpoints" if out else None
     if folder and ranks.first:
         if not resume:
@@ -135,7 +148,9 @@ def train(
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
     if weights:
         tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
+    held = shares.freeze(network, freeze)
     entry = {"trained_parameters": trained(network), "batches": batches} | ({"balance": weights} if weights else {})
+    shares.thaw(network, held)
     network, edits = adapters.finished(network, bundle.edits) if adapters else (network, bundle.edits)
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luban.columns.examples import Examples
 from luban.console import Progress, record, tell
-from luban.errors import BundleError, DiskError, Diverged
+from luban.errors import BundleError, DiskError, Diverged, Unsupported
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import checkpoints, snapshot
@@ -72,7 +72,7 @@ class Run:
     # -- one epoch ---------------------------------------------------------------------------------------------------
     def epoch(self, heard: Callable[[], int], progress: Progress) -> int:
         """Train to the end of the epoch; the signal that stopped it on the way, else 0."""
-        self.network.train()
+        self.state.train()
         for batch in self.feed.batches(self.state.epoch, self.position):
             if self.state.step >= self.total:
                 break
@@ -113,7 +113,8 @@ class Run:
         self.state.check()
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
         if self.validation is not None and len(self.validation):
-            judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
+            with self.state.averaged():
+                judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
             numbers |= {f"validation_{k}": v for k, v in judged.items()}
         self.history.epochs.append(numbers)
         self.shown = {k: v for k, v in numbers.items() if k.startswith("validation_")}
@@ -123,7 +124,8 @@ class Run:
         self.state.factor.judged(watched)
         if watched < self.history.best_loss:
             self.history.best, self.history.best_loss = self.state.epoch, watched
-            self.best = {k: v.detach().cpu().clone() for k, v in self.state.weights.read().items()}
+            with self.state.averaged():
+                self.best = {k: v.detach().cpu().clone() for k, v in self.state.weights.read().items()}
         self.sums, self.position = Sums(), 0
         self.state.epoch += 1
         record("epoch", **numbers)
@@ -222,6 +224,9 @@ def fit(
     says so. Raises Diverged (the network then holds the best weights so far), RequestError where a checkpoint to go on
     from is another run's, DiskError where that of a stopped run cannot be written.
     """
+    separable = getattr(network, "separable", True) and getattr(objective, "separable", True)
+    if plan.accumulate > 1 and not separable:
+        raise Unsupported("train.not_separable")
     run = Run(network, training, validation, plan, objective, step, folder, data)
     progress = Progress(title, run.total)
     if resume and run.resume():
@@ -240,6 +245,8 @@ def fit(
         run.history.seconds += time.monotonic() - began
         if run.best and plan.keep == "best":
             run.state.weights.write(run.best)
+        elif run.state.average:
+            run.state.average.settle()
         run.state.release()
         network.eval()
     return run.history

@@ -27,6 +27,14 @@ def supervised(network: Any, batch: Batch, rng: np.random.Generator) -> Losses:
     return network.loss(network(batch), batch)
 
 
+def _weights(network: Any, batch: Batch) -> dict[str, Tensor] | None:
+    """What `supervised` gives as weights, from the truth alone; None where the network cannot tell."""
+    return network.weights(batch) if hasattr(network, "weights") else None
+
+
+supervised.weights = _weights  # type: ignore[attr-defined]
+
+
 class Distillation:
     """(1 - share) x the truth + share x the teacher's answers (Hinton et al. 2015). The teacher is frozen."""
 

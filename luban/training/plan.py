@@ -23,6 +23,11 @@ class Plan:
     clip: float = 1.0
     clip_value: float = 0.0
     clip_weights: float = 0.0
+    accumulate: int = 1  # pieces that a batch is computed in
+    ema: float = 0.0  # decay of the average of the weights, 0 = none
+    freeze: list[str] = field(default_factory=list)  # parts that do not learn
+    rates: dict[str, float] = field(default_factory=dict)  # factor on the rate by part
+    layer_decay: float = 1.0
     patience: int = 0
     augment: bool = True
     seed: int = 0

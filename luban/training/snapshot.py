@@ -21,6 +21,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
         "model": run.state.weights.read(),
         "optimizer": run.state.optimizer.tensors(),
         "best": run.best,
+        **({"average": run.state.average.tensors()} if run.state.average else {}),
         **owned,
     }
     state = {
@@ -58,6 +59,8 @@ def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
     """Make a `Run` what it was. Raises KeyError, TypeError, ValueError, RuntimeError where the snapshot is of another."""
     run.state.weights.write(tensors["model"])
     run.state.optimizer.restore(tensors["optimizer"])
+    if run.state.average:
+        run.state.average.restore(tensors["average"])
     run.best = tensors["best"]
     run.state.step, run.state.epoch, run.position = state["step"], state["epoch"], state["position"]
     run.state.factor.state = state["schedule"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from luban.errors import Diverged
 from luban.training import optimizers
+from luban.training.average import Average
 from luban.training.plan import Plan
 from luban.training.precision import autocast
 from luban.training.random import later
 from luban.training.ranks import ALONE, Ranks, totals
 from luban.training.schedules import Schedule
+from luban.training.shares import freeze, shares, still, thaw
 from luban.training.steps import Numbers
 
 
@@ -24,6 +27,7 @@ class State:
 
     def __init__(self, network: nn.Module, plan: Plan, total: int, ranks: Ranks = ALONE):
         self.plan, self.ranks, self.step, self.epoch = plan, ranks, 0, 0
+        self.frozen = freeze(network, plan.freeze)
         self.weights = ranks.spread(network)
         self.network, self.parameters = self.weights.network, self.weights.parameters
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), device=plan.device)
@@ -32,14 +36,32 @@ class State:
             p.grad = self.flat[start : start + p.numel()].view_as(p)
             start += p.numel()
         self.optimizer = optimizers.Optimizer(
-            self.network, name=plan.optimizer, weight_decay=plan.weight_decay, local=self.weights.local
-        )
+            self.network, name=plan.optimizer, weight_decay=plan.weight_decay, local=self.weights.local,
+            shares=shares(self.network, plan.rates, plan.layer_decay),
+        )  # fmt: skip
+        self.average = Average(self._averaged(), plan.ema) if plan.ema else None
+        self.still, self.pieces = still(self.network), plan.accumulate
         self.factor = Schedule(plan.schedule, plan.warmup, total)
         self.late = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
         self.first_bad = torch.full((), -1.0, device=plan.device)
 
-    def rng(self) -> np.random.Generator:
-        return later(self.plan.seed, "objective", self.step, *self.ranks.own)
+    def _averaged(self) -> list[Tensor]:
+        """What learns, and running statistics."""
+        learning = [self.weights.local(p) for p in self.parameters]
+        return learning + [b for b in self.network.buffers() if b.is_floating_point()]
+
+    def train(self) -> None:
+        """The network in training mode, but for frozen batch norms."""
+        self.network.train()
+        for module in self.still:
+            module.eval()
+
+    def averaged(self) -> Any:
+        """A context in which the network has the averaged weights, where there are any."""
+        return self.average.swapped() if self.average else nullcontext()
+
+    def rng(self, piece: int = 0) -> np.random.Generator:
+        return later(self.plan.seed, "objective", self.step, *self.ranks.own, *((piece,) if piece else ()))
 
     def whole(self, sums: Numbers, counts: bool = True) -> Numbers:
         """{output: (sum, weight)} of this rank's batch, without gradient -> those of the whole global batch."""
@@ -64,6 +86,8 @@ class State:
         self.optimizer.update(plan.rate * self.factor(self.step), bad)
         if plan.clip_weights:
             self.optimizer.clamp(plan.clip_weights)
+        if self.average:
+            self.average.update(self.step)
         flat.zero_()
 
     def _checked(self, norm: float) -> None:
@@ -89,3 +113,4 @@ class State:
     def release(self) -> None:
         """Let go of the gradients: the network belongs to others again."""
         self.weights.release()
+        thaw(self.network, self.frozen)

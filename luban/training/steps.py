@@ -6,7 +6,7 @@ make an accelerator wait. A step may own modules, optimisers and state (see `Own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,13 +30,60 @@ class Owner(Protocol):
 
 def plain(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numbers:
     """One batch, one update. Each output's loss is its sum over the global batch divided by its weight over it."""
+    if state.pieces > 1:
+        return accumulated(state, batch, objective)
     with state.autocast():
         losses = objective(state.network, batch, state.rng())
-    sums = {name: (each.detach().sum(), weight.sum()) for name, (each, weight) in losses.items()}
-    numbers = state.whole(sums, batch.counts)
+    numbers = state.whole(summed(losses), batch.counts)
     backward(losses, numbers, batch.counts)
     state.update()
     return numbers
+
+
+def accumulated(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numbers:
+    """The same update with the activations of `state.pieces` smaller batches, one after the other.
+
+    The weight of the whole global batch is known before the first of them, so that a loss per token or per example is
+    divided by what it would be divided by in one go. For networks whose examples do not depend on each other.
+    """
+    pieces = batch.cut(state.pieces)
+    weighed = [weights_of(state, piece, objective, i) for i, piece in enumerate(pieces)]
+    whole = state.whole(added([{n: (w * 0, w) for n, w in each.items()} for each in weighed]), batch.counts)
+    sums = []
+    for i, piece in enumerate(pieces):
+        with state.autocast():
+            losses = objective(state.network, piece, state.rng(i))
+        backward(losses, whole, batch.counts)
+        sums.append(summed(losses))
+    numbers = state.whole(added(sums), batch.counts)
+    state.update()
+    return numbers
+
+
+@torch.no_grad()
+def weights_of(state: Any, batch: Batch, objective: Callable[..., Any], piece: int) -> dict[str, Tensor]:
+    """{output: the weight of its targets}, from the truth alone where the objective can (`objective.weights`), else by a
+    forward pass.
+    """
+    known = objective.weights(state.network, batch) if hasattr(objective, "weights") else None
+    if known is not None:
+        return {n: w.sum() for n, w in known.items()}
+    with state.autocast():
+        return {n: w.sum() for n, (_, w) in objective(state.network, batch, state.rng(piece)).items()}
+
+
+def summed(losses: Losses) -> Numbers:
+    return {name: (each.detach().sum(), weight.sum()) for name, (each, weight) in losses.items()}
+
+
+def added(numbers: Sequence[Numbers]) -> Numbers:
+    """The sums of several batches, output by output."""
+    result: Numbers = {}
+    for each in numbers:
+        for name, (total, weight) in each.items():
+            before = result.get(name)
+            result[name] = (total, weight) if before is None else (before[0] + total, before[1] + weight)
+    return result
 
 
 def backward(losses: Losses, whole: Numbers, counts: bool = True) -> None:
