@@ -22,7 +22,7 @@ from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_colu
 from luban.columns.fitting import fit_columns
 from luban.comparing import compare
 from luban.data.prepare import Data, prepare
-from luban.errors import RequestError, raise_all
+from luban.errors import RequestError, need, raise_all
 from luban.pages import full_report, write_report
 from luban.recipe import Part, Recipe, fill
 from luban.scale import unready
@@ -86,6 +86,8 @@ def train(
     stage = recipe.stage("train") or Part("train")
     recipe = recipe.with_stage(Part("train", {**stage.settings, **renamed(settings)}))
     raise_all(RequestError, [*_bad_settings(recipe), *unready(recipe.scale)])
+    if recipe.tune and not resume:
+        console.tell("train.tune_left")
     recipe = recipe.resolved()
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
@@ -150,14 +152,20 @@ def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
     """The whole life that a recipe asks for, into `out`; stages whose settings, data and parents did not change are reused."""
     out = Path(out)
     asked, rows, inferred = recipe_from(recipe, Ask(changes=tuple(set)))
-    asked = replace(asked, stages=asked.stages or DEFAULT).resolved()
+    plain = replace(asked, stages=asked.stages or DEFAULT)
+    asked = plain.resolved()
     raise_all(RequestError, unready(asked.scale))
+    if asked.tune:
+        need("optuna", "tune")
+    if asked.curve:
+        console.tell("run.curve_left")
     show_columns(asked, inferred)
     with claimed(out):
-        return _life(asked, rows, out)
+        return _life(asked, plain, rows, out)
 
 
-def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
+def _life(asked: Recipe, plain: Recipe, rows: Any, out: Path) -> Bundle:
+    """`plain`: the recipe before sizes and defaults were filled in, which a search begins from."""
     from luban.bundle import Bundle
 
     prepared: Data | None = None
@@ -187,8 +195,11 @@ def _life(asked: Recipe, rows: Any, out: Path) -> Bundle:
         if "out" in registry.schema("stages", part.type)["properties"] and not settings.get("out"):
             settings["out"] = str(out / _place(part.type, settings))
         if part.type == "train":
-            settings["resume"] = _begun(asked, key, out)
-        bundle = apply(bundle, prepared, Part(part.type, settings))
+            settings["resume"] = _begun(plain if asked.tune else asked, key, out)
+        if part.type == "train" and asked.tune:
+            bundle = verbs.searched(plain, prepared, out)
+        else:
+            bundle = apply(bundle, prepared, Part(part.type, settings))
         if bundle.history[-1].get("stopped") == "signal":
             break  # half a stage is no result that another run could take for whole
         bundle.save(folder)

@@ -201,6 +201,26 @@ def test_another_search_in_the_folder_is_refused(rows, whole):
     assert e.value.id == "tune.other_search"
 
 
+def test_a_whole_run_searches_where_its_recipe_asks_for_it(rows, whole, tmp_path, monkeypatch):
+    """The stages after it work on the tuned model; stopped in the search it goes on, and done it is not searched again."""
+    asked = recipe(rows)
+    asked["stages"] += [{"evaluate": {"baselines": False}}, {"compress": {"explain": 0}}]
+    with monkeypatch.context() as patch:
+        broken_at(patch, 2, 1, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped) as e:
+            pipeline.run(asked, tmp_path / "m")
+        assert e.value.exit_code == 130
+    done = pipeline.resume(tmp_path / "m")
+    assert outcome(done) == outcome(whole) and [h["stage"] for h in done.history] == [
+        "tune",
+        "train",
+        "evaluate",
+        "compress",
+    ]
+    monkeypatch.setattr(workers, "work", kill)
+    assert outcome(pipeline.run(asked, tmp_path / "m")) == outcome(whole)
+
+
 # -- what can go wrong -----------------------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,9 @@ class Runs:
 
     def job(self, run: tuple[Point, int], values: Any) -> dict[str, Any]:
         point, repeat = run
-        plain = replace(self.recipe, size=point.size, seed=self.recipe.seed + repeat, tune={}, curve={}).plain()
+        plain = replace(
+            self.recipe, size=point.size, seed=self.recipe.seed + repeat, tune={}, curve={}, scale={}
+        ).plain()
         home = self.folder / "trials" / _name(point, repeat)
         return {
             "recipe": plain, "folder": str(home), "goal": asdict(self.goal), "rows": point.rows, "draw": self.recipe.seed
@@ -165,7 +167,7 @@ class Runs:
 
 
 def _about(recipe: Recipe, data: Data, goal: Goal) -> dict[str, Any]:
-    plain = {k: v for k, v in recipe.plain().items() if k not in ("tune", "curve")}
+    plain = {k: v for k, v in recipe.plain().items() if k not in ("tune", "curve", "scale")}
     parts = [hashlib.sha256(data.part(p).tobytes()).hexdigest() for p in ("train", "validation")]
     text = json.dumps([plain, data.rows.fingerprint(), parts, asdict(goal)], sort_keys=True, default=str)
     return {"about": hashlib.sha256(text.encode()).hexdigest()}

@@ -90,7 +90,7 @@ class Found:
 
 def _about(recipe: Recipe, data: Data, dimensions: list[Any], goal: Goal, prune: bool) -> str:
     """What must be the same for a search to go on: settings, rows, splits, space, goal; the budget may change."""
-    plain = {k: v for k, v in recipe.plain().items() if k not in ("tune", "curve")}
+    plain = {k: v for k, v in recipe.plain().items() if k not in ("tune", "curve", "scale")}
     parts = [hashlib.sha256(data.part(p).tobytes()).hexdigest() for p in ("train", "validation")]
     about = [plain, data.rows.fingerprint(), parts, [asdict(d) for d in dimensions], asdict(goal), prune]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luban import files
+from luban import console, files, scaling
 from luban.applying import apply, claimed
 from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings, tell_ledger
 from luban.data.prepare import Data, prepare
@@ -86,6 +86,7 @@ def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     from luban.tuning.curve import curve as measure
     from luban.tuning.curve_page import answers, page
 
+    _told_of(recipe)
     files.write(folder / CURVE / BEGUN, recipe.yaml())
     settings = dict(fill("search", Part("curve", recipe.curve), recipe.size).settings)
     with Meter() as meter:
@@ -97,12 +98,12 @@ def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     entry = {"stage": "curve", "settings": settings, "seconds": round(seconds, 1), **meter.entry()}
     entry |= {k: report.numbers[k]["verdict"] for k in ("more_rows", "larger_network") if report.numbers[k]}
     history = [entry, *(_of_all_rows(h, data) for h in bundle.history)]
-    whole = replace(bundle.recipe, data=recipe.resolved().data, curve=recipe.curve, tune=recipe.tune)
+    asked = recipe.resolved()
+    whole = replace(bundle.recipe, data=asked.data, scale=asked.scale, curve=recipe.curve, tune=recipe.tune)
     bundle = replace(bundle, recipe=whole, history=history, path=None).with_report(report)
     bundle = apply(bundle, data, fill("stages", recipe.stage("evaluate") or Part("evaluate"), recipe.size))
     if keep:
         bundle.save(folder)
-        shutil.rmtree(folder / CURVE / "trials", ignore_errors=True)
     return bundle
 
 
@@ -116,34 +117,41 @@ def _prepared(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Data:
 
 def _tuned(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     """Search, take over the best trial's model, judge it once on rows that chose nothing."""
-    from luban.tuning.page import page
-
     files.write(folder / TUNE / BEGUN, recipe.yaml())
-    bundle, found, settings = searched(recipe, data, folder)
+    bundle = searched(recipe, data, folder)
     bundle = apply(bundle, data, fill("stages", recipe.stage("evaluate") or Part("evaluate"), recipe.size))
-    bundle = bundle.with_report(page(found, settings, against_first(bundle, found, data)))
     if keep:
         bundle.save(folder)
     return bundle
 
 
-def searched(recipe: Recipe, data: Data, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The best trial's Bundle with the search in its history; everything else that was found; the settings of the search."""
+def searched(recipe: Recipe, data: Data, folder: Path) -> Any:
+    """The best trial's Bundle, the search in its history and its reports. `recipe`: as asked for, not resolved."""
     from luban.bundle import Bundle
+    from luban.tuning.page import page
     from luban.tuning.search import search
+
+    _told_of(recipe)
 
     settings = dict(fill("search", Part("tune", recipe.tune), recipe.size).settings)
     with Meter() as meter:
         found = search(recipe, data, folder / TUNE, **settings)
     bundle = Bundle.load(found.home)
-    whole = replace(bundle.recipe, data=recipe.resolved().data, tune={**recipe.tune, "search": found.space})
+    asked = recipe.resolved()
+    whole = replace(bundle.recipe, data=asked.data, scale=asked.scale, tune={**recipe.tune, "search": found.space})
     entry = {
         "stage": "tune", "settings": settings, "trials": len(found.study.trials()), "best": found.best.number,
         "metric": found.goal.name, "value": found.best.score, "judged_on": "validation", "chosen": found.best.values,
         "seconds": found.study.spent, **meter.entry(),
     }  # fmt: skip
     history = [entry, *(_of_all_rows(h, data) for h in bundle.history)]
-    return replace(bundle, recipe=whole, history=history, path=None), found, settings
+    bundle = replace(bundle, recipe=whole, history=history, path=None)
+    return bundle.with_report(page(found, settings, against_first(bundle, found, data)))
+
+
+def _told_of(recipe: Recipe) -> None:
+    if scaling.spread(recipe.resolved()):
+        console.tell("tune.not_spread")
 
 
 def forget(folder: Path) -> None:

@@ -79,6 +79,7 @@ class Process:
 
     def _died(self) -> dict[str, Any]:
         code = self.process.wait()
+        self._shut()
         if self.stopped:
             return {"state": "stopped", "signal": signal.SIGTERM}
         name = signal.Signals(-code).name if code < 0 and -code in list(signal.Signals) else str(code)
@@ -91,12 +92,15 @@ class Process:
             with suppress(ProcessLookupError):
                 self.process.terminate()
 
+    def _shut(self) -> None:
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()  # without jobs it ends
+        self.process.stdout.close()
+
     def close(self) -> None:
         if self.process is not None:
-            with suppress(BrokenPipeError):
-                self.process.stdin.close()
-            self.process.wait()
-            self.process.stdout.close()
+            self._shut()
 
 
 def serve(board: Any, crew: list[Any]) -> None:
