@@ -280,6 +280,18 @@ def study(folder, prune=True, seed=0):
     return Study(folder, space, Goal("accuracy", "y", True), seed, about="x", prune=prune)
 
 
+def test_the_first_trial_is_the_recipe_itself(tmp_path):
+    """Also where the space does not hold its settings: `auto`, or a rate that nobody wants to search."""
+    made = study(tmp_path)
+    made.begin({"train.rate": 5.0, "size": "small"})
+    trial, values = made.next()
+    assert values == {"size": "small"}
+    del trial
+    ((_, again),) = study(tmp_path).interrupted()
+    assert again == {"size": "small"}
+    assert set(made.next()[1]) == {"train.rate", "size"}
+
+
 def draws(made, count):
     found = []
     for _ in range(count):

@@ -92,10 +92,13 @@ class Study:
 
     # -- what comes next -----------------------------------------------------------------------------------------------
     def begin(self, first: Mapping[str, Any]) -> None:
-        """The first trial takes these settings, as far as they lie in the space: the recipe's own."""
+        """The first trial has the recipe's own settings: these where they lie in the space, else what the recipe leaves open.
+
+        So no search ends below the recipe it began from, and what it gained can be told.
+        """
         if not self.study.trials:
             drawn = {d.path: label(first[d.path]) for d in self.dimensions if d.holds(first.get(d.path))}
-            self.study.enqueue_trial(drawn)
+            self.study.enqueue_trial(drawn, user_attrs={"own": list(drawn)})
 
     def interrupted(self) -> list[tuple[Any, dict[str, Any]]]:
         """Trials whose process died, each to be taken up again; one that died too often has failed."""
@@ -140,8 +143,9 @@ class Study:
 
     def _draw(self, trial: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
+        own = trial.user_attrs.get("own")
         for d in self.dimensions:
-            if not d.active(values):
+            if not d.active(values) or (own is not None and d.path not in own):
                 continue
             if d.choices:
                 drawn = trial.suggest_categorical(d.path, d.labels())
