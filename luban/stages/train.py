@@ -29,11 +29,11 @@ from luban.training.batches import (
     order,
     padding,
     patience_for,
-    tokens_for,
 )
+from luban.training.choices import Choices, settled
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import balanced, mixed
-from luban.training.precision import choose
+from luban.training.precision import refuse
 from luban.training.random import seed_torch
 from luban.training.ranks import here
 from luban.training.sinks import needed, tracked
@@ -45,10 +45,10 @@ def train(
     *,
     epochs: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     steps: Natural = 0,
-    batch: Annotated[Count | Literal["auto"], Dial("auto", "auto", "auto")] = None,
+    batch: Annotated[Count | Literal["auto", "find"], Dial("auto", "auto", "auto")] = None,
     tokens: Natural | Literal["auto"] = "auto",
     optimizer: Annotated[dict | str, Named("optimizers")] = "adamw",
-    rate: Annotated[Positive, Dial(nano=3e-3, small=2e-3, base=1e-3)] = None,
+    rate: Annotated[Positive | Literal["find"], Dial(nano=3e-3, small=2e-3, base=1e-3)] = None,
     weight_decay: NonNegative = 0.01,
     schedule: Annotated[dict | str, Named("schedules")] = "cosine",
     warmup: Fraction = 0.05,
@@ -68,7 +68,8 @@ def train(
     balance: Literal["fixed", "learnt"] = "fixed",
     lora: Annotated[dict, Group(adapt)] = None,
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Literal["auto", "fp32", "tf32", "medium", "bf16", "fp16"] = "auto",
+    compile: Literal["auto", "off", "on"] = "auto",
     checkpoint_seconds: NonNegative = 60.0,
     track: list[Literal["tensorboard", "mlflow"]] = (),
     out: str | None = None,
@@ -88,11 +89,16 @@ def train(
     `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
     `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
+    `batch` and `rate` find, `precision` and `compile` auto: what trials on a copy of the network come to, see `finders`.
     `track`: where the numbers also go, see `luban.training.sinks`.
     Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
     """
     began = time.monotonic()
     needed(track, out)
+    folder, device = Path(out) / "checkpoints" if out else None, device_for(device)
+    measured = {"batch": batch, "rate": rate, "precision": precision, "compile": compile}
+    batch, rate, precision, compile = settled(folder if resume else None, measured).values()
+    refuse(precision, device)
     columns = bundle.columns or fit_columns(bundle.recipe, data)
     training, validation = (
         encode_kept(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
@@ -105,40 +111,47 @@ def train(
     ranks = here()
     if ranks.world > 1 and not network.separable:
         raise Unsupported("scale.not_separable", modules=_neighbourly(network))
-    whole = batch_for(len(training)) if batch == "auto" else batch * accumulate  # examples of an update
-    batch = max(1, whole // accumulate) if batch == "auto" else batch
+    update = {
+        "optimizer": optimizer, "weight_decay": weight_decay, "clip": clip, "clip_value": clip_value,
+        "clip_weights": clip_weights, "ema": ema, "freeze": [*freeze], "rates": rates or {}, "layer_decay": layer_decay,
+        "augment": augment, "device": device,
+    }  # fmt: skip
+    usual = batch if isinstance(batch, int) else max(1, batch_for(len(training)) // accumulate)
+    first = Plan(epochs=1, batch=usual, rate=1.0, seed=bundle.recipe.seed, **update)
+    choices = Choices(network, training, objective, first, tokens)
+    precision = choices.precision(precision)
+    batch = choices.batch(batch)
+    tokens = choices.plan.tokens
+    effective = {"batch": batch * accumulate, "tokens": tokens * accumulate}  # of an update
+    choices.plan = replace(choices.plan, accumulate=accumulate, **effective)
     epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
-    tokens = tokens_for(training, batch) if tokens == "auto" else tokens
-    epochs = epochs_of(steps, training, whole, bundle.recipe.seed, tokens * accumulate) if steps else epochs
+    epochs = (
+        epochs_of(steps, training, effective["batch"], bundle.recipe.seed, effective["tokens"]) if steps else epochs
+    )
     patience = patience_for(epochs) if patience == "auto" else patience
+    rate = choices.rate(rate)
     chosen = {
         "epochs": epochs,
-        "steps": steps, "batch": batch, "tokens": tokens, "optimizer": optimizer, "rate": rate,
-        "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup, "clip": clip,
-        "clip_value": clip_value, "clip_weights": clip_weights, "accumulate": accumulate, "ema": ema,
-        "freeze": [*freeze], "rates": rates or {}, "layer_decay": layer_decay,
-        "patience": patience if len(validation) else 0, "keep": keep, "augment": augment, "device": device_for(device),
-        "checkpoint_seconds": checkpoint_seconds,
+        "steps": steps, "batch": batch, "tokens": tokens, "rate": rate, "schedule": schedule, "warmup": warmup,
+        "patience": patience if len(validation) else 0, "keep": keep, "accumulate": accumulate,
+        "checkpoint_seconds": checkpoint_seconds, **update,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
-    effective = {"batch": whole, "tokens": tokens * accumulate}
-    batches = _told(training, order(training, whole, recipe.seed, 0, tokens=effective["tokens"]), effective["tokens"])
-    if precision == "auto":
-        most = max(1, tokens // int(training.lengths().max())) if tokens else batch  # of the longest examples
-        precision = ranks.told(ranks.first and choose(network, training, most, chosen["device"], objective))
+    found = order(training, effective["batch"], recipe.seed, 0, tokens=effective["tokens"])
+    batches = _told(training, found, effective["tokens"])
+    chosen |= {"precision": precision, "compile": choices.compile(compile, steps or epochs * batches["count"])}
     measured = {
-        "precision": precision, "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
+        "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen | measured)
-    plan = Plan(**chosen | effective, precision=precision, seed=recipe.seed)
-    folder = Path(out) / "checkpoints" if out else None
+    plan = Plan(**chosen | effective, seed=recipe.seed)
     if folder and ranks.first:
         if not resume:
             checkpoints.clear(folder)
         write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
     ranks.same("data", [len(training), len(validation)], *(c.to_json() for c in columns.values()))
     ranks.same("weights", *network.state_dict().values())
-    sinks = tracked(track if ranks.first else (), out, chosen | {"precision": precision}, recipe.yaml())
+    sinks = tracked(track if ranks.first else (), out, chosen, recipe.yaml())
     with sinks, balanced(objective, network, balance) as (objective, weights):
         history = fit(
             network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
@@ -155,6 +168,8 @@ def train(
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs
     )
+    if page := choices.page():
+        result = result.with_report(page)
     result.tables = {**bundle.tables, "trained": fingerprints(data)} if ranks.first else bundle.tables
     entry |= _entry(data, network, history)
     return result.with_history("train", settings=chosen | measured, **entry, seconds=seconds)

@@ -24,8 +24,10 @@ from luban.errors import BundleError, DiskError, Diverged, Unsupported
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import checkpoints, snapshot
+from luban.training.compiling import compiled
 from luban.training.feed import Feed
 from luban.training.plan import History, Plan
+from luban.training.precision import products
 from luban.training.random import seed_torch
 from luban.training.ranks import here
 from luban.training.signals import Stopped, listening
@@ -234,7 +236,9 @@ def fit(
         run.history.stopped, run.history.signal = "done", 0
     began = time.monotonic()
     try:
-        with listening() as (stop, caught):
+        ragged = training.lengths() is not None
+        exact, fast = products(plan.precision, plan.device), compiled(run.network, plan.compile, ragged=ragged)
+        with exact, fast, listening() as (stop, caught):
             number = run.go(lambda: caught[0] if stop.is_set() else 0, progress, watch)
             if number:
                 run.history.stopped, run.history.signal = "signal", number

@@ -186,6 +186,8 @@ def balanced(objective: Objective, network: Any, balance: str) -> Iterator[tuple
         return {n: (network.balance(n, each, weight), weight) for n, (each, weight) in losses.items()}
 
     learning.separable = getattr(objective, "separable", True)  # type: ignore[attr-defined]
+    if hasattr(objective, "weights"):
+        learning.weights = objective.weights  # type: ignore[attr-defined]
     try:
         yield learning, found
         found.update(network.balance.weights())

@@ -33,6 +33,7 @@ class Plan:
     seed: int = 0
     device: str = "cpu"
     precision: str = "fp32"
+    compile: str = "off"
     keep: str = "best"
     checkpoint_seconds: float = 60.0
 

@@ -24,6 +24,8 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
         **({"average": run.state.average.tensors()} if run.state.average else {}),
         **owned,
     }
+    if run.state.scaler:
+        tensors["scaler"] = run.state.scaler.tensors()
     state = {
         "plan": asdict(run.plan),
         "step": run.state.step,
@@ -61,6 +63,8 @@ def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
     run.state.optimizer.restore(tensors["optimizer"])
     if run.state.average:
         run.state.average.restore(tensors["average"])
+    if run.state.scaler:
+        run.state.scaler.restore(tensors["scaler"])
     run.best = tensors["best"]
     run.state.step, run.state.epoch, run.position = state["step"], state["epoch"], state["position"]
     run.state.factor.state = state["schedule"]

@@ -14,7 +14,7 @@ from luban.errors import Diverged
 from luban.training import optimizers
 from luban.training.average import Average
 from luban.training.plan import Plan
-from luban.training.precision import autocast
+from luban.training.precision import Scaler, autocast
 from luban.training.random import later
 from luban.training.ranks import ALONE, Ranks, totals
 from luban.training.schedules import Schedule
@@ -44,6 +44,7 @@ class State:
         self.factor = Schedule(plan.schedule, plan.warmup, total)
         self.late = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
         self.first_bad = torch.full((), -1.0, device=plan.device)
+        self.scaler = Scaler(plan.device) if plan.precision == "fp16" else None
 
     def _averaged(self) -> list[Tensor]:
         """What learns, and running statistics."""
@@ -79,8 +80,11 @@ class State:
         """
         plan, flat = self.plan, self.flat
         self.weights.reduce(flat)
-        norm = self.weights.norm(flat)
-        bad = self._noted(norm) if self.late else self._checked(float(norm))
+        if self.scaler:
+            bad = self._scaled()
+        else:
+            norm = self.weights.norm(flat)
+            bad = self._noted(norm) if self.late else self._checked(float(norm))
         if plan.clip_value:
             flat.clamp_(-plan.clip_value, plan.clip_value)
         self.optimizer.update(plan.rate * self.factor(self.step), bad)
@@ -109,6 +113,14 @@ class State:
         step = int(self.first_bad) if self.late else -1
         if step >= 0:
             raise Diverged("train.diverged", step=step, epoch=self.epoch + 1)
+
+    def _scaled(self) -> Tensor:
+        """Under fp16: gradients without the loss's factor, clipped; 1 where one has overflowed, which is no divergence."""
+        bad = (self.ranks.add(self.scaler.unscale(self.flat)) > 0).float()
+        self.scaler.adjust()
+        if self.plan.clip:
+            self.flat.mul_((self.plan.clip / (self.weights.norm(self.flat) + 1e-6)).clamp(max=1.0))
+        return bad
 
     def release(self) -> None:
         """Let go of the gradients: the network belongs to others again."""

@@ -35,7 +35,7 @@ def plain(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numbers:
     with state.autocast():
         losses = objective(state.network, batch, state.rng())
     numbers = state.whole(summed(losses), batch.counts)
-    backward(losses, numbers, batch.counts)
+    backward(losses, numbers, batch.counts, state.scaler)
     state.update()
     return numbers
 
@@ -53,7 +53,7 @@ def accumulated(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numb
     for i, piece in enumerate(pieces):
         with state.autocast():
             losses = objective(state.network, piece, state.rng(i))
-        backward(losses, whole, batch.counts)
+        backward(losses, whole, batch.counts, state.scaler)
         sums.append(summed(losses))
     numbers = state.whole(added(sums), batch.counts)
     state.update()
@@ -86,13 +86,16 @@ def added(numbers: Sequence[Numbers]) -> Numbers:
     return result
 
 
-def backward(losses: Losses, whole: Numbers, counts: bool = True) -> None:
+def backward(losses: Losses, whole: Numbers, counts: bool = True, scaler: Any = None) -> None:
     """Add the gradients of the outputs' losses, each the sum over these examples divided by the weight in `whole`.
 
     The division is the seed of the backward pass (1 / weight for every example), so that it costs no node of the graph.
+    Under fp16 it is times the scaler's factor.
     """
     roots = {name: each for name, (each, _) in losses.items() if each.requires_grad}
     seeds = [
         whole[name][1].clamp(min=1e-12).reciprocal().to(each.dtype).expand_as(each) for name, each in roots.items()
     ]
+    if scaler:
+        seeds = [s * scaler.scale for s in seeds]
     torch.autograd.backward(list(roots.values()), seeds if counts else [s * 0 for s in seeds])

@@ -208,7 +208,8 @@ def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network
         epochs=epochs,
         batch=given("batch", batch_for(rows)),
         tokens=tokens if isinstance(tokens := settings.get("tokens"), int) else 0,
-        rate=value("rate") * factor,
+        rate=(rate if isinstance(rate := value("rate"), (int, float)) else dial["rate"]["x-size"][recipe.size])
+        * factor,
         optimizer=settings.get("optimizer") or "adamw",
         weight_decay=settings.get("weight_decay", 0.01),
         clip=settings.get("clip", 1.0),
