@@ -109,6 +109,7 @@ class Column:
         same = all(i.shape == items[0].shape for i in items) and not self.ragged
         return np.stack(items) if items and same else Ragged.of(items)
 
+    sampled: ClassVar[int] = 0  # training values that `fit` looks at, evenly spaced; 0 = all
     ragged: ClassVar[bool] = False  # values differ in length
 
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,10 @@ class Category(Column):
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns the labels, in alphabetical (or numerical) order. Raises DataError when no value is present."""
-        counts = Counter(v for v in map(text_of, to_list(values)) if v is not None and v != "")
+        counts = Counter()
+        for value, count in _counted(values):
+            if (label := text_of(value)) is not None and label != "":
+                counts[label] += count
         if not counts:
             raise DataError("column.all_missing", name=self.name)
         kept = [label for label, n in counts.most_common(self.most or None) if n >= self.least]
@@ -123,6 +126,14 @@ class Category(Column):
         if len(self.labels) <= LISTED:
             few["x-labels"] = self.labels  # a hint, not a limit: an unseen label is answered as unknown
         return {"type": ["string", "number", "boolean", "null"]} | few
+
+
+def _counted(values: Any) -> Iterable[tuple[Any, int]]:
+    """Distinct values in the order in which they come first, and how often each comes."""
+    if hasattr(values, "value_counts") and "string" in str(values.type):
+        found = values.value_counts()
+        return zip(found.field("values").to_pylist(), found.field("counts").to_pylist())
+    return ((v, 1) for v in to_list(values))
 
 
 def _order(label: str) -> tuple[int, float, str]:

@@ -7,13 +7,22 @@ from typing import Any
 
 from luban.columns.base import Column, make
 from luban.columns.examples import cells
+from luban.console import tell
 from luban.recipe import Recipe
 
 
 def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -> dict[str, Column]:
     """The columns of a recipe (or some of them), fitted on the training part of `data`. Raises DataError."""
     recipe = recipe.resolved()
-    table = data.framed("train", recipe.frame).table
+    framed = data.framed("train", recipe.frame)
     parts = {**recipe.inputs, **recipe.outputs}
     chosen = parts if names is None else {n: parts[n] for n in parts if n in names}
-    return {n: make(n, p.type, dict(p.settings)).fit(cells(table[n])) for n, p in chosen.items()}
+    return {n: _fitted(make(n, p.type, dict(p.settings)), framed) for n, p in chosen.items()}
+
+
+def _fitted(column: Column, framed: Any) -> Column:
+    """One column after another, so that the cells of one are in memory; some of them where all are too many."""
+    few = framed.some(column.sampled) if column.sampled else framed
+    if len(few) < len(framed):
+        tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))
+    return column.fit(cells(few.only(column.name)))

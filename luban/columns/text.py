@@ -55,6 +55,7 @@ class Text(Column):
     encoder: ClassVar[str] = "cnn"
     form: ClassVar[str] = "ids"
     ragged: ClassVar[bool] = True
+    sampled: ClassVar[int] = 100_000
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns how to cut text and the vocabulary. Raises DataError where no text has a token in it."""

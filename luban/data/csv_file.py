@@ -29,18 +29,25 @@ def parse(data: bytes, source: str, *, missing: Sequence[str] = ("",), delimiter
 
     Raises DataError where there is no header, no row, or no usable row.
     """
-    notes: list[Problem] = []
-    text_head = data[: 1 << 20].decode("utf-8", "replace")
-    found = _delimiter(text_head, delimiter or ",")
-    if found != (delimiter or ","):
-        notes.append(problem("data.delimiter", place=f"{source}:1", found=repr(found)))
+    found, notes = sniff(data, source, delimiter)
     if not data.endswith(b"\n"):
         last = data.count(b"\n") + 1
         notes.append(problem("data.no_line_end", place=f"{source}:{last}"))
     rows = fast(data, source, found, missing)
     if rows is None:
         rows = careful(data, source, found, missing)
-    rows = rows.noted(*notes)
+    return usable(rows.noted(*notes), source)
+
+
+def sniff(data: bytes, source: str, delimiter: str | None) -> tuple[str, list[Problem]]:
+    """The delimiter by the beginning of a text, and a note where it is not the expected one."""
+    expected = delimiter or ","
+    found = _delimiter(data[: 1 << 20].decode("utf-8", "replace"), expected)
+    return found, [] if found == expected else [problem("data.delimiter", place=f"{source}:1", found=repr(found))]
+
+
+def usable(rows: Rows, source: str) -> Rows:
+    """The same rows. Raises DataError where there is none, or none that can be used."""
     if rows.rows_in == 0:
         raise DataError(problem("data.header_only", place=f"{source}:1"))
     if not len(rows):
@@ -74,7 +81,7 @@ def fast(data: bytes, source: str, delimiter: str, missing: Sequence[str]) -> Ro
     quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"')) if b'"' in data else np.zeros(0, np.int64)
     if len(quotes) and not _quotes_are_clean(data, quotes, delimiter):
         return None
-    start = _end_of_first_record(data, quotes)
+    start = end_of_first_record(data, quotes)
     header = Records(data[:start].decode("utf-8", "surrogateescape"), delimiter).header(source)
     if start >= len(data):
         return None
@@ -101,7 +108,10 @@ def _quotes_are_clean(data: bytes, quotes: np.ndarray, delimiter: str) -> bool:
     return bool(opens.all() and closes.all())
 
 
-def _end_of_first_record(data: bytes, quotes: np.ndarray) -> int:
+def end_of_first_record(data: bytes, quotes: np.ndarray | None = None) -> int:
+    """Where the header ends. `quotes`: the places of all quotes, where they are known."""
+    if quotes is None:
+        quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"'))
     end = data.find(b"\n")
     while end >= 0 and np.searchsorted(quotes, end) % 2:
         end = data.find(b"\n", end + 1)

@@ -42,6 +42,12 @@ class Framed:
             yield Framed(table, self.rows[start : start + table.num_rows])
             start += table.num_rows
 
+    def only(self, name: str) -> Any:
+        """One column of the examples."""
+        if self.index is None or "table" in self.__dict__:
+            return self.table[name]
+        return taken(self.source.select([name]), self.index)[name]
+
     def some(self, most: int) -> Framed:
         """At most so many of the examples, evenly spaced."""
         if len(self) <= most:

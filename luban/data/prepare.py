@@ -12,6 +12,7 @@ from luban import registry
 from luban.data.frames import Framed
 from luban.data.rows import Rows
 from luban.data.sources import read, typed
+from luban.data.streams import by_blocks
 from luban.errors import DataError
 from luban.recipe import Part, Recipe
 
@@ -63,8 +64,10 @@ def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
             [problem("data.no_column", place=rows.source, name=n, allowed=rows.table.column_names) for n in absent],
         )
     types = {n: p.type for n, p in parts.items()}
-    rows = located(typed(rows, types, decimal=recipe.data.get("decimal") or "."), types)
-    rows = _with_truth(rows, tuple(recipe.outputs))
+    decimal = recipe.data.get("decimal") or "."
+    rows = by_blocks(
+        rows, lambda r: _with_truth(located(typed(r, types, decimal=decimal), types), tuple(recipe.outputs))
+    )
     cleaning = {k: v for k, v in (recipe.data.get("clean") or {}).items() if v is not None}
     settings = {k: v for k, v in (recipe.data.get("split") or {}).items() if v is not None}
     if settings.pop("stratify", None) in (None, True) and "stratify" not in (recipe.data.get("split") or {}):
@@ -100,7 +103,7 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Se
     """Any source as typed rows, for a model that is already there: columns absent from it are left to the caller."""
     rows = source if isinstance(source, Rows) else read(source, missing=missing)
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
-    return located(typed(rows, types, decimal=decimal), types)
+    return by_blocks(rows, lambda r: located(typed(r, types, decimal=decimal), types))
 
 
 def located(rows: Rows, types: Mapping[str, str]) -> Rows:

@@ -139,15 +139,20 @@ class Rows:
         return digest.hexdigest()
 
     def row_hashes(self, key: bytes) -> list[str]:
-        """A keyed BLAKE2b per row (32 hex digits): cells by column name, so that column order does not matter.
+        """See `row_hashes`."""
+        return row_hashes(self.table, key)
 
-        A number read as text and the same number read as a float agree.
-        """
-        names = sorted(self.columns)
-        head = json.dumps(names, ensure_ascii=False).encode()
-        cells = zip(*(_cell_bytes(self.table[n]) for n in names)) if names else iter(() for _ in range(len(self)))
-        start = hashlib.blake2b(head, key=key[:64], digest_size=16)
-        return [_finish(start.copy(), row) for row in cells]
+
+def row_hashes(table: pa.Table, key: bytes) -> list[str]:
+    """A keyed BLAKE2b per row (32 hex digits): cells by column name, so that column order does not matter.
+
+    A number read as text and the same number read as a float agree.
+    """
+    names = sorted(table.column_names)
+    head = json.dumps(names, ensure_ascii=False).encode()
+    cells = zip(*(_cell_bytes(table[n]) for n in names)) if names else iter(() for _ in range(len(table)))
+    start = hashlib.blake2b(head, key=key[:64], digest_size=16)
+    return [_finish(start.copy(), row) for row in cells]
 
 
 def _finish(digest: Any, cells: tuple[bytes, ...]) -> str:

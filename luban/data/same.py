@@ -6,11 +6,15 @@ numbers are mixed column by column, so two different rows meet by chance once in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from luban.data.blocks import large, pieces
 
 BLOCK = 256  # rows of pixels widened to 64 bits at once
 
@@ -46,10 +50,53 @@ def codes(column: pa.ChunkedArray) -> np.ndarray:
 
 def groups(table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
     """int64 (N,): the number of each row's group of equal rows, counted from 0."""
+    return np.unique(keys(table, columns), return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def keys(table: pa.Table, columns: Sequence[str] | None = None) -> np.ndarray:
+    """uint64 (N,): the same for equal rows."""
+    table = table if columns is None else table.select(list(dict.fromkeys(columns)))
+    if large(table):
+        return np.concatenate([_mixed(piece, hashes) for piece in pieces(table)])
+    return _mixed(table, codes)
+
+
+def _mixed(table: pa.Table, numbers: Callable[[pa.ChunkedArray], np.ndarray]) -> np.ndarray:
     state = np.zeros(len(table), np.uint64)
-    for name in table.column_names if columns is None else columns:
-        state = mix(state ^ mix(codes(table[name])))
-    return np.unique(state, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    for name in table.column_names:
+        state = mix(state ^ mix(numbers(table[name])))
+    return state
+
+
+def hashes(column: pa.ChunkedArray) -> np.ndarray:
+    """uint64 (N,) of what each cell holds, so that blocks of a table can be compared; `codes` knows one block only."""
+    pixels = tensor(column)
+    if pixels is not None:
+        return _pixel_codes(pixels.reshape(len(pixels), -1))
+    kind = column.type
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        numbers = (
+            column.cast(pa.float64(), safe=False)
+            if not pa.types.is_integer(kind)
+            else column.cast(pa.int64(), safe=False)
+        )
+        values = numbers.fill_null(0).to_numpy()
+        return np.where(missing(column), _NOTHING, mix((values + 0).view(np.uint64)))
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        return np.zeros(0, np.uint64)
+    words = np.array([_hash(v) for v in encoded.dictionary.to_pylist()], np.uint64)
+    return words[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _hash(value: Any) -> int:
+    if value is None:
+        return int(_NOTHING)
+    text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+_NOTHING = np.uint64(0x6C7562616E)  # a missing cell
 
 
 def tensor(column: pa.ChunkedArray | pa.Array) -> np.ndarray | None:

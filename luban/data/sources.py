@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from luban.data import csv_file, images, in_memory, json_lines, samples, text_file, typed_files
+from luban.data import csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
 from luban.data.rows import Rows
 from luban.data.typed import typed
 from luban.errors import DataError, problem
@@ -104,6 +104,10 @@ def _file(path: Path, name: str, format: str, missing: Sequence[str], columns: S
         return typed_files.parquet(path, name, columns)
     if kind == "arrow":
         return typed_files.arrow(path, name)
+    if kind in ("csv", "tsv") and streams.is_long(path):
+        rows = streams.csv(path, name, missing=missing, delimiter="\t" if kind == "tsv" else None)
+        if rows is not None:
+            return _Parsed(replace(rows, root=path.parent))
     data = text_file.read_bytes(path, name)
     return _text(data, name, kind, missing, path)
 

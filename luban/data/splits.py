@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from luban.data.blocks import LARGE, large
 from luban.data.rows import Rows
-from luban.data.same import codes, groups, missing, order
+from luban.data.same import codes, groups, keys, missing, mix, order
 from luban.errors import DataError, Problem, problem
 from luban.messages import say
 from luban.settings import Fraction, Natural
@@ -53,11 +54,12 @@ class Splits:
 
     def moved(self, before: Rows, after: Rows) -> Splits:
         """The same split after rows were dropped: `after` is `before` without some of its rows."""
-        place = {int(line): i for i, line in enumerate(after.lines)}
-        new = {
-            name: np.array([place[n] for n in before.lines[part].tolist() if n in place], np.int64)
-            for name, part in self.parts().items()
-        }
+        sorter = np.argsort(after.lines, kind="stable")
+        new = {}
+        for name, part in self.parts().items():
+            wanted = before.lines[part]
+            at = sorter[np.minimum(np.searchsorted(after.lines, wanted, sorter=sorter), max(len(sorter) - 1, 0))]
+            new[name] = at[after.lines[at] == wanted] if len(sorter) else np.zeros(0, np.int64)
         return Splits(**new, method=self.method, notes=self.notes)
 
 
@@ -89,6 +91,10 @@ def split(
         return _by_column(rows, column, same, validation, seed)
     if time is not None:
         return _by_time(rows, time, validation, test)
+    if large(rows.table):
+        parts = _by_key(_keys(rows, by, same), (test, validation), seed)
+        how = say("data.how_groups", column=by) if by else say("data.how_keyed")
+        return _finished(rows, parts, validation, test, how, [])
     units = _units(rows, by, same)
     strata = np.zeros(len(rows), np.int64) if stratify is None else _strata(rows, stratify)
     parts, notes = _assign(units, strata, (test, validation), seed, rows, stratify)
@@ -102,6 +108,32 @@ def split(
     return _finished(rows, parts, validation, test, how, notes)
 
 
+# ---- at random, many rows: each by the hash of what it holds, so that nothing has to be compared or counted
+
+
+def _keys(rows: Rows, by: str | None, same: Sequence[str] | None) -> np.ndarray:
+    """uint64 (N,): the same for rows that stay together."""
+    if by is not None:
+        _refuse_missing(rows, by)
+    return keys(rows.table, same if by is None else [by])
+
+
+def _by_key(units: np.ndarray, shares: tuple[float, float], seed: int) -> np.ndarray:
+    """int8 (N,): 0 train, 1 validation, 2 test. Shares are met to about 1 / sqrt(N); a row keeps its part when others come."""
+    draw = mix(units ^ mix(np.array([seed], np.uint64)))
+    test, validation = (int(share * 2**64) for share in shares)
+    parts = np.zeros(len(units), np.int8)
+    parts[draw < min(test + validation, 2**64 - 1)] = 1
+    parts[draw < test] = 2
+    return parts
+
+
+def _refuse_missing(rows: Rows, name: str) -> None:
+    gone = missing(rows.column(name))
+    if gone.any():
+        raise DataError(problem("data.split_missing", place=rows.place(int(np.flatnonzero(gone)[0])), column=name))
+
+
 # ---- at random: whole units (equal rows, groups), class by class
 
 
@@ -110,9 +142,7 @@ def _units(rows: Rows, by: str | None, same: Sequence[str] | None) -> np.ndarray
     alike = groups(rows.table, same)
     if by is None:
         return alike
-    if missing(rows.column(by)).any():
-        row = int(np.flatnonzero(missing(rows.column(by)))[0])
-        raise DataError(problem("data.split_missing", place=rows.place(row), column=by))
+    _refuse_missing(rows, by)
     return np.unique(codes(rows.column(by)), return_inverse=True)[1].reshape(-1)
 
 
@@ -198,9 +228,7 @@ def _edge(ordered: np.ndarray, cut: int) -> int:
 def _moments(rows: Rows, time: str) -> np.ndarray:
     """(N,) numbers that order the rows. Text is read as numbers or as ISO 8601, all of one kind."""
     column = rows.column(time)
-    if missing(column).any():
-        row = int(np.flatnonzero(missing(column))[0])
-        raise DataError(problem("data.split_missing", place=rows.place(row), column=time))
+    _refuse_missing(rows, time)
     if pa.types.is_string(column.type):
         column = _read_times(rows, time, column)
     if pa.types.is_temporal(column.type):
@@ -234,14 +262,15 @@ def _is_time(value: str) -> bool:
 
 
 def _by_column(rows: Rows, column: str, same: Sequence[str] | None, validation: float, seed: int) -> Splits:
-    cells = [str(v).strip().lower() if v is not None else "" for v in rows.column(column).to_pylist()]
-    wrong = next((i for i, c in enumerate(cells) if c not in _WORDS), None)
-    if wrong is not None:
+    words, which = _words(rows.column(column))
+    known = np.array([PARTS.index(_WORDS[w]) if w in _WORDS else -1 for w in words], np.int8)
+    parts = known[which]
+    if (parts < 0).any():
+        wrong = int(np.flatnonzero(parts < 0)[0])
         found = rows.column(column)[wrong].as_py()
         raise DataError(
             problem("data.split_cell", place=rows.place(wrong), name=str(found), column=column, allowed=PARTS)
         )
-    parts = np.array([PARTS.index(_WORDS[c]) for c in cells], np.int8)
     how, notes = say("data.how_column", column=column), []
     others = [n for n in (rows.columns if same is None else same) if n != column]
     units = groups(rows.table, others)
@@ -260,13 +289,23 @@ def _by_column(rows: Rows, column: str, same: Sequence[str] | None, validation: 
     return _finished(rows, parts, validation if (parts == 1).any() else 0, 1 if (parts == 2).any() else 0, how, notes)
 
 
+def _words(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The distinct cells in lower case, and for each row (N,) which it has."""
+    coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    if isinstance(coded, pa.ChunkedArray):
+        return [], np.zeros(0, np.int32)
+    words = ["" if v is None else str(v).strip().lower() for v in coded.dictionary.to_pylist()]
+    return words, coded.indices.to_numpy(zero_copy_only=False)
+
+
 def _renumbered(units: np.ndarray) -> np.ndarray:
     return np.unique(units, return_inverse=True)[1].reshape(-1)
 
 
 def _finished(rows: Rows, parts: np.ndarray, validation: float, test: float, how: str, notes: list[Problem]) -> Splits:
     """Refuse a split with an empty part that was asked for."""
-    train, val, held = (np.flatnonzero(parts == i) for i in range(3))
+    kind = np.int32 if len(parts) > LARGE else np.int64
+    train, val, held = (np.flatnonzero(parts == i).astype(kind) for i in range(3))
     for name, wanted, part in (("train", 1.0, train), ("validation", validation, val), ("test", test, held)):
         if wanted > 0 and not len(part):
             raise DataError(problem("data.split_too_few", place=rows.source, rows=len(rows), part=name))

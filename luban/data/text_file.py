@@ -87,7 +87,7 @@ def as_utf8(data: bytes, source: str) -> tuple[bytes, list[Problem]]:
         raise DataError(problem("data.empty_file", place=source))
     if b"\n" not in data and b"\r" in data:
         data = data.replace(b"\r", b"\n")
-    _refuse_other_encoding(data, source)
+    refuse_other_encoding(data, source)
     return data, notes
 
 
@@ -96,8 +96,9 @@ def _looks_like_utf16(data: bytes) -> bool:
     return len(head) >= 4 and max(head[::2].count(0), head[1::2].count(0)) > 0.3 * len(head) / 2
 
 
-def _refuse_other_encoding(data: bytes, source: str) -> None:
-    if data.isascii() or _is_utf8(data):
+def refuse_other_encoding(data: bytes, source: str) -> None:
+    """Raises DataError where most of what is not ASCII is not UTF-8 either."""
+    if is_utf8(data):
         return
     try:
         first = len(data.decode()) + 1
@@ -111,7 +112,9 @@ def _refuse_other_encoding(data: bytes, source: str) -> None:
         raise DataError(problem("data.not_utf8", place=f"{source}:{line}", byte=byte, guess=_guess(data)))
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
     try:
         pa.array([text], pa.large_binary()).cast(pa.large_string())  # checks without building Python strings
     except pa.ArrowInvalid:

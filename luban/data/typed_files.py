@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from luban.data import streams
+from luban.data.blocks import BLOCK, LARGE
 from luban.data.rows import Rows
 from luban.errors import DataError, problem
 
@@ -25,6 +27,9 @@ def parquet(path: Path, source: str, columns: Sequence[str] | None = None) -> Ro
         file = pq.ParquetFile(path)
         known = file.schema_arrow.names
         wanted = None if columns is None else [c for c in columns if c in known]
+        if streams.is_long(path) or file.metadata.num_rows > LARGE:
+            schema = file.schema_arrow if wanted is None else pa.schema([file.schema_arrow.field(c) for c in wanted])
+            return streams.batches(file.iter_batches(BLOCK, columns=wanted), schema, file.metadata.num_rows, source)
         return _rows(file.read(columns=wanted), source)
     except (pa.ArrowException, OSError) as e:
         raise DataError(problem("data.damaged", place=source, wanted="Parquet", reason=_first_line(e))) from e

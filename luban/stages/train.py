@@ -15,6 +15,8 @@ from luban.columns.base import Column
 from luban.columns.fitting import fit_columns
 from luban.columns.kept import encode_kept
 from luban.console import tell
+from luban.data.blocks import pieces
+from luban.data.rows import row_hashes
 from luban.errors import Unsupported
 from luban.files import write
 from luban.messages import say
@@ -259,8 +261,8 @@ def fingerprints(data: Any) -> Any:
 
     key = os.urandom(16)
     names = sorted({**data.recipe.inputs, **data.recipe.outputs}) if data.recipe else data.table.column_names
-    rows = data.rows.take(data.part("train"))
-    rows = replace(rows, table=rows.table.select(names)) if hasattr(rows, "table") else rows
-    return pa.table({"hash": rows.row_hashes(key)}).replace_schema_metadata(
+    parts = pieces(data.table.select(names), data.part("train"))
+    hashes = pa.chunked_array([pa.array(row_hashes(part, key), pa.string()) for part in parts], pa.string())
+    return pa.table({"hash": hashes}).replace_schema_metadata(
         {"personal": "true", "key": key.hex(), "columns": "\n".join(names)}
     )
