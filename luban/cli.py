@@ -203,12 +203,12 @@ def _going_on(folder: str, inner: str) -> Path:
     return path if (path / inner).is_dir() else _fresh(folder)
 
 
-def resume(folder: str, *, ranks: int | None = None) -> int:
+def resume(folder: str, *, ranks: int | None = None, set: list[str] = ()) -> int:
     from luban import pipeline
 
     if _path(folder).is_dir():
         _log(folder)
-    bundle = pipeline.resume(folder, set=_ranks(ranks))
+    bundle = pipeline.resume(folder, set=[*set, *_ranks(ranks)])
     pipeline.write_report(bundle, _path(folder))
     _headline(bundle)
     print(say("train.saved", folder=folder))
@@ -224,12 +224,14 @@ def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = (
     print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_text())
 
 
-def predict(folder: str, data: str, *, out: str = "-") -> None:
+def predict(folder: str, data: str, *, out: str = "-", processes: int = 1) -> None:
     from luban.predictions import predict_file, writer_for
 
     writer_for(out)
+    if processes < 1:
+        raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want="integer >= 1"))
     _sound(None if folder.endswith(".onnx") else folder, data, out=None if out == "-" else out)
-    rows, bad = predict_file(_answering(folder), data, out)
+    rows, bad = predict_file(_answering(folder), data, out, processes=processes)
     console.tell("predict.done", rows=rows, bad=bad)
 
 

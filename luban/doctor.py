@@ -52,7 +52,9 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield say("doctor.disk"), say("doctor.disk_text", free=shutil.disk_usage(place).free / GIB, path=str(place))
     kept, most = cache.size(cache.folder()) if cache.folder().is_dir() else 0, cache.limit()
     yield say("doctor.encoded"), say("doctor.encoded_text", kept=kept / GIB, most=most / GIB, path=str(cache.folder()))
-    yield say("doctor.gpu"), _gpu()
+    gpus, backends = _devices()
+    yield say("doctor.gpu"), "; ".join(gpus) or say("doctor.no_gpu")
+    yield say("doctor.scale"), _scale(backends)
 
 
 def _memory() -> tuple[int, int] | None:
@@ -77,19 +79,32 @@ def _cache() -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
 
 
-def _gpu() -> str:
+def _devices() -> tuple[list[str], list[str]]:
+    """The GPUs that PyTorch sees, and the backends that carry tensors between its ranks."""
     if find_spec("torch") is None:
-        return say("doctor.no_gpu")
+        return [], []
     code = (
         "import torch\n"
+        "import torch.distributed as dist\n"
         "for i in range(torch.cuda.device_count()):\n"
         "    p = torch.cuda.get_device_properties(i)\n"
         "    print(f'{p.name}, {p.total_memory / 2**30:.0f} GiB, {p.major}.{p.minor}')\n"
         "if torch.backends.mps.is_available(): print('mps')\n"
+        "if dist.is_available():\n"
+        "    print('=gloo' * dist.is_gloo_available() + '=nccl' * (torch.cuda.is_available() and dist.is_nccl_available()))\n"
     )
     done = _python(code)
-    found = done.stdout.split("\n") if done and done.returncode == 0 else []
-    return "; ".join(line for line in found if line) or say("doctor.no_gpu")
+    lines = [line for line in done.stdout.split("\n") if line] if done and done.returncode == 0 else []
+    backends = [b for line in lines if line.startswith("=") for b in line.split("=") if b]
+    return [line for line in lines if not line.startswith("=")], backends
+
+
+def _scale(backends: list[str]) -> str:
+    """Which engines can train in several processes."""
+    engines = [f"torchrun ({', '.join(backends)})"] if backends else []
+    engines += ["ray"] if find_spec("ray") else []
+    lacking = "" if find_spec("ray") else say("doctor.no_ray")
+    return say("doctor.scale_text", engines=engines or "-", lacking=lacking).strip()
 
 
 def cannot_load(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 LIBRARIES = (
     "torch", "numpy", "pyarrow", "scikit-learn", "tokenizers", "safetensors", "pillow", "onnx", "onnxscript", "onnxruntime",
-    "fastapi", "uvicorn", "fairlearn", "transformers", "torchvision", "pandas", "polars", "datasets", "openvino",
+    "fastapi", "uvicorn", "fairlearn", "transformers", "torchvision", "pandas", "polars", "datasets", "openvino", "ray",
 )  # fmt: skip
 
 

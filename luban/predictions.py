@@ -30,12 +30,15 @@ LABELS = 100  # labels that get a column of their own
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, at the start of a cell
 
 
-def predict_file(model: Any, source: Any, out: str | Path = "-", *, chunk: Count = CHUNK) -> tuple[int, int]:
+def predict_file(
+    model: Any, source: Any, out: str | Path = "-", *, chunk: Count = CHUNK, processes: Count = 1
+) -> tuple[int, int]:
     """Answer every row of `source` and write them; how many rows there were, and how many of them have an error.
 
     model: a Bundle or an Engine. source: what `luban.data.sources.read` takes, `-` is standard input. out: a .csv,
     .parquet or .jsonl file, written whole or not at all, or `-` for JSON lines on standard output. In tables a label
-    that is not among an answer's candidates has an empty probability.
+    that is not among an answer's candidates has an empty probability. `processes` > 1: so many answer blocks of `chunk` rows,
+    each with the saved model; the lines stand in the order of the rows all the same.
     Raises DataError where the data lack an input column, RequestError for another kind of file.
     """
     engine: Engine = getattr(model, "engine", model)
@@ -45,7 +48,7 @@ def predict_file(model: Any, source: Any, out: str | Path = "-", *, chunk: Count
         console.block(str(note))
     count = bad = 0
     with writer(str(out), engine) as sink:
-        for found in lines(engine, rows, chunk):
+        for found in lines(engine, rows, chunk, _spread(model, rows, chunk, processes)):
             sink.write(found)
             count += len(found)
             bad += sum(r.answers is None for r in found)
@@ -73,12 +76,28 @@ def _reading(recipe: Any) -> Mapping[str, Any]:
     return recipe.data if recipe is not None else {}
 
 
-def lines(engine: Engine, rows: Rows, chunk: int = CHUNK) -> Iterator[list[Row]]:
-    """Per input row its answers or its error, in the order of the file; quarantined rows stand where they stood."""
+def _spread(model: Any, rows: Rows, chunk: int, processes: int) -> Iterator[list[Row]] | None:
+    """The answers of several processes; None where one is as many as there are blocks for."""
+    processes = min(processes, -(-len(rows) // chunk))
+    if processes <= 1:
+        return None
+    from luban.predicting import answers_of
+
+    return answers_of(model, (rows.table.slice(start, chunk) for start in range(0, len(rows), chunk)), processes)
+
+
+def lines(
+    engine: Engine, rows: Rows, chunk: int = CHUNK, ready: Iterator[list[Row]] | None = None
+) -> Iterator[list[Row]]:
+    """Per input row its answers or its error, in the order of the file; quarantined rows stand where they stood.
+
+    `ready`: the answers of each block, where others compute them.
+    """
     waiting = deque(sorted(rows.quarantine, key=lambda q: q.line))
     for start in range(0, len(rows), chunk):
         found: list[Row] = []
-        for line, row in zip(rows.lines[start : start + chunk], _answers(engine, rows.table.slice(start, chunk))):
+        block = next(ready) if ready is not None else answers(engine, rows.table.slice(start, chunk))
+        for line, row in zip(rows.lines[start : start + chunk], block, strict=True):
             while waiting and waiting[0].line < line:
                 found.append(Row(None, waiting.popleft().reason))
             found.append(row)
@@ -86,7 +105,7 @@ def lines(engine: Engine, rows: Rows, chunk: int = CHUNK) -> Iterator[list[Row]]
     yield [Row(None, q.reason) for q in waiting]
 
 
-def _answers(engine: Engine, table: Any) -> list[Row]:
+def answers(engine: Engine, table: Any) -> list[Row]:
     with np.errstate(all="ignore"):
         try:
             examples = encode(engine.columns, engine.inputs, (), Framed(table, np.arange(len(table))))

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +95,10 @@ def wait_for(condition, running: subprocess.Popen, seconds: float = 120.0) -> No
     until = time.monotonic() + seconds
     while not condition() and running.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
+
+
+def kill(parent: int, rank: int) -> None:
+    process = living(parent).get(rank)
+    if process is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)

@@ -41,7 +41,7 @@ ORDER = [
     {"nn"},
     {"card", "bundle"},
     {"training", "evaluation"},
-    {"stages", "predictions"},
+    {"stages", "predictions", "predicting"},
     {"asking", "pages", "starters", "doctor", "foreign", "applying", "scaling"},
     {"comparing"},
     {"tuning"},

@@ -92,7 +92,7 @@ def in_place(folder, number: float) -> None:
     with files.room_for(folder, 1000):
         for name in ("model", "optimizer"):
             data = {"w": torch.full((100,), number)}
-            files.put(folder / "step-2" / f"{name}.safetensors", checkpoints._pieces(data))
+            files.put(folder / "step-2" / f"{name}.safetensors", checkpoints.pieces(data))
         files.write_json(folder / "step-2" / "state.json", {"number": number})
         known = {
             n: files.digest(folder / "step-2" / n) for n in ("model.safetensors", "optimizer.safetensors", "state.json")

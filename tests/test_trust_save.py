@@ -284,7 +284,7 @@ def test_what_is_written_is_safetensors(tmp_path):
         "view": torch.arange(12.0).reshape(3, 4).t(), "none": torch.zeros(0, 3), "one": torch.tensor(3), "ü\"": torch.ones(1),
         **{str(d): torch.ones(3).to(d) for d in checkpoints.DTYPES},
     }  # fmt: skip
-    files.put(tmp_path / "x.safetensors", checkpoints._pieces(given))
+    files.put(tmp_path / "x.safetensors", checkpoints.pieces(given))
     read = safetensors.torch.load_file(tmp_path / "x.safetensors")
     assert read.keys() == given.keys()
     assert all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in given.items())

@@ -197,7 +197,7 @@ def in_place():
     def save(folder, step, tensors, state, **_):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in tensors.items():
-            files.put(folder / f"{name}.safetensors", checkpoints._pieces(content))
+            files.put(folder / f"{name}.safetensors", checkpoints.pieces(content))
         files.put(folder / "state.json", json.dumps(state))
 
     def newest(folder, **_):

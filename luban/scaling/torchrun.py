@@ -12,12 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from luban import machine
 from luban.errors import RankLost
-from luban.messages import language
+from luban.scaling.environment import environment
 from luban.scaling.work import GRACE, LOST, log_of
-
-LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
 def launch(folder: Path, scale: dict[str, Any]) -> int:
@@ -34,7 +31,7 @@ def launch(folder: Path, scale: dict[str, Any]) -> int:
         rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=scale["restarts"], shutdown_timeout=int(GRACE),
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )  # fmt: skip
-    with _environment(scale["ranks"]), _quiet_agent():
+    with environment(scale["ranks"]), _quiet_agent():
         try:
             elastic_launch(config, sys.executable)("-m", "luban.scaling.work", str(folder))
         except SignalException as e:
@@ -56,24 +53,6 @@ def _lost(failures: dict[int, Any], scale: dict[str, Any], folder: Path) -> Rank
     return RankLost(
         "scale.rank_lost", rank=rank, world=scale["ranks"], how=how, restarts=scale["restarts"], log=str(log)
     )
-
-
-@contextmanager
-def _environment(ranks: int) -> Iterator[None]:
-    """What ranks inherit: their share of the threads, the language, and no network but this machine's own."""
-    threads = str(max(1, machine.threads() // ranks))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    new = {**dict.fromkeys(names, threads), "LUBAN_LANG": language(), "PYTHONUNBUFFERED": "1"}
-    new["PYTHONPATH"] = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p)
-    if sys.platform in LOOPBACK:
-        new["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
-    before = {name: os.environ.get(name) for name in (*new, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,23 @@ def work(folder: Path, again: bool, bundle: Any = None, data: Any = None) -> Any
     return registry.find("stages", "train")(bundle, data, **settings)
 
 
-def main(folder: Path) -> int:
+def take_part(folder: Path, first: bool, again: bool, joined: Callable[[Any], None] = lambda group: None) -> int:
+    """Train the job of a folder as one of its ranks; 0, or LOST where another one is gone."""
     from luban.training import ranks
 
-    threading.Thread(target=_outlive, args=(os.getppid(),), daemon=True).start()
-    restart, first = ranks.restarts(), os.environ["RANK"] == "0"
-    if not first:
-        _write_to(folder / log_of(int(os.environ["RANK"])))
     about = job.about(folder)
     scale = about["scale"]
     speak(about["console"], first)
     try:
         group = ranks.join(scale["timeout"], scale["strategy"])
-        if restart and first:
-            console.tell("scale.restarted", count=restart, most=scale["restarts"])
+        joined(group)
+        if again and first:
+            console.tell("scale.restarted", most=scale["restarts"])
         with ranks.together(group):
-            trained = work(folder, restart > 0)
+            trained = work(folder, again)
         if first:
             job.finish(folder, trained)
+        group.wait()  # nobody leaves before the result is there
         ranks.leave()
     except LubanError as e:
         job.fail(folder, e)
@@ -67,12 +67,23 @@ def main(folder: Path) -> int:
     return 0
 
 
+def main(folder: Path) -> int:
+    """What torchrun starts."""
+    from luban.training.ranks import restarts
+
+    threading.Thread(target=_outlive, args=(os.getppid(),), daemon=True).start()
+    rank = int(os.environ["RANK"])
+    if rank:
+        write_to(folder / log_of(rank))
+    return take_part(folder, rank == 0, restarts() > 0)
+
+
 def log_of(rank: int) -> str:
     """Where a rank that is not heard writes, in the folder of the job."""
     return f"rank-{rank}.log"
 
 
-def _write_to(path: Path) -> None:
+def write_to(path: Path) -> None:
     """All that this process prints from now on."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,13 @@ DTYPES = {
 Tensors = dict[str, dict[str, Tensor]]  # {file: {name: tensor}}
 
 
-def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any], *, good: bool = True) -> None:
+def save(
+    folder: Path, step: int, tensors: Tensors, state: dict[str, Any], *, good: bool = True,
+    ready: Mapping[str, tuple[Path, str]] | None = None,
+) -> None:  # fmt: skip
     """Save tensors and a JSON state as checkpoint `step`; those beyond the newest `KEEP` go afterwards.
 
-    One that is not `good` (the run looks as if it diverges) does not drive out the newest that is.
+    `ready`: {name: (path, SHA-256)} of files that are on the same disk already and move in. One that is not `good` (the run looks as if it diverges) does not drive out the newest that is.
     Raises DiskError where the disk is full or fails: what was saved before is still there, nothing half is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +49,11 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any], *, go
         new = folder / f".step-{step}.{os.getpid()}.tmp"
         try:
             new.mkdir()
-            known = {f"{n}.safetensors": files.put(new / f"{n}.safetensors", _pieces(c)) for n, c in tensors.items()}
+            known = {f"{n}.safetensors": files.put(new / f"{n}.safetensors", pieces(c)) for n, c in tensors.items()}
             known["state.json"] = files.put(new / "state.json", text)
+            for name, (path, digest) in (ready or {}).items():
+                os.replace(path, new / name)
+                known[name] = digest
             if not good:
                 known["suspect"] = files.put(new / "suspect", "")
             files.seal(new, KIND, known, known)
@@ -58,19 +64,26 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any], *, go
     _prune(folder)
 
 
-def newest(folder: Path, *, good: bool = False, before: int | None = None) -> tuple[Tensors, dict[str, Any]] | None:
-    """The newest checkpoint that verifies (a good one, of an earlier step than `before`), None where there is none."""
+def newest(
+    folder: Path, *, good: bool = False, before: int | None = None, load: Callable[[Path], Tensors] | None = None
+) -> tuple[Tensors, dict[str, Any]] | None:
+    """The newest checkpoint that verifies (a good one, of an earlier step than `before`), None where there is none.
+
+    `load` reads the tensors of a folder; all of them by default.
+    """
     for path in _steps(folder):
         if (good and (path / "suspect").exists()) or (before is not None and _number(path) >= before):
             continue
         try:
-            manifest = files.open_sealed(path, KIND)
-            names = [n for n in manifest["files"] if n.endswith(".safetensors")]
-            tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in names}
-            return tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
+            files.open_sealed(path, KIND)
+            return (load or _everything)(path), json.loads((path / "state.json").read_text(encoding="utf-8"))
         except (BundleError, SafetensorError, OSError, ValueError, RecursionError) as e:
             tell("checkpoint.damaged", step=_number(path), reason=str(e)[:300])
     return None
+
+
+def _everything(path: Path) -> Tensors:
+    return {p.name.removesuffix(".safetensors"): load_file(p) for p in sorted(path.glob("*.safetensors"))}
 
 
 def clear(folder: Path) -> None:
@@ -79,7 +92,7 @@ def clear(folder: Path) -> None:
         _remove(path)
 
 
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
     """The bytes of a safetensors file, one tensor after the other, so that a large one is never in memory twice."""
     order = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # wide types first: all stay aligned
     header, start = {}, 0

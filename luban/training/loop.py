@@ -23,7 +23,7 @@ from luban.console import Progress, record, tell
 from luban.errors import BundleError, DiskError, Diverged, Unsupported
 from luban.messages import say
 from luban.nn.tokens import Batch
-from luban.training import checkpoints, snapshot
+from luban.training import checkpoints, signals, snapshot
 from luban.training.compiling import compiled
 from luban.training.feed import Feed
 from luban.training.plan import History, Plan
@@ -113,6 +113,7 @@ class Run:
     def finish_epoch(self, heard: Callable[[], int]) -> dict[str, float]:
         """Validate, remember, decide which weights are the best. Raises Stopped, with nothing judged, on a signal."""
         self.state.check()
+        self.state.weights.check()
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
         if self.validation is not None and len(self.validation):
             with self.state.averaged():
@@ -154,8 +155,8 @@ class Run:
             return
         self.state.check()
         try:
-            if self.ranks.first:
-                checkpoints.save(self.folder, self.state.step, *snapshot.take(self))
+            owners = self.state.optimizer.owners()
+            self.state.weights.save(self.folder, self.state.step, *snapshot.take(self), owners)
         except DiskError as e:
             if needed:
                 raise
@@ -180,9 +181,14 @@ class Run:
 
     def _newest(self) -> Any:
         """The same checkpoint in every rank: the first one tidies the folder up before the others look."""
-        found = checkpoints.newest(self.folder) if self.ranks.first else None
+        owners = self.state.optimizer.owners()
+
+        def look() -> Any:
+            return checkpoints.newest(self.folder, load=lambda path: self.state.weights.load(path, owners))
+
+        found = look() if self.ranks.first else None
         self.ranks.wait()
-        found = found if self.ranks.first else checkpoints.newest(self.folder)
+        found = found if self.ranks.first else look()
         self.ranks.same("checkpoint", found and found[1].get("step"))
         return found
 
@@ -239,7 +245,7 @@ def fit(
         ragged = training.lengths() is not None
         exact, fast = products(plan.precision, plan.device), compiled(run.network, plan.compile, ragged=ragged)
         with exact, fast, listening() as (stop, caught):
-            number = run.go(lambda: caught[0] if stop.is_set() else 0, progress, watch)
+            number = run.go(lambda: caught[0] if stop.is_set() else signals.asked(), progress, watch)
             if number:
                 run.history.stopped, run.history.signal = "signal", number
             run.checkpoint(needed=bool(number))

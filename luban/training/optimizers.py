@@ -100,6 +100,15 @@ class Optimizer:
         }
         return {"step": self.step, **slots}
 
+    def owners(self) -> dict[str, Tensor]:
+        """Of the tensors that have a parameter's shape: which parameter's each is."""
+        return {
+            f"{g}.{s}.{i}": p
+            for g, group in enumerate(self.groups)
+            for s in range(len(group.slots))
+            for i, p in enumerate(group.params)
+        }
+
     def restore(self, tensors: dict[str, Tensor]) -> None:
         for name, mine in self.tensors().items():
             mine.copy_(tensors[name])

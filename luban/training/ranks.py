@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from luban.errors import RanksDiffer
+from luban.training import checkpoints, shards
 
 TIMEOUT = 600.0  # seconds that a rank waits for the others
 PATIENT = 7 * 24 * 3600.0  # seconds that a rank waits for work
@@ -167,6 +169,18 @@ class Replicated:
     def write(self, tensors: dict[str, Tensor]) -> None:
         self.network.load_state_dict(tensors)
 
+    def bind(self, optimizer: Any, plan: Any) -> None:
+        """The state has made the gradients of `parameters` and the optimiser that updates them."""
+
+    def save(self, folder: Path, step: int, tensors: Any, state: dict[str, Any], owners: dict[str, Tensor]) -> None:
+        """A checkpoint of `read`, the optimiser's tensors (`owners`: whose each is) and whatever else; one rank writes it."""
+        if self.ranks.first:
+            checkpoints.save(folder, step, tensors, state)
+
+    def load(self, path: Path, owners: dict[str, Tensor]) -> Any:
+        """The tensors of a checkpoint's folder as `save` was given them, however many ranks wrote it."""
+        return shards.load(path)
+
     def check(self) -> None:
         """Raises RanksDiffer where the ranks no longer hold the same weights."""
         if self.ranks.world > 1:
@@ -180,6 +194,7 @@ class Replicated:
 
 ALONE: Ranks = Alone()
 _here = ALONE
+_made = False  # torch.distributed was set up here, not by an engine
 
 
 def here() -> Ranks:
@@ -213,6 +228,7 @@ class Crew:
 
 
 def _meet(timeout: float) -> None:
+    global _made
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if not dist.is_initialized():
@@ -221,6 +237,7 @@ def _meet(timeout: float) -> None:
         store, rank, world = next(dist.rendezvous("env://", timeout=wait))
         # torchrun keeps its store over a restart: without a prefix, ranks would call at the addresses of the dead
         store = dist.PrefixStore(f"start-{restarts()}", store)
+        _made = True
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
 
 
@@ -237,7 +254,9 @@ def together(group: Ranks) -> Iterator[None]:
 
 def leave() -> None:
     """End what `join` began."""
-    if dist.is_initialized():
+    global _made
+    if dist.is_initialized() and _made:
+        _made = False
         dist.destroy_process_group()
 
 

@@ -17,6 +17,19 @@ class Stopped(Exception):
         self.number = number
 
 
+_asked = 0
+
+
+def ask_to_stop(number: int) -> None:
+    """As if the signal had come: for a process whose signals are another one's."""
+    global _asked
+    _asked = number
+
+
+def asked() -> int:
+    return _asked
+
+
 @contextmanager
 def listening() -> Iterator[tuple[threading.Event, list[int]]]:
     """The first SIGINT or SIGTERM sets the event, a second one ends the process at once. Main thread only."""

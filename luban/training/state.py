@@ -41,6 +41,7 @@ class State:
         )  # fmt: skip
         self.average = Average(self._averaged(), plan.ema) if plan.ema else None
         self.still, self.pieces = still(self.network), plan.accumulate
+        self.weights.bind(self.optimizer, plan)
         self.factor = Schedule(plan.schedule, plan.warmup, total)
         self.late = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
         self.first_bad = torch.full((), -1.0, device=plan.device)

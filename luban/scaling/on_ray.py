@@ -1,0 +1,159 @@
+"""Ranks that Ray Train starts, on a cluster of its own on this machine or on one that is there already."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luban.errors import RankLost, need
+from luban.scaling import work
+from luban.scaling.environment import environment
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_V2_ENABLED": "1"}
+BEGUN, STOP = (
+    "begun",
+    "stop",
+)  # files of the job: its ranks have begun once; a signal's number, for ranks without signals
+
+
+def launch(folder: Path, scale: dict[str, Any]) -> int:
+    """Run the job of a folder in Ray's workers until it is done or a signal ends it; the signal's number, or 0.
+
+    On a cluster of several machines the folder has to be one that all of them see. Raises MissingExtra without Ray,
+    RankLost where a rank ended and no restart was left.
+    """
+    patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(scale["timeout"])}
+    with environment(scale["ranks"], QUIET | patience, loopback=not scale["address"]), _stopping(folder) as caught:
+        ray = need("ray", "ray")
+        need("ray.train.torch", "ray")
+        with _cluster(ray, scale["address"]), _telling(folder / work.log_of(0)):
+            try:
+                _trainer(ray, folder, scale).fit()
+            except Exception as e:  # Ray wraps what a worker raised in types of its own, which change with its versions
+                raise RankLost("scale.ray_failed", restarts=scale["restarts"], reason=_last_line(e)) from None
+    return caught[0]
+
+
+def _trainer(ray: Any, folder: Path, scale: dict[str, Any]) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    there = ray.cluster_resources()
+    gpus = there.get("GPU", 0) >= scale["ranks"]
+    share = min(1.0, 0.9 * there.get("CPU", 1.0) / scale["ranks"])  # a part of the processors is Ray's own
+    return TorchTrainer(
+        take_part,
+        train_loop_config={"folder": str(folder)},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(scale["timeout"])),
+        scaling_config=ScalingConfig(num_workers=scale["ranks"], use_gpu=gpus, resources_per_worker={"CPU": share}),
+        run_config=RunConfig(
+            name="ranks", storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=scale["restarts"])
+        ),
+    )
+
+
+def take_part(config: dict[str, str]) -> None:
+    """What runs in each of Ray's workers, where torch.distributed is set up already."""
+    from ray.train import get_context
+
+    folder, rank = Path(config["folder"]), get_context().get_world_rank()
+    work.write_to(folder / work.log_of(rank))
+    threading.Thread(target=_listen, args=(folder / STOP,), daemon=True).start()
+    again = (folder / BEGUN).exists()
+
+    def joined(group: Any) -> None:
+        group.wait()  # all have looked
+        (folder / BEGUN).touch()
+
+    if work.take_part(folder, rank == 0, again, joined):
+        raise RuntimeError(work.LOST)  # for Ray, which starts all ranks anew
+
+
+def _listen(path: Path) -> None:
+    """A signal that the driver got reaches the ranks as a file: Ray ends workers without asking them."""
+    import time
+
+    from luban.training import signals
+
+    while not path.exists():
+        time.sleep(0.2)
+    signals.ask_to_stop(int(path.read_text() or signal.SIGTERM))
+
+
+@contextmanager
+def _cluster(ray: Any, address: str | None) -> Iterator[None]:
+    """A cluster that is there stays; one that was started here ends here."""
+    if ray.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False,
+            **({} if address else {"include_dashboard": False}),
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[list[int]]:
+    """The first signal asks the ranks to save and end."""
+    caught = [0]
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def heard(number: int, frame: Any) -> None:
+        if caught[0]:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        caught[0] = number
+        (folder / STOP).write_text(str(int(number)))
+
+    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _telling(log: Path) -> Iterator[None]:
+    """What rank 0 says, as it says it."""
+    done = threading.Event()
+
+    def follow() -> None:
+        place = 0
+        while True:
+            last = done.wait(0.3)
+            if log.exists():
+                with open(log, encoding="utf-8", errors="replace") as file:
+                    file.seek(place)
+                    sys.stderr.write(file.read())
+                    place = file.tell()
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
