@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from luban import machine
+from luban import energy, machine
 from luban.data import cache
 from luban.data.blocks import home
 from luban.messages import say
@@ -55,6 +55,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     gpus, backends = _devices()
     yield say("doctor.gpu"), "; ".join(gpus) or say("doctor.no_gpu")
     yield say("doctor.scale"), _scale(backends)
+    yield say("doctor.energy"), ", ".join(c.name for c in energy.counters()) or say("doctor.no_energy")
 
 
 def _memory() -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"
 LIBRARIES = (
     "torch", "numpy", "pyarrow", "scikit-learn", "tokenizers", "safetensors", "pillow", "onnx", "onnxscript", "onnxruntime",
     "fastapi", "uvicorn", "fairlearn", "transformers", "torchvision", "pandas", "polars", "datasets", "openvino", "ray",
+    "optuna", "tensorboard", "mlflow",
 )  # fmt: skip
 
 

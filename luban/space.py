@@ -269,7 +269,9 @@ def default_search(recipe: Recipe) -> dict[str, Any]:
     The rate within a factor of ten of the default, decay, the recipe's size and the one beside it, and the dropout of
     encoders that read sequences or pictures (those of plain numbers share one network, which would be torn apart).
     """
-    rate = recipe.resolved().with_stage_default("train").stage("train").settings["rate"]
+    rate = recipe.with_stage_default("train").resolved().stage("train").settings["rate"]
+    if not isinstance(rate, (int, float)):  # to be found by a trial of its own
+        rate = registry.schema("stages", "train")["properties"]["rate"]["x-size"][recipe.size]
     at = SIZES.index(recipe.size)
     search: dict[str, Any] = {
         "train.rate": [rate / 10, rate * 10, "log"],

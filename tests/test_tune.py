@@ -375,6 +375,54 @@ def test_in_processes_it_finds_the_same(rows, whole, tmp_path):
     assert found[0] == outcome(whole)[0]
 
 
+def test_workers_share_the_cards(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert workers.cards_for(3) == ["2", "5", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert workers.cards_for(2) == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(rows, whole, tmp_path):
+    """SIGKILL to the real command, six times, each time started again."""
+    import random
+    import subprocess
+    import time
+
+    import yaml
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(rows)))
+    command = [
+        sys.executable,
+        "-m",
+        "luban",
+        "tune",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "m"),
+        "--quiet",
+    ]
+    draw, killed = random.Random(0), 0
+    for _ in range(30):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        journal = tmp_path / "m" / ".tune" / JOURNAL
+        size = journal.stat().st_size if journal.is_file() else 0
+        while running.poll() is None and killed < 6:  # a moment after it has begun to write
+            if journal.is_file() and journal.stat().st_size > size:
+                time.sleep(draw.uniform(0, 0.3))
+                running.kill()
+                break
+            time.sleep(0.005)
+        said = running.communicate()[1]
+        if running.returncode == 0:
+            break
+        assert running.returncode == -signal.SIGKILL, said
+        killed += 1
+    done = luban.load(tmp_path / "m")
+    assert killed >= 3 and outcome(done) == outcome(whole) and done.fingerprint() == whole.fingerprint()
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_made_anew(rows, tmp_path, monkeypatch):
     import os

@@ -148,6 +148,8 @@ def test_the_space_where_none_is_given():
     plain_text = recipe(head="luban: 1\ninputs: {a: text, b: text}\noutputs: {y: number}\nsize: nano\n")
     assert "model.text.dropout" in default_search(plain_text)
     assert default_search(plain_text)["size"] == ["nano", "small"]
+    finding = Recipe.of({**asked.plain(), "stages": [{"train": {"rate": "find"}}]})
+    assert default_search(finding)["train.rate"] == space["train.rate"]
 
 
 def test_ranges_and_choices():

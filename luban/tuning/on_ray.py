@@ -47,13 +47,13 @@ class Hand:
 class RayWorker:
     """One actor, made anew when it dies."""
 
-    def __init__(self, ray: Any, rows: Path, share: float):
-        self.ray, self.rows, self.share = ray, rows, share
+    def __init__(self, ray: Any, rows: Path, cpus: float, gpus: float):
+        self.ray, self.rows, self.cpus, self.gpus = ray, rows, cpus, gpus
         self.actor, self.stopped = None, False
 
     def run(self, job: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
         if self.actor is None:
-            kind = self.ray.remote(num_cpus=self.share, max_concurrency=3, max_restarts=0)(Hand)
+            kind = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=3, max_restarts=0)(Hand)
             self.actor = kind.remote(str(self.rows.absolute()))
         try:
             running = self.actor.run.remote(job)
@@ -89,12 +89,13 @@ class RayWorker:
 def actors(count: int, rows: Path, threads: int) -> list[RayWorker]:
     """Raises MissingExtra without Ray. Actors share the processors of a machine that has fewer of them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = need("ray", "dist")
+    ray = need("ray", "ray")
     if not ray.is_initialized():
         path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])) if p)
         ray.init(
             include_dashboard=False, log_to_driver=False, logging_level="ERROR",
             runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}},
         )  # fmt: skip
-    available = ray.cluster_resources().get("CPU", 1.0)
-    return [RayWorker(ray, rows, min(1.0, available / count)) for _ in range(count)]
+    there = ray.cluster_resources()
+    cpus, gpus = (min(1.0, there.get(kind, least) / count) for kind, least in (("CPU", 1.0), ("GPU", 0.0)))
+    return [RayWorker(ray, rows, cpus, gpus) for _ in range(count)]

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luban import machine
 from luban.data.prepare import Data
 from luban.errors import WorkError
@@ -47,14 +49,15 @@ class Here:
 class Process:
     """Jobs in one other process, made anew when it dies."""
 
-    def __init__(self, rows: Path, threads: int):
+    def __init__(self, rows: Path, threads: int, card: str | None = None):
         self.rows, self.threads, self.process, self.stopped = rows, threads, None, False
+        self.card = {"CUDA_VISIBLE_DEVICES": card} if card is not None else {}
 
     def _start(self) -> Any:
         command = [sys.executable, "-m", "luban.tuning.worker", str(self.rows)]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True,
-            env={**os.environ, "LUBAN_LANG": language(), "OMP_NUM_THREADS": str(self.threads)},
+            env={**os.environ, "LUBAN_LANG": language(), "OMP_NUM_THREADS": str(self.threads), **self.card},
         )  # fmt: skip
 
     def run(self, job: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
@@ -140,6 +143,13 @@ def _work(board: Any, worker: Any) -> None:
         board.error = e
 
 
+def cards_for(count: int) -> list[str | None]:
+    """Which accelerator each worker sees: one after another where there are several, all there is otherwise."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return [cards[i % len(cards)] if len(cards) > 1 else None for i in range(count)]
+
+
 def workers(engine: str, count: int, data: Data, folder: Path) -> list[Any]:
     """`count` workers of an engine: `local` processes (this one where one is enough), or `ray`."""
     if engine == "local" and count == 1:
@@ -147,7 +157,8 @@ def workers(engine: str, count: int, data: Data, folder: Path) -> list[Any]:
     save_rows(data, folder / "rows")
     each = max(1, machine.threads() // count)
     if engine == "local":
-        return [Process(folder / "rows", each) for _ in range(count)]
+        cards = cards_for(count)
+        return [Process(folder / "rows", each, card) for card in cards]
     from luban.tuning.on_ray import actors
 
     return actors(count, folder / "rows", each)
