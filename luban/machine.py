@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from luban.errors import RequestError, Unsupported, problem
+from luban.settings import DEVICE
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 LIBRARIES = (
@@ -15,12 +19,49 @@ LIBRARIES = (
     "fastapi", "uvicorn", "fairlearn", "transformers", "torchvision", "pandas", "polars", "datasets", "openvino", "ray",
     "optuna", "tensorboard", "mlflow",
 )  # fmt: skip
+_wanted = "auto"  # what `auto` stands for in this process
+
+
+def want_device(name: str = "auto") -> None:
+    """Say what device `auto` means from now on. Raises RequestError for a name that no device has; imports no torch."""
+    global _wanted
+    if not re.fullmatch(DEVICE, name):
+        raise RequestError(problem("machine.bad_device", place="--device", name=name))
+    _wanted = name
+
+
+def device(name: str = "auto") -> str:
+    """The device to compute on: the named one, else the wanted one, else a GPU where there is one.
+
+    Raises Unsupported where this machine has no such device, RequestError for a name that no device has.
+    """
+    name = _wanted if name == "auto" else name
+    if not re.fullmatch(DEVICE, name):
+        raise RequestError(problem("machine.bad_device", name=name))
+    if name == "cpu":
+        return name
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return "cuda" if "cuda:0" in there else there[-1]
+    if name not in (*there, "cuda") or (name == "cuda" and "cuda:0" not in there):
+        raise Unsupported(problem("machine.no_device", name=name, allowed=there))
+    return name
+
+
+def wanted_device() -> str | None:
+    """The device that was asked for by name in this process, checked; None where nobody did."""
+    return None if _wanted == "auto" else device(_wanted)
 
 
 def threads(wanted: str | int | None = "auto") -> int:
     """How many threads to compute with: the given number, else the processors this process may use (container included)."""
     if wanted not in (None, "auto"):
-        return max(1, int(wanted))
+        if not str(wanted).isdecimal() or int(wanted) < 1:
+            raise RequestError(problem("machine.bad_threads", place="--threads", found=str(wanted)))
+        return int(wanted)
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

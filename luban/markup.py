@@ -70,9 +70,18 @@ def markdown(text: Any) -> str:
     return "".join("\\" + c if c in "\\`*_[]|#~" else c for c in text)
 
 
+BROAD = frozenset("mwMWQO@%<>=+~&—…≤≥×")  # as wide as they are high in common sans-serif fonts
+
+
 def width_of(text: str, size: float) -> float:
     """Roughly how wide `text` is at font size `size`; East Asian characters are twice as wide as Latin ones."""
-    return sum(size * (1.0 if unicodedata.east_asian_width(c) in "WF" else 0.56) for c in text)
+    return size * sum(map(_em, text))
+
+
+def _em(letter: str) -> float:
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    return 0.86 if letter in BROAD else 0.65 if letter.isdigit() or letter.isupper() else 0.58
 
 
 def fitted(text: Any, room: float, size: float) -> str:

@@ -338,8 +338,8 @@ def reliability(
             )
         )
     parts.append(line(x.start, base, x.end, base, opacity="0.5"))
-    parts.append(text(x.start - 8, base - 42, number(float(most)), anchor="end", soft=True))
-    parts.append(text(x.start + 2, 404, fitted(count_label, 200, 11), size=11, soft=True))
+    said = f"{count_label} (≤ {number(float(most))})".strip()
+    parts.append(text(x.start + 2, 406, fitted(said, 200, 11), size=11, soft=True))
     parts.append(text((x.start + x.end) / 2, base + 20, fitted(x_label, x.end - x.start, 12), anchor="middle"))
     return svg(x.end + 20, base + 28, parts, title)
 

@@ -17,6 +17,7 @@ each with file and line, before anything heavy is imported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,9 @@ class Part:
             return cls(value)
         ((name, settings),) = value.items()
         return cls(name, settings or {})
+
+
+DEFAULT = (Part("train"), Part("evaluate"))  # the stages of a recipe that names none
 
 
 @dataclass(frozen=True)
@@ -430,7 +434,7 @@ def wanted(schema: Mapping[str, Any]) -> str:
         return " | ".join(wanted(s) for s in schema["anyOf"] if s.get("type") != "null")
     if "enum" in schema:
         return " | ".join(str(v) for v in schema["enum"])
-    text = str(schema.get("type", "any"))
+    text = str(schema.get("x-said") or schema.get("type", "any"))
     if text == "array":
         return f"[{wanted(schema.get('items', {}))}, ...]"
     for sign, key in ((">=", "minimum"), (">", "exclusiveMinimum"), ("<=", "maximum")):
@@ -450,6 +454,8 @@ def _is(value: Any, kind: str | None) -> bool:
 
 
 def _inside(value: Any, schema: Mapping[str, Any]) -> bool:
+    if isinstance(value, str):
+        return "pattern" not in schema or re.search(schema["pattern"], value) is not None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     low, high, above = schema.get("minimum"), schema.get("maximum"), schema.get("exclusiveMinimum")
@@ -469,7 +475,8 @@ def _changed(plain: Any, change: str) -> Any:
     keys = path.split(".")
     plain = dict(plain)
     if keys[0] in registry.STAGES:
-        stages = [Part.of(s) if isinstance(s, (str, Mapping)) else s for s in plain.get("stages") or []]
+        asked = plain.get("stages")
+        stages = [*DEFAULT] if asked is None else [Part.of(s) if isinstance(s, (str, Mapping)) else s for s in asked]
         part = next((s for s in stages if s.type == keys[0]), None)
         new = _put({}, keys[1:], value)
         new = aliases.renamed(new) if keys[0] == "train" else new

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 SIZES = ("nano", "small", "base")
+DEVICE = r"auto|cpu|mps|cuda(:[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,26 @@ class Dial:
         return {"x-size": {s: getattr(self, s) for s in SIZES}}
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """Text of a certain form; `said` is the form as people read it."""
+
+    regex: str
+    said: str
+
+    def schema(self) -> dict[str, Any]:
+        return {"pattern": f"^({self.regex})$", "x-said": self.said}
+
+
+@dataclass(frozen=True)
+class File:
+    """The path of a file that must be there, relative to the recipe's own folder."""
+
+    def schema(self) -> dict[str, Any]:
+        return {"format": "path"}
+
+
+Device = Annotated[str, Pattern(DEVICE, "auto | cpu | cuda | cuda:N | mps")]
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]

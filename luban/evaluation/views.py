@@ -21,6 +21,8 @@ MAIN = {
     "number": ("r2", True),
 }  # the metric that baselines are compared by; higher is better
 
+CURVES = 10  # classes that one plot can still tell apart
+
 
 @dataclass
 class View:
@@ -38,6 +40,13 @@ class View:
         raise NotImplementedError
 
     def measure(self, baseline: Baseline) -> dict[str, Any]:
+        """Every metric of a baseline on the same rows; measured once."""
+        kept = self.__dict__.setdefault("_measured", {})
+        if baseline.name not in kept:
+            kept[baseline.name] = self._measure(baseline)
+        return kept[baseline.name]
+
+    def _measure(self, baseline: Baseline) -> dict[str, Any]:
         raise NotImplementedError
 
     def numbers(self, rivals: list[Baseline]) -> dict[str, Any]:
@@ -49,9 +58,15 @@ class View:
     def write(self, report: Any, rivals: list[Baseline]) -> None:
         report.heading(say("evaluate.output", name=self.name), 2)
         self._against(report, rivals)
-        rows = [[k, f"{m.value:.4f}", interval(m)] for k, m in self.metrics.items() if m.value == m.value]
-        report.table(say("evaluate.metrics"), [say("evaluate.metric"), say("card.value"), say("card.interval")], rows)
-        self.pictures(report)
+        measured = {b.name: self.measure(b) for b in rivals}
+        rows = [
+            [k, f"{m.value:.4f}", interval(m), *(_beside(found.get(k)) for found in measured.values())]
+            for k, m in self.metrics.items()
+            if m.value == m.value
+        ]
+        head = [say("evaluate.metric"), say("evaluate.model"), say("card.interval"), *measured]
+        report.table(say("evaluate.metrics"), head, rows, "lrl" + "r" * len(measured))
+        self.pictures(report, rivals)
 
     def _against(self, report: Any, rivals: list[Baseline]) -> None:
         main, higher = MAIN[self.kind]
@@ -71,7 +86,7 @@ class View:
         else:
             report.note("good", say("evaluate.beats_all", metric=main))
 
-    def pictures(self, report: Any) -> None:
+    def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         raise NotImplementedError
 
     def per_row(self) -> np.ndarray:
@@ -111,7 +126,7 @@ class CategoryView(View):
             self.truth, self.probabilities, self.labels, seed=self.seed, resamples=self.resamples
         )
 
-    def measure(self, baseline: Baseline) -> dict[str, Any]:
+    def _measure(self, baseline: Baseline) -> dict[str, Any]:
         return metrics.classification(
             self.truth,
             baseline.probabilities[self.known],
@@ -120,7 +135,7 @@ class CategoryView(View):
             resamples=max(100, self.resamples // 5),
         )
 
-    def pictures(self, report: Any) -> None:
+    def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         answers = self.probabilities.argmax(1)
         unseen = int((self.truth < 0).sum())
         if unseen:
@@ -134,18 +149,35 @@ class CategoryView(View):
                 say("evaluate.per_class"),
                 [say("evaluate.class"), "precision", "recall", "f1", say("evaluate.rows")],
                 rows,
+                "lrrrr",
             )
         if len(self.labels) <= 30:
             counts = metrics.confusion(self.truth, answers, len(self.labels))
             report.plot(
                 say("evaluate.confusion"),
-                plots.heatmap(counts, self.labels, self.labels),
+                plots.heatmap(
+                    counts, self.labels, self.labels, x_label=say("evaluate.answer"), y_label=say("evaluate.truth")
+                ),
                 say("evaluate.confusion_caption"),
             )
-        if len(self.labels) == 2 and len(set(self.truth[self.truth >= 0])) == 2:
-            fpr, tpr, _ = metrics.roc_curve(self.truth == 1, self.probabilities[:, 1])
-            report.plot(say("evaluate.roc"), plots.roc({self.name: (fpr, tpr)}))
+        self._curves(report, rivals)
         self._reliability(report, answers)
+
+    def _curves(self, report: Any, rivals: list[Baseline]) -> None:
+        """ROC: of two classes the model beside the baselines that rank rows; of some more, each class against the rest."""
+        there = [k for k in range(len(self.labels)) if 0 < (self.truth == k).sum() < len(self.truth)]
+        if len(self.labels) == 2 and len(there) == 2:
+            ranked = {say("evaluate.model"): self.probabilities}
+            ranked |= {b.name: b.probabilities[self.known] for b in rivals if np.ptp(b.probabilities[:, 1]) > 0}
+            curves, caption = {n: (self.truth == 1, p[:, 1]) for n, p in ranked.items()}, "evaluate.roc_two"
+        else:
+            curves = {self.labels[k]: (self.truth == k, self.probabilities[:, k]) for k in there[:CURVES]}
+            caption = "evaluate.roc_rest"
+        if curves and len(there) <= CURVES:
+            drawn = {n: metrics.roc_curve(*c)[:2] for n, c in curves.items()}
+            axes = {"x_label": say("evaluate.roc_false"), "y_label": say("evaluate.roc_true")}
+            label = self.labels[1] if len(self.labels) == 2 else ""
+            report.plot(say("evaluate.roc"), plots.roc(drawn, **axes), say(caption, label=label))
 
     def _reliability(self, report: Any, answers: np.ndarray) -> None:
         confidence, correct = self.probabilities.max(1), answers == self.truth
@@ -154,9 +186,9 @@ class CategoryView(View):
         caption = say(
             "evaluate.reliability_caption", ece=f"{calibration.ece(confidence, correct):.4f}", floor=f"{floor:.4f}"
         )
-        report.plot(
-            say("evaluate.reliability"), plots.reliability(bins.confidence, bins.accuracy, bins.counts), caption
-        )
+        axes = {"x_label": say("evaluate.confidence"), "y_label": say("evaluate.share_right"), "count_label": say("evaluate.rows")}  # fmt: skip
+        drawn = plots.reliability(bins.confidence, bins.accuracy, bins.counts, **axes)
+        report.plot(say("evaluate.reliability"), drawn, caption)
 
     def per_row(self) -> np.ndarray:
         correct = np.full(len(self.known), np.nan)
@@ -197,15 +229,15 @@ class NumberView(View):
     def metrics(self) -> dict[str, Any]:
         return metrics.regression(self.truth, self.answers, seed=self.seed, resamples=self.resamples)
 
-    def measure(self, baseline: Baseline) -> dict[str, Any]:
+    def _measure(self, baseline: Baseline) -> dict[str, Any]:
         return metrics.regression(
             self.truth, baseline.answers[self.known], seed=self.seed, resamples=max(100, self.resamples // 5)
         )
 
-    def pictures(self, report: Any) -> None:
+    def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         labels = {"x_label": say("evaluate.truth"), "y_label": say("evaluate.answer")}
         report.plot(say("evaluate.scatter"), plots.scatter(self.truth, self.answers, diagonal=True, **labels))
-        report.plot(say("evaluate.residuals"), plots.histogram(self.answers - self.truth))
+        report.plot(say("evaluate.residuals"), plots.histogram(self.answers - self.truth, x_label=say("evaluate.residual"), y_label=say("evaluate.rows")))  # fmt: skip
 
     def per_row(self) -> np.ndarray:
         score = np.full(len(self.known), np.nan)
@@ -228,6 +260,10 @@ VIEWS = {"category": CategoryView, "number": NumberView}
 
 def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, seed: int) -> View:
     return VIEWS[predictions.column.type](name, predictions, resamples, seed)
+
+
+def _beside(metric: Any) -> str:
+    return "" if metric is None or metric.value != metric.value else f"{metric.value:.4f}"
 
 
 def interval(metric: Any) -> str:

@@ -25,10 +25,11 @@ def evaluate(
     baselines: bool = True,
     resamples: Count = 500,
     worst: Natural = 10,
+    seed: Natural | None = None,
 ) -> Report:
     """A Report of kind "evaluate": per output metrics with bootstrap intervals, baselines, plots, worst examples, slices.
 
-    `slices`: columns whose values the score is split by. Judged on the held-out rows, or on all rows of a file of its own.
+    `slices`: columns whose values the score is split by. `seed`: of the resampling, the recipe's unless given. Judged on the held-out rows, or on all rows of a file of its own.
     Raises DataError when the data have no column of truth or no such slice column.
     """
     part, rows = data.held_out()
@@ -41,9 +42,10 @@ def evaluate(
     report = Report("evaluate", say("evaluate.title", task=bundle.recipe.task()))
     report.numbers = {"rows": len(judged), "part": part, "outputs": {}, **seen_rows(bundle, data, rows)}
     warn_seen(report)
+    seed = bundle.recipe.seed if seed is None else seed
     rivals = views.rivals(bundle, data, judged) if baselines and data.splits is not None else {}
     for name, predictions in judged.outputs.items():
-        view = views.view(name, predictions, judged, resamples=resamples, seed=bundle.recipe.seed)
+        view = views.view(name, predictions, judged, resamples=resamples, seed=seed)
         report.numbers["outputs"][name] = view.numbers(rivals.get(name, []))
         view.write(report, rivals.get(name, []))
         if worst:
@@ -68,7 +70,7 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     head = [say("evaluate.row"), *view.row_names(), *names]
     body = []
     for i, value in zip(order, values):
-        plain = [tag("td", escape(v)) for v in (int(judged.rows[i]) + 1, *view.row(int(i)))]
+        plain = [tag("td", escape(v)) for v in (int(judged.rows[i]), *view.row(int(i)))]
         body.append(tag("tr", *plain, *(tag("td", bundle.columns[n].render(value[n])) for n in names)))
     table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
     report.heading(say("evaluate.worst"), 3)
@@ -83,9 +85,7 @@ def _training(report: Report, bundle: Bundle) -> None:
         if k in bundle.metrics[0]
     }
     report.heading(say("evaluate.training"), 2)
-    report.plot(
-        say("evaluate.curve"), plots.lines(series, x_label=say("evaluate.epoch"), y_label=say("evaluate.curve.loss"))
-    )
+    report.plot(say("evaluate.curve"), plots.lines(series, x_label=say("evaluate.epoch"), y_label=say("evaluate.loss")))
     entry = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
     if entry.get("diagnosis"):
         d = entry["diagnosis"]
