@@ -9,7 +9,7 @@ from typing import Any
 
 from luban import console, registry
 from luban.data.prepare import Data, prepare, read_for
-from luban.errors import DataError, RequestError, problem, raise_all
+from luban.errors import DataError, Problem, RecipeError, RequestError, problem, raise_all
 from luban.messages import say
 from luban.recipe import KEYS, Part, Recipe
 
@@ -35,11 +35,12 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
     name = str(source) if isinstance(source, (str, Path)) else None
     if name and name.endswith((".yaml", ".yml")):
         recipe = Recipe.load(name, tuple(ask.changes))
-        recipe = replace(recipe, data=_beside(recipe.data, Path(name).parent))
+        recipe = _beside(recipe, Path(name).parent)
     elif is_recipe(source):
         recipe = source if isinstance(source, Recipe) else Recipe.of(source, changes=tuple(ask.changes))
     else:
         recipe = Recipe.of({"luban": 1, "data": {"rows": name} if name else {}}, changes=tuple(ask.changes))
+    raise_all(RecipeError, _absent_files(recipe))
     rows = read_for(recipe) if name or is_recipe(source) else None
     if rows is None:
         from luban.data.sources import read
@@ -61,12 +62,37 @@ def is_recipe(source: Any) -> bool:
     )
 
 
-def _beside(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Paths in a recipe are relative to the recipe's file."""
-    rows = data.get("rows")
-    if rows and not Path(rows).exists() and (folder / rows).exists():
-        return {**data, "rows": str(folder / rows)}
-    return dict(data)
+
+    def near(path: str) -> str:
+        return str(folder / path) if not Path(path).exists() and (folder / path).exists() else path
+
+    data, rows = dict(recipe.data), recipe.data.get("rows")
+    if rows:
+        data["rows"] = near(rows)
+    inputs = {n: Part(p.type, {k: near(v) if k in _files(p) else v for k, v in p.settings.items()}) for n, p in recipe.inputs.items()}  # fmt: skip
+    return replace(recipe, data=data, inputs=inputs)
+
+
+def _files(part: Part) -> list[str]:
+    """The settings of a column that name a file."""
+    shapes = registry.schema("columns", part.type)["properties"]
+    named = lambda s: s.get("format") == "path" or any(map(named, s.get("anyOf", ())))  # noqa: E731
+    return [k for k, v in part.settings.items() if v and named(shapes[k])]
+
+
+def _absent_files(recipe: Recipe) -> list[Problem]:
+    """Files that columns are to learn from and that are not there: told before anything is read."""
+    return [
+        problem("recipe.no_file", place=f"inputs.{n}.{p.type}.{k}", name=Path(p.settings[k]).name, path=p.settings[k], allowed=_beside_it(p.settings[k]))
+        for n, p in recipe.inputs.items() for k in _files(p) if not Path(p.settings[k]).is_file()
+    ]  # fmt: skip
+
+
+def _beside_it(path: str) -> list[str]:
+    folder = Path(path).parent
+    return sorted(f.name for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
 
 
 def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str, Any]]:
@@ -168,6 +194,16 @@ def show_columns(recipe: Recipe, inferred: Mapping[str, Any]) -> None:
             alike.setdefault((say("columns.skipped"), i.reason), []).append(name)
     console.tell("columns.title")
     console.block("\n".join(table([(what, f"{shortened(names, 8)} ({why})") for (what, why), names in alike.items()])))
+
+
+def keep_quarantine(data: Data, folder: Path) -> None:
+    """FOLDER/quarantine.csv: line, reason and text of every row that could not be used; no file where there is none."""
+    path, count = folder / "quarantine.csv", len(data.rows.quarantine)
+    path.unlink(missing_ok=True)
+    if count:
+        folder.mkdir(parents=True, exist_ok=True)
+        data.rows.save_quarantine(path)
+        console.tell("data.quarantine_file", count=count, path=str(path))
 
 
 def tell_ledger(data: Data) -> None:

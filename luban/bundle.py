@@ -89,15 +89,25 @@ class Bundle:
     def engine(self) -> TorchEngine:
         return TorchEngine(self)
 
+    def on(self, device: str) -> Bundle:
+        """This model on a device of that name (`cuda`); it answers, explains and is judged there."""
+        self.network.to(device)
+        return replace(self)  # its engine is made anew
+
+    def seeded(self, seed: int | None) -> Bundle:
+        """This model for a stage whose randomness starts at `seed`, the recipe's own where none is given."""
+        return self if seed is None else replace(self, recipe=replace(self.recipe, seed=seed))
+
     def predict(self, rows: Any, *, probabilities: bool = True) -> list[dict[str, Any]]:
         """One plain dict per row, in order: the value of each output, its probabilities; `error` for a bad row.
 
-        rows: a list of dicts, a file name, or any table that `luban.data.sources.read` takes.
+        rows: a list of dicts, one dict, columns as a dict of lists, a file name, or any table that
+        `luban.data.sources.read` takes.
         """
         return [r.plain(probabilities) for r in answering.answer(self.engine, self._records(rows))]
 
     def _records(self, rows: Any) -> Sequence[Mapping[str, Any]]:
-        if isinstance(rows, Mapping):
+        if isinstance(rows, Mapping) and not self._are_columns(rows):
             return [rows]
         if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
             return rows
@@ -105,6 +115,11 @@ class Bundle:
         from luban.data.prepare import data_of
 
         return records(data_of(rows, self.columns, self.recipe).table)
+
+    def _are_columns(self, rows: Mapping[str, Any]) -> bool:
+        """Whether a dict holds lists of cells, not one row: where no single cell of these inputs is a list itself."""
+        flat = all(self.columns[n].form in ("scalar", "index", "ids") for n in self.inputs)
+        return flat and bool(rows) and all(isinstance(v, (list, np.ndarray)) for v in rows.values())
 
     # -- stages as methods; the same names as the command line's verbs --------------------------------------------------
     def _stage(self, name: str, data: Any, settings: dict[str, Any]) -> Any:
@@ -265,9 +280,11 @@ class Bundle:
 class TorchEngine:
     """The network in PyTorch, behind the interface that every engine has."""
 
-    def __init__(self, bundle: Bundle, device: str = "cpu"):
-        self.network = unpacked(bundle.network.to(device).eval())
-        self.columns, self.inputs, self.outputs, self.device = bundle.columns, bundle.inputs, bundle.outputs, device
+    def __init__(self, bundle: Bundle):
+        weights = (*bundle.network.parameters(), *bundle.network.buffers())
+        self.device = weights[0].device if weights else torch.device("cpu")
+        self.network = unpacked(bundle.network.eval())
+        self.columns, self.inputs, self.outputs = bundle.columns, bundle.inputs, bundle.outputs
 
     @torch.inference_mode()
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:

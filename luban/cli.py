@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from luban import __version__, console
 from luban.command import Flag, Verb, table, wrap
-from luban.errors import LubanError, RequestError, problem, raise_all
+from luban.errors import LubanError, RequestError, problem
 from luban.messages import LANGUAGES, say, set_language
 
 TYPE_CHECKING = False
@@ -34,6 +34,20 @@ COMMON = [
     Flag("overwrite", "bool", False, False),
     Flag("help", "bool", False, False),
 ]
+COMPUTING = (
+    "train",
+    "run",
+    "resume",
+    "tune",
+    "curve",
+    "evaluate",
+    "predict",
+    "explain",
+    "compress",
+    "audit",
+    "export",
+    "serve",
+)
 common: dict[str, Any] = {}  # the common flags of this call
 
 
@@ -41,12 +55,19 @@ common: dict[str, Any] = {}  # the common flags of this call
 
 
 def new(task: str, folder: str | None = None) -> None:
-    from luban.starters import STARTERS, write_starter
+    from luban import starters
+    from luban.requests import fresh
 
-    if folder is None and task in STARTERS:
+    if task == "list":
+        _names(starters.listed())
+        return
+    starters.known(task)
+    if folder is None:
         raise RequestError("cli.lacking", what="FOLDER", verb="new")
-    for line in write_starter(task, _fresh(folder) if folder else ""):
-        print(line)
+    recipe, rows = starters.write_starter(task, fresh(folder, common["overwrite"]))
+    out = os.path.join(folder, "out")
+    lines = [say("starter.wrote", recipe=recipe, rows=rows), say("starter.next", recipe=recipe, out=out)]
+    _result({"recipe": recipe, "rows": rows}, *lines)
 
 
 def check(
@@ -58,27 +79,27 @@ def check(
         Recipe.load(source, tuple(set))
     from luban.asking import Ask
     from luban.asking import check as look
+    from luban.requests import pairs
 
-    _, findings, _ = look(source, Ask(target, inputs, _pairs(type, "--type"), changes=set))
-    if common["json"]:
-        print(_json.dumps([f.to_json() for f in findings], ensure_ascii=False, indent=1))
-    else:
-        for f in findings:
-            print(f"{say('check.' + f.level)} {f.problem}")
-        print(say("check.done", count=len(findings)))
+    _, findings, _ = look(source, Ask(target, inputs, pairs(type, "--type"), seed=common["seed"], changes=set))
+    said = [f"{say('check.' + f.level)} {f.problem}" for f in findings]
+    _result([f.to_json() for f in findings], *said, say("check.done", count=len(findings)))
     return 1 if any(f.level == "error" for f in findings) else 0
 
 
 def run(recipe: str, *, out: str = "", set: list[str] = (), ranks: int | None = None) -> int:
     from luban import pipeline
+    from luban.requests import logged, named
 
-    folder = _named(out, "run")
-    _log(folder)
-    seed = [f"seed={common['seed']}"] if common["seed"] is not None else []
-    bundle = pipeline.run(recipe, folder, set=[*set, *seed, *_ranks(ranks)])
-    _headline(bundle)
-    print(say("run.done", folder=folder, report=os.path.join(folder, "report.html")))
-    return _signal_code(bundle)
+    changes = [
+        *set,
+        *([f"seed={common['seed']}"] if common["seed"] is not None else []),
+        *_device_change(),
+        *_ranks(ranks),
+    ]
+    with logged(named(out, "run")):
+        bundle = pipeline.run(recipe, out, set=changes)
+    return _trained(bundle, out)
 
 
 def train(
@@ -96,19 +117,17 @@ def train(
     out: str = "",
 ) -> int:
     from luban import pipeline
+    from luban.requests import fresh, logged, named, pairs
 
-    folder = _fresh(_named(out, "train"))
-    _log(folder)
-    changes = [*set, *_ranks(ranks), *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
-    changes += [f"train.track=[{', '.join(track)}]"] if track else []
-    bundle = pipeline.train(
-        data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
-        seed=common["seed"], start=from_, set=changes, out=folder,
-    )  # fmt: skip
+    folder = fresh(named(out, "train"), common["overwrite"])
+    changes = [*set, *_ranks(ranks), *_device_change(), *([f"train.track=[{', '.join(track)}]"] if track else [])]
+    with logged(folder):
+        bundle = pipeline.train(
+            data, target, inputs=inputs, types=pairs(type, "--type"), model=pairs(model, "--model"), size=size,
+            seed=common["seed"], start=from_, set=changes, out=folder,
+        )  # fmt: skip
     pipeline.write_report(bundle, folder)
-    _headline(bundle)
-    print(say("train.saved", folder=folder))
-    return _signal_code(bundle)
+    return _trained(bundle, out)
 
 
 def tune(
@@ -128,19 +147,20 @@ def tune(
     set: list[str] = (),
     out: str = "",
 ) -> int:
+    from luban.requests import logged, named, pairs
     from luban.tuning import verbs
     from luban.yaml_file import parse
 
-    folder = _going_on(_named(out, "tune"), verbs.TUNE)
-    _log(folder)
-    space = {k: parse(v, f"--search {k}")[0] for k, v in _pairs(search, "--search").items()}
+    folder = _going_on(named(out, "tune"), verbs.TUNE)
+    space = {k: parse(v, f"--search {k}")[0] for k, v in pairs(search, "--search").items()}
     asked = {"trials": trials, "minutes": minutes, "metric": metric, "search": space or None, "parallel": parallel,
              "engine": engine}  # fmt: skip
-    changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
-    bundle = verbs.tune(
-        data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
-        seed=common["seed"], set=changes, out=folder, **{k: v for k, v in asked.items() if v is not None},
-    )  # fmt: skip
+    changes = [*set, *_device_change()]
+    with logged(folder):
+        bundle = verbs.tune(
+            data, target, inputs=inputs, types=pairs(type, "--type"), model=pairs(model, "--model"), size=size,
+            seed=common["seed"], set=changes, out=folder, **{k: v for k, v in asked.items() if v is not None},
+        )  # fmt: skip
     return _shown(bundle, folder, "tune")
 
 
@@ -163,17 +183,18 @@ def curve(
     out: str = "",
 ) -> int:
     from luban import pages
+    from luban.requests import logged, named, pairs
     from luban.tuning import verbs
 
-    folder = _going_on(_named(out, "curve"), verbs.CURVE)
-    _log(folder)
+    folder = _going_on(named(out, "curve"), verbs.CURVE)
     asked = {"rows": [*rows], "sizes": [*sizes], "repeats": repeats, "metric": metric, "grid": grid or None,
              "parallel": parallel, "engine": engine}  # fmt: skip
-    changes = [*set, *([f"train.device={common['device']}"] if common["device"] != "auto" else [])]
-    bundle = verbs.curve(
-        data, target, inputs=inputs, types=_pairs(type, "--type"), model=_pairs(model, "--model"), size=size,
-        seed=common["seed"], set=changes, out=folder, **{k: v for k, v in asked.items() if v},
-    )  # fmt: skip
+    changes = [*set, *_device_change()]
+    with logged(folder):
+        bundle = verbs.curve(
+            data, target, inputs=inputs, types=pairs(type, "--type"), model=pairs(model, "--model"), size=size,
+            seed=common["seed"], set=changes, out=folder, **{k: v for k, v in asked.items() if v},
+        )  # fmt: skip
     if not common["json"]:
         print(pages.notes(bundle.reports["curve"]))
     return _shown(bundle, folder, "curve")
@@ -184,12 +205,9 @@ def _shown(bundle: Any, folder: Path, kind: str) -> int:
     from luban import pages
 
     pages.write_report(bundle, folder)
-    if common["json"]:
-        print(_json.dumps(bundle.reports[kind].to_json()["numbers"], ensure_ascii=False, indent=1))
-        return 0
-    print(pages.first_table(bundle.reports[kind]), end="")
-    _headline(bundle)
-    print(say("train.saved", folder=folder))
+    saved = say("train.saved", folder=folder, report=os.path.join(folder, "report.html"))
+    first = pages.first_table(bundle.reports[kind]).rstrip("\n")
+    _result(bundle.reports[kind].to_json()["numbers"], first, *pages.headline(bundle), saved)
     return 0
 
 
@@ -197,31 +215,30 @@ def _going_on(folder: str, inner: str) -> Path:
     """An --out that a search of ours already stands in is gone on with; `--overwrite` begins anew."""
     import shutil
 
+    from luban.requests import fresh
+
     path = _path(folder)
     if common["overwrite"]:
         shutil.rmtree(path / inner, ignore_errors=True)
-    return path if (path / inner).is_dir() else _fresh(folder)
+    return path if (path / inner).is_dir() else fresh(folder, common["overwrite"])
 
 
 def resume(folder: str, *, ranks: int | None = None, set: list[str] = ()) -> int:
-    from luban import pipeline
+    from contextlib import nullcontext
 
-    if _path(folder).is_dir():
-        _log(folder)
-    bundle = pipeline.resume(folder, set=[*set, *_ranks(ranks)])
+    from luban import pipeline
+    from luban.requests import logged
+
+    with logged(folder) if os.path.isdir(folder) else nullcontext():
+        bundle = pipeline.resume(folder, set=[*set, *_ranks(ranks)])
     pipeline.write_report(bundle, _path(folder))
-    _headline(bundle)
-    print(say("train.saved", folder=folder))
-    return _signal_code(bundle)
+    return _trained(bundle, folder)
 
 
 def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = ()) -> None:  # noqa: F821
-    _sound(folder, data)
-    bundle = _load(folder)
-    report = bundle.evaluate(data, slices=slices, baselines=False)
-    if json and json != "-":
-        _path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
-    print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_text())
+    _sound(folder, data, "evaluate", seed=common["seed"])
+    report = _load(folder).evaluate(data, slices=slices, baselines=False, seed=common["seed"])
+    _numbers(report, json)
 
 
 def predict(folder: str, data: str, *, out: str = "-", processes: int = 1) -> None:
@@ -233,6 +250,8 @@ def predict(folder: str, data: str, *, out: str = "-", processes: int = 1) -> No
     _sound(None if folder.endswith(".onnx") else folder, data, out=None if out == "-" else out)
     rows, bad = predict_file(_answering(folder), data, out, processes=processes)
     console.tell("predict.done", rows=rows, bad=bad)
+    if out != "-":
+        _result({"rows": rows, "errors": bad, "out": out})
 
 
 def explain(
@@ -246,13 +265,13 @@ def explain(
     out: str = "",
 ) -> None:
     from luban.registry import ALIASES
+    from luban.requests import named
 
-    method = ALIASES.get(method, method)
-    place = _sound(folder, data, "explain", out=_named(out, "explain"), rows=rows, method=method)
-    bundle = _load(folder)
-    report = bundle.explain(data, rows=rows, method=method, target=target, output=output, seed=common["seed"] or 0)
+    method, seed = ALIASES.get(method, method), common["seed"] or 0
+    place = _sound(folder, data, "explain", out=named(out, "explain"), rows=rows, method=method, seed=seed)
+    report = _load(folder).explain(data, rows=rows, method=method, target=target, output=output, seed=seed)
     report.save(place)
-    print(say("explain.done", path=os.path.join(place, "explain.html")))
+    _result(report.to_json()["numbers"], say("explain.done", path=os.path.join(place, "explain.html")))
 
 
 def compress(
@@ -264,36 +283,34 @@ def compress(
     distill: str | None = None,
     out: str = "",
 ) -> None:
-    place = _sound(
-        folder, data, "compress", out=_named(out, "compress"), quantize=quantize, prune=prune, distill=distill
-    )
-    _own(place)
-    bundle = _load(folder)
-    small = bundle.compress(data or _rows_of(bundle), quantize=quantize, prune=prune, distill=distill)
+    from luban.requests import named, own
+
+    ways = {"quantize": quantize, "prune": prune, "distill": distill, "seed": common["seed"]}
+    place = _sound(folder, data, "compress", out=named(out, "compress"), **ways)
+    own(place)
+    small = _load(folder, move=False).compress(data, **ways)
     from luban import pipeline
 
     small.save(place)
-    pipeline.write_report(small, _path(place))
-    print(small.reports["compress"].to_text(), end="")
-    print(say("train.saved", folder=place))
+    pipeline.write_report(small, place)
+    report = small.reports["compress"]
+    plain = {"folder": out, "compress": report.to_json()["numbers"]}
+    _result(plain, report.to_text() + say("train.saved", folder=out, report=os.path.join(out, "report.html")))
 
 
 def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = None) -> None:  # noqa: F821
-    _sound(folder, data)
-    bundle = _load(folder)
-    report = bundle.audit(data, sensitive=sensitive)
-    report = getattr(report, "reports", {}).get("audit", report)
-    if json and json != "-":
-        _path(json).write_text(_json.dumps(report.to_json()["numbers"], indent=1, ensure_ascii=False), encoding="utf-8")
-    print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if json == "-" else report.to_text())
+    _sound(folder, data, "audit", seed=common["seed"])
+    report = _load(folder).audit(data, sensitive=sensitive, seed=common["seed"])
+    _numbers(getattr(report, "reports", {}).get("audit", report), json)
 
 
 def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str = "") -> None:
-    _sound(folder, data, "export", to=to)
-    out = _named(out, "export")
-    bundle = _load(folder)
-    path = bundle.export(to, out=out, data=data or _rows_of(bundle))
-    print(say("export.done", path=str(path)))
+    from luban.requests import named
+
+    _sound(folder, data, "export", to=to, out=named(out, "export"))
+    bundle = _load(folder, move=False)
+    path = str(bundle.export(to, out=out, data=data or _rows_of(bundle)))
+    _result({"path": path, "to": to}, say("export.done", path=path))
 
 
 def serve(
@@ -311,12 +328,9 @@ def report(folder: str) -> None:
     from luban import pipeline
 
     _sound(folder)
-    bundle = _load(folder)
-    print(
-        pipeline.full_report(bundle).to_markdown()
-        if common["json"]
-        else say("report.written", path=str(pipeline.write_report(bundle, _path(folder))))
-    )
+    bundle = _load(folder, move=False)
+    path = str(pipeline.write_report(bundle, _path(folder)))
+    _result({"report": path, **pipeline.full_report(bundle).to_json()["numbers"]}, say("report.written", path=path))
 
 
 def compare(folders: list[str]) -> None:
@@ -324,86 +338,62 @@ def compare(folders: list[str]) -> None:
 
     for folder in comparing.found_in(folders):
         _sound(str(folder))
-    report = comparing.compare(folders)
-    if common["json"]:
-        print(_json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1))
-    else:
-        print(report.to_text(), end="")
+    found = comparing.compare(folders)
+    _result(found.to_json()["numbers"], found.to_text().rstrip("\n"))
 
 
 def show(what: str) -> None:
     from luban.recipe import Recipe
 
     if what.endswith((".yaml", ".yml")):
-        print(Recipe.load(what).resolved().yaml(), end="")
-    else:
-        _sound(what)
-        bundle = _load(what)
-        print(bundle.recipe.yaml(), end="")
-        for entry in bundle.history:
-            print(
-                "#",
-                _json.dumps({k: v for k, v in entry.items() if k != "environment"}, ensure_ascii=False, default=str),
-            )
+        recipe = Recipe.load(what).resolved()
+        _result(recipe.plain(), recipe.yaml().rstrip("\n"))
+        return
+    _sound(what)
+    bundle = _load(what, move=False)
+    entries = [{k: v for k, v in h.items() if k != "environment"} for h in bundle.history]
+    lines = [f"# {_json.dumps(e, ensure_ascii=False, default=str)}" for e in entries]
+    _result({**bundle.recipe.plain(), "history": bundle.history}, bundle.recipe.yaml().rstrip("\n"), *lines)
 
 
 def list(what: str | None = None) -> None:
     from luban import registry
 
     if what is None:
-        print(
-            "\n".join(
-                table([(room, ", ".join(registry.names(room))) for room in registry.ROOMS if registry.ROOMS[room]])
-            )
-        )
+        rooms = {room: registry.names(room) for room in registry.ROOMS if registry.ROOMS[room]}
+        _result(rooms, *table([(room, ", ".join(names)) for room, names in rooms.items()]))
         return
     if what not in registry.ROOMS:
         raise RequestError(problem("list.unknown", name=what, allowed=registry.ROOMS))
-    print("\n".join(table([(name, say(f"use.{what}.{name}")) for name in registry.names(what)])))
+    _names({name: say(f"use.{what}.{name}") for name in registry.names(what)})
 
 
 def datasets(name: str | None = None, *, out: str | None = None) -> None:
     from luban.data import samples
 
     if name is None:
-        print(
-            "\n".join(
-                table(
-                    [
-                        (
-                            n,
-                            say(
-                                "datasets.line",
-                                rows=s.rows,
-                                target=s.target,
-                                size=s.size,
-                                licence=s.licence,
-                                origin=say(f"sample.{n}.origin"),
-                            ),
-                        )
-                        for n, s in samples.SAMPLES.items()
-                    ]
-                )
-            )
-        )
+        plain = {n: s.to_json() for n, s in samples.SAMPLES.items()}
+        _result(plain, *table([(n, s.said()) for n, s in samples.SAMPLES.items()]))
         return
-    print(samples.save(name, out) if out else samples.fetch(name))
+    path = str(samples.save(name, out, overwrite=common["overwrite"]) if out else samples.fetch(name))
+    _result({"name": name, "path": path, "target": samples.SAMPLES[name].target}, path)
 
 
 def doctor() -> int:
     from luban.doctor import look
 
     facts, sick = look()
-    print(_json.dumps(dict(facts), ensure_ascii=False, indent=1) if common["json"] else "\n".join(table(facts)))
+    _result(dict(facts), *table(facts))
     return 1 if sick else 0
 
 
 def import_(file: str, *, recipe: str = "", data: str = "", out: str = "") -> None:
     from luban.foreign import import_weights
+    from luban.requests import fresh, named
 
-    place = _fresh(_named(out, "import"))
+    place = fresh(named(out, "import"), common["overwrite"])
     import_weights(file, recipe, data or None).save(place)
-    print(say("train.saved", folder=place))
+    _result({"folder": out}, say("import.saved", folder=out))
 
 
 VERBS = (
@@ -446,17 +436,11 @@ def main(words: list[str] | None = None) -> int:
         with _ending():
             return _main(words)
     except LubanError as e:
-        console.record("error", **e.to_json())
-        print(
-            _json.dumps(e.to_json(), ensure_ascii=False) if "--json" in words else e,
-            file=sys.stdout if "--json" in words else sys.stderr,
-        )
-        return e.exit_code
+        return _refused(e, "--json" in words)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unheard(0)
     except OSError as e:
         print(say("io.failed", path=str(e.filename or ""), reason=e.strerror or str(e)), file=sys.stderr)
         return 1
@@ -482,7 +466,32 @@ def _ending() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _refused(error: LubanError, plain: bool) -> int:
+    """Say what is wrong: to people on stderr, to programs on stdout."""
+    console.record("error", **error.to_json())
+    try:
+        print(
+            _json.dumps(error.to_json(), ensure_ascii=False) if plain else error,
+            file=sys.stdout if plain else sys.stderr,
+            flush=True,
+        )
+    except BrokenPipeError:
+        return _unheard(error.exit_code)
+    return error.exit_code
+
+
+def _unheard(code: int) -> int:
+    """Nobody reads on: nothing more is said, not even by Python at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
 def _main(words: list[str]) -> int:
+    words = _verb_first(words)
     _language(words)
     verbs = {v.__name__.strip("_"): v for v in VERBS}
     if not words or words[0] in ("--help", "-h", "help"):
@@ -501,10 +510,11 @@ def _main(words: list[str]) -> int:
     common.clear()
     common.update(shared)
     console.configure(quiet=bool(shared["quiet"]))
-    if verb.name not in ("list", "datasets", "show", "new"):
-        from luban.machine import set_threads
+    if verb.name in COMPUTING or (shared["threads"], shared["device"]) != ("auto", "auto"):
+        from luban.machine import set_threads, want_device
 
         set_threads(shared["threads"])
+        want_device(shared["device"])
     if verb.name in SPREAD:
         from luban.scale import rank
 
@@ -514,6 +524,15 @@ def _main(words: list[str]) -> int:
             follow()
             return 0
     return verb.function(**own) or 0
+
+
+def _verb_first(words: list[str]) -> list[str]:
+    """`luban --lang zh list` is `luban list --lang zh`."""
+    values = {f.label for f in COMMON if f.kind != "bool"}
+    i = 0
+    while i < len(words) and words[i].startswith("--") and words[i] not in ("--help", "--version"):
+        i += 2 if words[i] in values else 1
+    return [*words[i:], *words[:i]] if 0 < i < len(words) else words
 
 
 def overview(verbs: dict[str, Any]) -> str:
@@ -531,10 +550,14 @@ def _language(words: list[str]) -> None:
             set_language(language)
 
 
-def _load(folder: str) -> Any:
+def _load(folder: str, *, move: bool = True) -> Any:
+    """The saved model, on the device that was asked for."""
     from luban.bundle import Bundle
+    from luban.machine import wanted_device
 
-    return Bundle.load(folder)
+    device = wanted_device()
+    bundle = Bundle.load(folder)
+    return bundle.on(device) if move and device else bundle
 
 
 def _answering(path: str) -> Any:
@@ -550,87 +573,16 @@ def _ranks(count: int | None) -> Any:
     return [f"scale.ranks={count}"] if count is not None else []
 
 
-def _named(out: str, verb: str) -> str:
-    if not out:
-        raise RequestError("cli.lacking", what="--out", verb=verb)
-    return out
+def _sound(folder: str | None = None, data: str | None = None, stage: str = "", **asked: Any) -> Path:
+    from luban.requests import sound
+
+    return sound(folder, data, stage, overwrite=common["overwrite"], **asked)
 
 
-def _fresh(folder: str) -> Path:
-    """An --out that is empty or not there, or may be overwritten."""
-    path = _path(folder)
-    if (
-        path.exists()
-        and not common["overwrite"]
-        and (path.is_file() or any(p.name != "run.log" for p in path.iterdir()))
-    ):
-        raise RequestError("cli.not_empty", path=folder)
-    return path
-
-
-def _sound(
-    folder: str | None, data: str | None = None, stage: str = "", *, out: str | None = None, **settings: Any
-) -> Path:
-    """All that can be wrong with a request about a saved model, at once, before torch is imported; the path of `out`."""
-    from luban import registry
-    from luban.recipe import Check
-
-    problems = []
-    for look, value in ((_saved, folder), (_there, data), (_fresh, out)):
-        try:
-            look(value) if value is not None else None
-        except LubanError as e:
-            problems += e.problems
-    shapes = registry.schema("stages", stage)["properties"] if stage else {}
-    for name, value in settings.items():
-        problems += Check().value(value, shapes[name], (f"--{name}",))
-    raise_all(RequestError, problems)
-    return _path(out or "")
-
-
-def _saved(folder: str) -> None:
-    from luban import files
-
-    files.open_sealed(files.recovered(_path(folder).absolute()), "bundle", whole=False)
-
-
-def _there(data: str) -> None:
-    from luban.data.samples import SAMPLES
-
-    path = _path(data).expanduser()
-    if data != "-" and not path.exists() and data not in SAMPLES:
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise RequestError(problem("data.no_such_file", name=path.name, path=data, allowed=[*near, *SAMPLES]))
-
-
-def _path(name: str | Path) -> Path:
+def _path(name: str) -> Path:
     from pathlib import Path
 
     return Path(name)
-
-
-def _own(folder: str | Path) -> None:
-    """A folder that a model is written to holds nobody else's files."""
-    from luban import files
-
-    files.refuse_foreign(_path(folder).resolve(), "bundle")
-
-
-def _log(folder: str | Path) -> None:
-    _own(folder)
-    _path(folder).mkdir(parents=True, exist_ok=True)
-    console.log_to(_path(folder) / "run.log")
-
-
-def _pairs(items: Any, flag: str) -> dict[str, str]:
-    """["col=text", ...] -> {"col": "text"}."""
-    pairs = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise RequestError("cli.want_pair", flag=flag, found=item)
-        pairs[name] = value
-    return pairs
 
 
 def _rows_of(bundle: Any) -> Any:
@@ -640,17 +592,43 @@ def _rows_of(bundle: Any) -> Any:
     return prepare(bundle.recipe)
 
 
-def _headline(bundle: Any) -> None:
-    from luban.pages import headline
+def _device_change() -> list[str]:
+    return [f"train.device={common['device']}"] if common["device"] != "auto" else []
 
-    for line in headline(bundle):
+
+# -- results: sentences for people, one JSON value with --json -----------------------------------------------------------
+
+
+def _result(plain: Any, *lines: str) -> None:
+    if common["json"]:
+        lines = (_json.dumps(plain, ensure_ascii=False, indent=1, default=str),)
+    for line in lines:
         print(line)
 
 
-def _signal_code(bundle: Any) -> int:
+def _names(about: dict[str, str]) -> None:
+    _result(about, *table([*about.items()]))
+
+
+def _numbers(report: Any, place: str | None) -> None:
+    """A report as text, or its numbers as JSON: on stdout (`-`), or in a file beside the text."""
+    plain = _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1)
+    if place and place != "-":
+        _path(place).write_text(plain, encoding="utf-8")
+    print(plain if place == "-" else report.to_text())
+
+
+def _trained(bundle: Any, folder: str) -> int:
+    """What came of a training: the headline, where it lies, what to type next; the exit code."""
+    from luban.pages import headline
+
+    page = os.path.join(folder, "report.html")
+    judged = bundle.reports.get("evaluate")
+    plain = {"folder": folder, "report": page, "evaluate": judged.to_json()["numbers"] if judged else None}
+    _result(plain, *headline(bundle), say("train.saved", folder=folder, report=page))
     number = next((h.get("signal", 0) for h in reversed(bundle.history) if h["stage"] == "train"), 0)
     if number:
-        console.tell("train.interrupted")
+        console.tell("train.interrupted", folder=folder)
     return 128 + number if number else 0
 
 

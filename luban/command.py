@@ -109,15 +109,24 @@ class Verb:
             found[flag.name] = flag.read(text)
 
     def help(self, common: Sequence[Flag]) -> str:
-        usage = " ".join(f.label if f.required else f"[{f.label}]" for f in self.flags if f.positional)
-        lines = [say("cli.usage", text=f"luban {self.name} {usage} ..."), "", *wrap(say(f"cli.{self.name}")), ""]
-        lines += table([(f.label + _metavar(f), self._about(f)) for f in self.flags])
-        lines += ["", say("cli.common"), *table([(f.label + _metavar(f), say(f"cli.flag.{f.name}")) for f in common])]
-        return "\n".join(lines)
+        needed = [f for f in self.flags if f.positional or f.default == ""]  # a flag without a default must be given
+        usage = [f.label + _metavar(f) + ("..." if f.many else "") for f in needed]
+        usage = [u if f.required or not f.positional else f"[{u}]" for f, u in zip(needed, usage)]
+        usage = " ".join(["luban", self.name, *usage, say("cli.flags")])
+        lines = [*wrap(say("cli.usage", text=usage)), "", *wrap(say(f"cli.{self.name}")), ""]
+        if known(f"cli.{self.name}.example"):
+            lines += ["  " + line for line in say(f"cli.{self.name}.example").splitlines()] + [""]
+        own = {f.label for f in self.flags}
+        if own:
+            lines += [*table([(f.label + _metavar(f), self._about(f)) for f in self.flags]), ""]
+        shared = [(f.label + _metavar(f), say(f"cli.flag.{f.name}")) for f in common if f.label not in own]
+        return "\n".join([*lines, say("cli.common"), *table(shared)])
 
     def _about(self, flag: Flag) -> str:
         own = f"cli.{self.name}.{flag.name.strip('_')}"
-        return say(own if known(own) else f"cli.flag.{flag.name.strip('_')}")
+        text = say(own if known(own) else f"cli.flag.{flag.name.strip('_')}")
+        usual = not flag.positional and flag.kind != "bool" and flag.default not in (None, "", (), ...)
+        return f"{text} {say('cli.default', value=flag.default)}" if usual else text
 
 
 def _metavar(flag: Flag) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from luban import console, files
 from luban.errors import BundleError, DataError, LubanError, RequestError
 from luban.messages import say
-from luban.pages import HEADLINE, energy_of
+from luban.pages import HEADLINE, energy_of, judged_now
 from luban.recipe import Recipe
 from luban.report import Report
 from luban.space import HIGHER
@@ -34,7 +34,7 @@ class Run:
     path: Path
     recipe: Recipe
     history: list[dict[str, Any]]
-    judged: dict[str, Any]  # the numbers of its report "evaluate"
+    judged: dict[str, Any]  # the numbers of its report "evaluate", or what `compress` measured after it
 
     def entry(self) -> dict[str, Any]:
         return next((h for h in reversed(self.history) if h.get("stage") == "train"), {})
@@ -121,9 +121,9 @@ def read(path: Path, name: str) -> Run:
     try:
         lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
         history = [h for h in map(json.loads, lines) if isinstance(h, dict)]
-        judged = folder / "reports" / "evaluate.json"
-        numbers = Report.load(judged).numbers if judged.is_file() else {}
-        return Run(name, path, Recipe.load(folder / "recipe.yaml"), history, numbers)
+        kept = {k: folder / "reports" / f"{k}.json" for k in ("evaluate", "compress")}
+        judged = judged_now(history, {k: Report.load(p) for k, p in kept.items() if p.is_file()})
+        return Run(name, path, Recipe.load(folder / "recipe.yaml"), history, judged)
     except (OSError, ValueError) as e:
         raise BundleError("bundle.unreadable", path=str(path), reason=str(e)[:200]) from e
 

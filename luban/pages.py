@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luban import files, registry
 from luban.command import table
+from luban.errors import shortened
 from luban.messages import say
-from luban.report import Note, Report, Table, combine
+from luban.report import Note, Report, Table, combine, jsonable
 
 if TYPE_CHECKING:
     from luban.bundle import Bundle
@@ -112,24 +113,29 @@ def headline(bundle: Bundle) -> Iterator[str]:
 def _summary(bundle: Bundle) -> Report:
     """What someone who reads one paragraph should know."""
     first = Report("summary", say("report.summary"))
+    first.text(_about(bundle))
     trained = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
     if trained:
         rows = trained["rows"]
         first.text(
             say(
                 "report.trained",
-                parameters=f"{trained['parameters']:,}",
-                rows=rows["train"],
-                seconds=trained["seconds"],
+                parameters=f"{bundle.parameters():,}",
+                rows=f"{rows['train']:,}",
+                seconds=f"{trained['seconds']:.1f}",
             )
         )
-    judged = bundle.reports.get("evaluate")
+    judged, now = bundle.reports.get("evaluate"), judged_now(bundle.history, bundle.reports)
     for name, output in (judged.numbers["outputs"] if judged else {}).items():
+        if name not in now["outputs"]:
+            continue
         metric = HEADLINE[output["kind"]]
-        mine = output["metrics"][metric]
+        mine = now["outputs"][name]["metrics"][metric]
         rivals = {b: m[metric]["value"] for b, m in output["baselines"].items() if m[metric].get("value") is not None}
         best = max(rivals, key=rivals.get, default=None)
-        said = say("report.reached", output=name, metric=metric, value=with_interval(mine), rows=judged.numbers["rows"])
+        seen = judged.numbers.get("part") == "train" or judged.numbers.get("trained_on")
+        id = "report.reached_seen" if seen else "report.reached"
+        said = say(id, output=name, metric=metric, value=with_interval(mine), rows=f"{now['rows']:,}")
         if best is not None:
             won = mine["value"] >= rivals[best]
             said += " " + say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
@@ -137,6 +143,29 @@ def _summary(bundle: Bundle) -> Report:
         else:
             first.text(said)
     return first
+
+
+def _about(bundle: Bundle) -> str:
+    """What is answered from what, out of which rows."""
+    rows = bundle.recipe.data.get("rows") or say("report.rows_in_memory")
+    inputs, outputs = shortened(bundle.inputs, 6), shortened(bundle.outputs, 6)
+    return say("report.about", outputs=outputs, inputs=inputs, rows=Path(str(rows)).name)
+
+
+def judged_now(history: Sequence[Mapping[str, Any]], reports: Mapping[str, Report]) -> dict[str, Any]:
+    """The numbers of `evaluate` as they are true of a model now: rows, part, and per output its kind and metrics.
+
+    What was found before `compress` changed the model is no longer true of it; `compress` measured it again.
+    """
+    numbers = {k: jsonable(reports[k].numbers) if k in reports else {} for k in ("evaluate", "compress")}
+    stages = [h.get("stage") for h in history]
+    last = {k: max((i for i, s in enumerate(stages) if s == k), default=-1) for k in numbers}
+    if last["compress"] <= last["evaluate"]:
+        return numbers["evaluate"]
+    kinds = {n: o.get("kind") for n, o in (numbers["evaluate"].get("outputs") or {}).items()}
+    after = {n: {k: m["after"] for k, m in o.items()} for n, o in (numbers["compress"].get("outputs") or {}).items()}
+    outputs = {n: {"kind": kinds.get(n), "metrics": m, "baselines": {}} for n, m in after.items()}
+    return {"rows": numbers["compress"].get("rows"), "part": numbers["compress"].get("part"), "outputs": outputs}
 
 
 def with_interval(metric: Mapping[str, Any]) -> str:

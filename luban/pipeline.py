@@ -18,13 +18,23 @@ from typing import TYPE_CHECKING, Any
 from luban import console, files, registry
 from luban.aliases import renamed
 from luban.applying import apply, claimed
-from luban.asking import Ask, check, findings, is_recipe, recipe_from, show_columns, tell_findings, tell_ledger
+from luban.asking import (
+    Ask,
+    check,
+    findings,
+    is_recipe,
+    keep_quarantine,
+    recipe_from,
+    show_columns,
+    tell_findings,
+    tell_ledger,
+)
 from luban.columns.fitting import fit_columns
 from luban.comparing import compare
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, need, raise_all
 from luban.pages import full_report, write_report
-from luban.recipe import Part, Recipe, fill
+from luban.recipe import DEFAULT, Part, Recipe, fill
 from luban.scale import unready
 from luban.scaling.joined import leading
 from luban.tuning import verbs
@@ -32,7 +42,6 @@ from luban.tuning import verbs
 if TYPE_CHECKING:  # torch comes when all that was asked for is known to be right
     from luban.bundle import Bundle
 
-DEFAULT = (Part("train"), Part("evaluate"))
 BEGUN = "checkpoints/recipe.yaml"  # the resolved recipe, written before step 1, for `resume`
 RUN = (
     "checkpoints/run.yaml"  # the recipe of a whole run, and beside it the key of the stage whose checkpoints these are
@@ -99,6 +108,7 @@ def train(
         if out:
             verbs.forget(Path(out))
             (Path(out) / RUN).unlink(missing_ok=True)  # these checkpoints will not be a whole run's
+            keep_quarantine(prepared, Path(out))
         bundle = Bundle(recipe)
         if own is not None:
             bundle.columns = fit_columns(recipe, prepared)
@@ -189,6 +199,7 @@ def _life(asked: Recipe, plain: Recipe, rows: Any, out: Path) -> Bundle:
         if prepared is None:
             prepared = prepare(asked, rows)
             tell_ledger(prepared)
+            keep_quarantine(prepared, out)
             tell_findings(findings(asked, prepared))
         console.tell("run.stage", stage=part.type)
         settings = dict(part.settings)
@@ -203,9 +214,6 @@ def _life(asked: Recipe, plain: Recipe, rows: Any, out: Path) -> Bundle:
         if bundle.history[-1].get("stopped") == "signal":
             break  # half a stage is no result that another run could take for whole
         bundle.save(folder)
-    if prepared is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        prepared.rows.save_quarantine(out / "quarantine.csv")
     bundle.save(out)
     _forget(out / ".stages", keep)
     write_report(bundle, out)

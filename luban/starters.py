@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luban.command import table
 from luban.errors import RequestError, problem
 from luban.messages import say
 
@@ -54,29 +53,29 @@ class Starter:
     epochs: int
 
 
-def write_starter(task: str, folder: str | Path) -> list[str]:
-    """Write `folder`/recipe.yaml and its sample; the lines to print. Task `list` only lists the tasks.
+def write_starter(task: str, folder: str | Path) -> tuple[str, str]:
+    """Write `folder`/recipe.yaml and its sample: the paths of both.
 
     Raises RequestError for an unknown task, with the nearest one.
     """
-    if task == "list":
-        return listed()
-    if task not in STARTERS:
-        raise RequestError(problem("starter.unknown", name=task, allowed=STARTERS))
+    known(task)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     starter = STARTERS[task]
     rows = starter.rows(folder)
     path = folder / "recipe.yaml"
     path.write_text(_recipe(task, rows, starter), encoding="utf-8")
-    return [
-        say("starter.wrote", recipe=str(path), rows=str(folder / rows)),
-        say("starter.next", recipe=str(path), out=str(folder / "out")),
-    ]
+    return str(path), str(folder / rows)
 
 
-def listed() -> list[str]:
-    return table([(name, say(f"starter.about.{name}", wrong=f"{WRONG:.0%}")) for name in STARTERS])
+def known(task: str) -> None:
+    if task not in STARTERS:
+        raise RequestError(problem("starter.unknown", name=task, allowed=STARTERS))
+
+
+def listed() -> dict[str, str]:
+    """What each starter is about, by task."""
+    return {name: say(f"starter.about.{name}", wrong=f"{WRONG:.0%}") for name in STARTERS}
 
 
 def _recipe(task: str, rows: str, starter: Starter) -> str:

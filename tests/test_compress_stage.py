@@ -160,9 +160,18 @@ def test_rows_are_asked_for_where_they_are_needed(trained, settings):
         trained.compress(None, **settings)
 
 
-def test_a_file_without_training_rows_prunes_and_says_it_did_not_heal(trained):
-    small = trained.compress(compact.data(TABLE, split=False), prune=0.5, resamples=20, explain=4)
+def test_a_file_without_answers_prunes_and_says_it_did_not_heal(trained):
+    plain = compact.data(TABLE.drop_columns(["buys", "spent"]), split=False)
+    small = trained.compress(plain, prune=0.5, resamples=20, explain=4)
     assert "no training rows" in " ".join(small.reports["compress"].numbers["methods"])
+
+
+def test_a_file_is_split_where_something_is_to_be_learned_from_it(trained):
+    file = compact.data(TABLE, split=False)
+    learned = trained.compress(file, distill="nano", epochs=2, resamples=20, explain=4).reports["compress"].numbers
+    assert learned["rows"] == round(0.1 * len(TABLE)), "judged on rows that it did not learn from"
+    measured = trained.compress(file, quantize="int8", resamples=20, explain=4).reports["compress"].numbers
+    assert measured["rows"] == len(TABLE), "control: a file that nothing is learned from is measured whole"
 
 
 def test_bad_targets_of_distillation_are_refused(trained, data, tmp_path):

@@ -42,7 +42,7 @@ ORDER = [
     {"card", "bundle"},
     {"training", "evaluation"},
     {"stages", "predictions", "predicting"},
-    {"asking", "pages", "starters", "doctor", "foreign", "applying", "scaling"},
+    {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling"},
     {"comparing"},
     {"tuning"},
     {"pipeline"},
@@ -52,6 +52,7 @@ LEVEL = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
 NO_TORCH = {
     "aliases",
     "asking",
+    "requests",
     "messages",
     "errors",
     "settings",

@@ -13,7 +13,7 @@ import numpy as np
 from luban.columns import tokenizer as tokenizers
 from luban.columns.base import Column, Ragged, Segments, coloured, text_of, to_list
 from luban.errors import DataError
-from luban.settings import Count, Dial, Fraction
+from luban.settings import Count, Dial, File, Fraction
 
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
 LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
@@ -49,7 +49,7 @@ class Text(Column):
     drop: Fraction = field(
         default=0.03, kw_only=True
     )  # tokens hidden while training, so that "unknown" means something
-    vectors: str | None = field(default=None, kw_only=True)  # file of GloVe or word2vec vectors
+    vectors: Annotated[str, File()] | None = field(default=None, kw_only=True)  # file of GloVe or word2vec vectors
 
     type: ClassVar[str] = "text"
     encoder: ClassVar[str] = "cnn"

@@ -51,6 +51,9 @@ class Finding:
     def __str__(self) -> str:
         return str(self.problem)
 
+    def to_json(self) -> dict[str, Any]:
+        return {"level": self.level, "column": self.column, **self.problem.to_json()}
+
 
 def check(
     rows: Rows, types: Mapping[str, str], target: str | Sequence[str] | None, splits: Splits | None = None

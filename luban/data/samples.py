@@ -60,6 +60,15 @@ class Sample:
     def about(self) -> str:
         return say(f"sample.{self.name}.about")
 
+    def said(self) -> str:
+        """One paragraph: what it is, how large, where it comes from, what may be done with it."""
+        size = say("sample.fetched", megabytes=f"{self.size / 1e6:.1f}") if self.size else say("sample.embedded")
+        return say("datasets.line", about=self.about, rows=f"{self.rows:,}", target=self.target, size=size, licence=self.licence, origin=self.origin)  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        facts = {"about": self.about, "rows": self.rows, "target": self.target, "bytes_to_fetch": self.size}
+        return facts | {"origin": self.origin, "licence": self.licence, "sha256": self.sha256}
+
 
 _ALL = (
     Sample("digits", "label", 1797),
@@ -139,16 +148,16 @@ def fetch(name: str) -> Path:
     return folder / sample.source
 
 
-def save(name: str, out: str | Path) -> Path:
-    """A copy of a sample set at `out`: a file, or a folder of picture files. Raises DataError where `out` exists."""
+def save(name: str, out: str | Path, *, overwrite: bool = False) -> Path:
+    """A copy of a sample set at `out`: a file, or a folder of files. Raises DataError where `out` exists."""
     source, target = fetch(name), Path(out)
     if target.is_dir() and source.is_file():
         target = target / source.name
-    if target.exists():
+    if target.exists() and not (overwrite and target.is_dir() == source.is_dir()):
         raise DataError(problem("sample.exists", place=str(target)))
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target)
+        shutil.copytree(source, target, dirs_exist_ok=True)
     else:
         shutil.copyfile(source, target)
     return target

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from luban import machine
 from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
 from luban.columns.fitting import fit_columns
@@ -21,7 +22,7 @@ from luban.errors import Unsupported
 from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
-from luban.settings import Count, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
+from luban.settings import Count, Device, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
 from luban.training import checkpoints, shares
 from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import (
@@ -69,7 +70,7 @@ def train(
     cutmix: NonNegative = 0.0,
     balance: Literal["fixed", "learnt"] = "fixed",
     lora: Annotated[dict, Group(adapt)] = None,
-    device: str = "auto",
+    device: Device = "auto",
     precision: Literal["auto", "fp32", "tf32", "medium", "bf16", "fp16"] = "auto",
     compile: Literal["auto", "off", "on"] = "auto",
     checkpoint_seconds: NonNegative = 60.0,
@@ -97,7 +98,7 @@ def train(
     """
     began = time.monotonic()
     needed(track, out)
-    folder, device = Path(out) / "checkpoints" if out else None, device_for(device)
+    folder, device = Path(out) / "checkpoints" if out else None, machine.device(device)
     measured = {"batch": batch, "rate": rate, "precision": precision, "compile": compile}
     batch, rate, precision, compile = settled(folder if resume else None, measured).values()
     refuse(precision, device)
@@ -161,6 +162,7 @@ def train(
         )  # fmt: skip
     seconds = round(time.monotonic() - began, 3)
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
+    _tell_diagnosis(history)
     if weights:
         tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
     held = shares.freeze(network, freeze)
@@ -218,12 +220,11 @@ def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:
     return build_network(recipe, columns, bundle.edits)
 
 
-def device_for(name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _tell_diagnosis(history: History) -> None:
+    found = diagnosis(history)
+    if found:
+        gap, train, validation = (f"{found[k]:.3g}" for k in ("gap", "train_loss", "validation_loss"))
+        tell("train.diagnosis", gap=gap, train=train, validation=validation, remedy=say(found["remedy"]))
 
 
 def diagnosis(history: History) -> dict[str, Any]:

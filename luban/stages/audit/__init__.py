@@ -16,6 +16,7 @@ from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Predictions, Table, table
 from luban.messages import say
 from luban.report import Report
+from luban.settings import Natural
 from luban.stages.audit import calibrate as calibrating
 from luban.stages.audit import groups as grouping
 
@@ -28,12 +29,14 @@ def audit(
     calibrate: bool = True,
     output: str | None = None,
     positive: str | None = None,
+    seed: Natural | None = None,
 ) -> Bundle | Report:
     """A Report of kind "audit"; a Bundle that holds it when calibration changed the model.
 
     `sensitive`: the column that tells groups apart, an input or not. `positive`: the label that counts as selected (the last
     of two when not named). `calibrate`: fit a temperature per output on validation rows and keep it when the held-out loss
-    falls; no answer changes by it, only its probability. `output`: one output only.
+    falls; no answer changes by it, only its probability. `output`: one output only. `seed`:
+    of the resampling, the recipe's unless given.
     Raises DataError without truth or such a column, RequestError for an output or a label that is not there.
     """
     part, rows = data.held_out()
@@ -49,9 +52,9 @@ def audit(
         **seen_rows(bundle, data, rows),
     }
     warn_seen(report)
-    temperatures = _calibration(report, bundle, data, judged, chosen, calibrate)
+    temperatures = _calibration(report, bundle.seeded(seed), data, judged, chosen, calibrate)
     if sensitive is not None:
-        _groups(report, bundle, judged, chosen, sensitive, positive)
+        _groups(report, bundle.seeded(seed), judged, chosen, sensitive, positive)
     else:
         report.note("info", say("audit.no_sensitive"))
     if not temperatures:

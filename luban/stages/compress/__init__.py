@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+import numpy as np
 
 from luban.bundle import Bundle
 from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.prepare import prepare
+from luban.data.samples import SAMPLES
 from luban.errors import DataError
+from luban.evaluation.seen import seen_rows
 from luban.messages import say
 from luban.settings import Count, Fraction, Natural, Positive, Range
 from luban.stages.compress import methods
@@ -31,16 +36,20 @@ def compress(
     temperature: Positive = 2.0,
     explain: Natural = 32,
     resamples: Count = 500,
+    seed: Natural | None = None,
 ) -> Bundle:
     """Distil, then prune, then quantise, whatever of it is asked for (int8 when nothing is); measured before and after.
 
     `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains), `share` of the loss
     against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
     weights (`magnitude`: zeros, which only pack better), then `healing` epochs of training on. `explain`: rows whose
-    explanations are compared. Without data and without the training rows only sizes are known.
+    explanations are compared. `seed`: of what is trained and resampled, the recipe's unless given. `data` of a
+    file are split as the recipe says where that file was trained on or something is to be learned from it; without data
+    and without the training rows only sizes are known.
     Raises RequestError, DataError without rows to learn from, Unsupported where the network cannot be changed so.
     """
-    data = data if data is not None else own_rows(bundle)
+    own, bundle = bundle, bundle.seeded(seed)
+    data = own_rows(own) if data is None else _split(own, data, distill is not None or prune is not None)
     if distill is None and prune is None and quantize is None:
         quantize = "int8"
     result, done = methods.merged(bundle), []
@@ -59,13 +68,23 @@ def compress(
     report = page(say("compress.title", task=bundle.recipe.task()), done, found)
     settings = {"distill": distill, "prune": prune, "kind": kind if prune is not None else None, "quantize": quantize}
     entry = {"settings": {k: v for k, v in settings.items() if v is not None}, "parameters": result.parameters()}
-    return result.with_report(report).with_history("compress", **entry)
+    recipe = replace(result.recipe, seed=own.recipe.seed)
+    return replace(result, recipe=recipe).with_report(report).with_history("compress", **entry)
 
 
 def own_rows(bundle: Bundle) -> Any:
     """The rows that the recipe names, when they are still there; else None."""
     named = bundle.recipe.data.get("rows")
-    return prepare(bundle.recipe) if named and Path(named).exists() else None
+    return prepare(bundle.recipe) if named and (named in SAMPLES or Path(named).exists()) else None
+
+
+def _split(bundle: Bundle, data: Any, learns: bool) -> Any:
+    """Rows with answers, split as for training, where something is to be learned from them or was already: the rows
+    trained on are again those to learn from, and not those to be measured on."""
+    if data.splits is not None or not {*bundle.outputs} <= {*data.table.column_names}:
+        return data
+    seen = seen_rows(bundle, data, np.arange(data.table.num_rows))["trained_on"]
+    return prepare(bundle.recipe, data.rows) if learns or seen else data
 
 
 def _pruned(bundle: Bundle, data: Any, share: float, kind: str, healing: int) -> tuple[Bundle, list[str]]:

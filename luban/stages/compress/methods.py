@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luban import registry
+from luban import machine, registry
 from luban.bundle import Bundle, build_network
 from luban.columns.examples import Examples
 from luban.errors import RequestError, Unsupported, problem
@@ -216,5 +216,5 @@ def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network
         patience=given("patience", patience_for(epochs)),
         augment=settings.get("augment", True),
         seed=recipe.seed,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=machine.device(),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from luban import files, registry
+from luban import files, machine, registry
 from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
 from luban.errors import BundleError, DataError, Problem, RequestError, Unsupported, problem
@@ -87,16 +87,18 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
     if not isinstance(source, (str, Path)):  # a Bundle: torch is there already
         path = getattr(source, "path", None)
         return Guarded(_fitting(path, threads), "onnx") if which == "onnx" else _torch(source)
-    path = Path(source)
+    path, device = Path(source), machine.wanted_device()
     if path.suffix == ".onnx" and not path.is_dir():
         if which == "torch":
             raise Unsupported("serve.onnx_only", path=str(path))
         return Guarded(_onnx(path, threads), "onnx")
-    if which == "onnx" or (which == "auto" and find_spec("onnxruntime") and fits(path)):
+    auto = which == "auto" and device in (None, "cpu")
+    if which == "onnx" or (auto and find_spec("onnxruntime") and fits(path)):
         return Guarded(_fitting(path, threads), "onnx")
     from luban.bundle import Bundle
 
-    return _torch(Bundle.load(path))
+    bundle = Bundle.load(path)
+    return _torch(bundle.on(device) if device else bundle)
 
 
 def _torch(bundle: Any) -> Guarded:
