@@ -32,10 +32,9 @@ class Group:
 class Optimizer:
     """A rule by name (`adamw`, or `{sgd: {momentum: 0.9}}`) over all trainable parameters.
 
-    Weight decay spares biases, norms (one dimension) and embedding tables, but for a table with a `decay` of its own: that
-    one is multiplied by 1 - rate x decay at every update, whatever the optimiser. Gradients are read from `p.grad`. The
-    state is plain tensors, named for safetensors by `tensors`. `local` gives the part of a parameter that this process
-    updates; `shares` a factor on the rate for parameters by id.
+    Weight decay spares biases, norms (one dimension) and embedding tables. Gradients are read from `p.grad`. The state is
+    plain tensors, named for safetensors by `tensors`. `local` gives the part of a parameter that this process updates;
+    `shares` a factor on the rate for parameters by id.
     """
 
     def __init__(
@@ -44,11 +43,7 @@ class Optimizer:
     ):  # fmt: skip
         part, shares = Part.of(name), shares or {}
         rule = registry.find("optimizers", part.type)(**{k: v for k, v in part.settings.items() if v is not None})
-        tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
-        spared = {id(m.weight) for m in tables}
-        self.forgetting = [
-            (local(m.weight), m.decay) for m in tables if getattr(m, "decay", 0.0) and m.weight.requires_grad
-        ]
+        spared = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
         hidden = {id(p) for p in hidden_weights(network)} if rule.hidden else set()
         found: dict[tuple[bool, float, float], list[Tensor]] = {}
         for p in network.parameters():
@@ -67,9 +62,6 @@ class Optimizer:
     @torch.no_grad()
     def update(self, rate: float, bad: Tensor | None = None) -> None:
         """One step with the gradients that stand in `p.grad`. Where `bad`, one number on the device, is 1, nothing changes."""
-        for table, decay in self.forgetting:
-            left = max(0.0, 1 - rate * decay)
-            table.mul_(left if bad is None else torch.where(bad > 0, 1.0, left))
         self.step.add_(1)
         for group in self.groups:
             grads = [p.grad for p in group.params]

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from luban.errors import RecipeError, problem
 from luban.nn import forms
 from luban.nn.tokens import ACTIVATIONS, Dense, Encoder, Span, Tokens
-from luban.settings import Count, Dial, Fraction, Natural, NonNegative
+from luban.settings import Count, Dial, Fraction, Natural
 
 SMALL = 6  # `pool: auto` halves a side only while it is at least this long
 WIDEST = 256  # channels that `channels: auto` stops doubling at
 WIDTHS = (1, 3)  # positions that the filters over a sequence see at once
-DECAY = 3.0  # of the rows of hashed runs, times the rate at every update: chosen by validation loss on Chinese reviews
 
 
 class CNN(Encoder):
@@ -30,7 +29,7 @@ class CNN(Encoder):
     Grids: blocks of convolution, activation and max-pooling, then `dense` layers over all positions. `channels` auto
     doubles from `width` (image) until the map is small. Sequences: filters of several widths side by side, as in Kim
     2014, "Convolutional Neural Networks for Sentence Classification"; positions beyond the end count as zero. There
-    `grams` adds runs of tokens, whose rows fade by `decay`. Auto dropout: 0.2 over pixels, 0.5 over a sequence.
+    `grams` adds what runs of tokens say, past the filters. Auto dropout: 0.2 over pixels, 0.7 over a sequence.
     grid (B, C, H, W) -> Tokens (B, 1, D) with `dense`, else (B, H'W', D); ids, vectors (B, T) -> Tokens (B, T, D).
     """
 
@@ -50,15 +49,14 @@ class CNN(Encoder):
         width: Annotated[Count, Dial(nano=16, small=32, base=64)] = 32,
         embedding: Annotated[Count, Dial(nano=16, small=32, base=64)] = 32,
         grams: Literal[1, 2, 3] = 3,
-        decay: NonNegative = DECAY,
         activation: Literal["relu", "gelu", "sigmoid", "tanh"] = "relu",
         dropout: Fraction | Literal["auto"] = "auto",
         pooling: Literal["auto", "last", "mean", "root", "max", "attention", "flatten"] = "auto",
     ):
         super().__init__()
-        self.form = forms.make(columns, width=embedding, grams=grams, decay=decay)
+        self.form = forms.make(columns, width=embedding, grams=grams)
         self.grid = columns[0].form == "grid"
-        dropout = (0.2 if self.grid else 0.5) if dropout == "auto" else dropout
+        dropout = (0.2 if self.grid else 0.7) if dropout == "auto" else dropout
         if self.grid:
             plan = _plan(columns[0], channels, kernel, padding, pool, width, convolutions)
             self.layers: nn.Module = Pixels(self.form.size, plan, activation, dropout)
@@ -72,7 +70,7 @@ class CNN(Encoder):
         else:
             widths = WIDTHS if kernel == "auto" else (kernel,) if isinstance(kernel, int) else tuple(kernel)
             sizes = [width] if channels == "auto" else list(channels)
-            self.layers = Positions(self.form.size, sizes, widths, activation, dropout)
+            self.layers = Positions(self.form.size, sizes, widths, activation, dropout, getattr(self.form, "wide", 0))
             self.dense = Dense(self.layers.size, () if dense == "auto" else dense, activation, dropout)
             self.length = None
         self.size = self.dense.out
@@ -163,26 +161,39 @@ class Pixels(nn.Module):
 
 
 class Positions(nn.Module):
-    """(B, T, D) -> (B, T, D'): in every layer one convolution per width, side by side, each seeing real positions only."""
+    """(B, T, D) -> (B, T, D'): in every layer one convolution per width, side by side, each seeing real positions only.
 
-    def __init__(self, size: int, channels: Sequence[int], widths: Sequence[int], activation: str, dropout: float):
+    The last `wide` features go past them.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: Sequence[int],
+        widths: Sequence[int],
+        activation: str,
+        dropout: float,
+        wide: int = 0,
+    ):
         super().__init__()
-        self.widths, layers, last = widths, [], size
+        self.widths, layers, last = widths, [], size - wide
         for out in channels:
             layers.append(nn.ModuleList(nn.Conv1d(last, out, k) for k in widths))
             last = out * len(widths)
         self.layers = nn.ModuleList(layers)
         self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
         self.features = nn.Identity()
-        self.size = last
+        self.wide, self.size = wide, last + wide
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         real = mask[:, None].to(x.dtype)  # (B, 1, T)
-        h = self.dropout(x).transpose(1, 2)
+        x = x.transpose(1, 2)
+        h, past = x[:, : x.shape[1] - self.wide], x[:, x.shape[1] - self.wide :]
+        h = self.dropout(h)
         for layer in self.layers:
             h = h * real
             h = torch.cat(
                 [conv(F.pad(h, ((k - 1) // 2, k // 2))) for conv, k in zip(layer, self.widths)], dim=1
             )  # (B, D', T)
             h = self.activation(h)
-        return self.features(h).transpose(1, 2)
+        return self.features(torch.cat([h, past], dim=1) if self.wide else h).transpose(1, 2)
