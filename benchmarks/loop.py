@@ -3,8 +3,9 @@
     python -m benchmarks.loop [luban hf ...] [--pairs 5] [--json FILE]        needs the extra `rivals`
 
 The work is the same everywhere: 12,800 rows of 64 numbers, a 64-64-4 network, batches of 32, AdamW at 1e-3, one thread.
-A step costs what 6 epochs take more than 1 epoch, divided by the steps between, so that nobody pays for setting up.
-Every side runs in turn (A B C ... A B C ...), each compared with the best bare loop of the same round.
+Each side is paired with the best bare loop: both train at the same time, in turns of one epoch (400 steps), A B A B, each
+turn timed by the CPU time of its thread; the first turn, with all setting up, is left out. A ratio is that of two turns
+side by side, so that what else the machine does falls upon both.
 
 | side | what it is |
 |---|---|
@@ -21,11 +22,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import io
 import os
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -41,7 +42,11 @@ from torch import nn
 
 from benchmarks.common import finish
 
-ROWS, FEATURES, CLASSES, WIDTH, BATCH, RATE, EPOCHS = 12_800, 64, 4, 64, 32, 1e-3, 6
+ROWS, FEATURES, CLASSES, WIDTH, BATCH, RATE = 12_800, 64, 4, 64, 32, 1e-3
+
+
+Tick = Callable[[], None]  # called at the end of every epoch
+Side = Callable[[int, Tick], nn.Module]
 
 
 class Terminal(io.StringIO):
@@ -78,7 +83,7 @@ def slices(epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 # -- the sides: each trains for so many epochs and gives the network -------------------------------------------------------
-def bare(epochs: int) -> nn.Module:
+def bare(epochs: int, tick: Tick) -> nn.Module:
     net, cross_entropy = network(), nn.functional.cross_entropy
     optimizer = torch.optim.AdamW(net.parameters(), RATE, fused=True)
     for epoch in range(epochs):
@@ -87,10 +92,11 @@ def bare(epochs: int) -> nn.Module:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+        tick()
     return net
 
 
-def naive(epochs: int) -> nn.Module:
+def naive(epochs: int, tick: Tick) -> nn.Module:
     net = network()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=BATCH, shuffle=True)
     optimizer, criterion, total = torch.optim.AdamW(net.parameters(), RATE), nn.CrossEntropyLoss(), 0.0
@@ -101,10 +107,11 @@ def naive(epochs: int) -> nn.Module:
             loss.backward()
             optimizer.step()
             total += loss.item()
+        tick()
     return net
 
 
-def luban() -> Callable[[int], nn.Module]:
+def luban() -> Side:
     import pyarrow as pa
 
     from luban.columns.base import make
@@ -125,12 +132,21 @@ def luban() -> Callable[[int], nn.Module]:
     examples = encode(columns, names, ["y"], row(table, np.arange(ROWS)))
     known = {k: v for k, v in recipe.stage("train").settings.items() if k in Plan.__dataclass_fields__}
 
-    def side(epochs: int) -> nn.Module:
+    def side(epochs: int, tick: Tick) -> nn.Module:
         net = network()
         own = Own(recipe, columns, net)
         plan = Plan(**{**known, "epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": "cpu", "precision": "fp32", "patience": 0})  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            fit(own, examples, None, plan=plan, objective=supervised, folder=Path(folder), title="train")
+            fit(
+                own,
+                examples,
+                None,
+                plan=plan,
+                objective=supervised,
+                folder=Path(folder),
+                title="train",
+                watch=lambda _: tick(),
+            )
         return net
 
     return side
@@ -151,8 +167,8 @@ class Fetched(Pairs):
         return {"x": X[index], "labels": Y[index]}
 
 
-def hf(best: bool) -> Callable[[int], nn.Module]:
-    from transformers import Trainer, TrainingArguments
+def hf(best: bool) -> Side:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -165,7 +181,7 @@ def hf(best: bool) -> Callable[[int], nn.Module]:
 
     off = {"logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "max_grad_norm": 0.0, "remove_unused_columns": False, "optim": "adamw_torch_fused"}  # fmt: skip
 
-    def side(epochs: int) -> nn.Module:
+    def side(epochs: int, tick: Tick) -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 folder, num_train_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=RATE, use_cpu=True,
@@ -173,13 +189,14 @@ def hf(best: bool) -> Callable[[int], nn.Module]:
             )  # fmt: skip
             model = Model()
             more = {"data_collator": lambda batch: batch} if best else {}
-            Trainer(model, arguments, train_dataset=Fetched() if best else Pairs(), **more).train()
+            told = type("Told", (TrainerCallback,), {"on_epoch_end": lambda *_, **__: tick()})()
+            Trainer(model, arguments, train_dataset=Fetched() if best else Pairs(), callbacks=[told], **more).train()
         return model.net
 
     return side
 
 
-def lightning(best: bool) -> Callable[[int], nn.Module]:
+def lightning(best: bool) -> Side:
     import lightning as L
 
     class Model(L.LightningModule):
@@ -192,6 +209,9 @@ def lightning(best: bool) -> Callable[[int], nn.Module]:
             if not best:
                 self.log("loss", loss, prog_bar=True)
             return loss
+
+        def on_train_epoch_end(self) -> None:
+            self.tick()
 
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), RATE, fused=best)
@@ -208,8 +228,9 @@ def lightning(best: bool) -> Callable[[int], nn.Module]:
 
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
-    def side(epochs: int) -> nn.Module:
+    def side(epochs: int, tick: Tick) -> nn.Module:
         model = Model()
+        model.tick = tick
         data = torch.utils.data.TensorDataset(X, Y)
         loader = Slices() if best else torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -221,18 +242,21 @@ def lightning(best: bool) -> Callable[[int], nn.Module]:
     return side
 
 
-def keras(best: bool) -> Callable[[int], nn.Module]:
+def keras(best: bool) -> Side:
     import keras
 
-    def side(epochs: int) -> nn.Module:
+    def side(epochs: int, tick: Tick) -> nn.Module:
         net = network()
         first, second = keras.layers.Dense(WIDTH, "relu"), keras.layers.Dense(CLASSES)
         model = keras.Sequential([keras.layers.Input((FEATURES,)), first, second])
         for mine, theirs in ((net[0], first), (net[2], second)):
             theirs.set_weights([mine.weight.detach().numpy().T, mine.bias.detach().numpy()])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: tick())
         model.compile(optimizer=keras.optimizers.AdamW(RATE), loss=loss)
-        model.fit(X.numpy(), Y.numpy(), batch_size=BATCH, epochs=epochs, verbose=0 if best else "auto")
+        model.fit(
+            X.numpy(), Y.numpy(), batch_size=BATCH, epochs=epochs, verbose=0 if best else "auto", callbacks=[told]
+        )
         for mine, theirs in ((net[0], first), (net[2], second)):
             weight, bias = theirs.get_weights()
             mine.weight.data.copy_(torch.from_numpy(weight.T.copy()))
@@ -242,10 +266,10 @@ def keras(best: bool) -> Callable[[int], nn.Module]:
     return side
 
 
-def accelerate() -> Callable[[int], nn.Module]:
+def accelerate() -> Side:
     from accelerate import Accelerator
 
-    def side(epochs: int) -> nn.Module:
+    def side(epochs: int, tick: Tick) -> nn.Module:
         accelerator = Accelerator(cpu=True)
         net = network()
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=BATCH, shuffle=True)
@@ -257,12 +281,13 @@ def accelerate() -> Callable[[int], nn.Module]:
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 optimizer.step()
+            tick()
         return net
 
     return side
 
 
-SIDES: dict[str, Callable[[], Callable[[int], nn.Module]]] = {
+SIDES: dict[str, Callable[[], Side]] = {
     "bare": lambda: bare,
     "luban": luban,
     "naive": lambda: naive,
@@ -276,43 +301,64 @@ SIDES: dict[str, Callable[[], Callable[[int], nn.Module]]] = {
 }
 
 
-def timed(side: Callable[[int], nn.Module], epochs: int) -> tuple[float, nn.Module]:
+class Turns:
+    """Two threads that work one after the other, an epoch each, and how much CPU time each of its turns took."""
+
+    def __init__(self) -> None:
+        self.gates = (threading.Semaphore(1), threading.Semaphore(0))
+        self.spent: tuple[list[float], list[float]] = ([], [])
+        self.results: list[nn.Module | None] = [None, None]
+
+    def play(self, who: int, side: Side, epochs: int) -> None:
+        mine, other = self.gates[who], self.gates[1 - who]
+        mine.acquire()
+        began = [time.thread_time()]
+
+        def tick() -> None:
+            self.spent[who].append(time.thread_time() - began[0])
+            other.release()
+            mine.acquire()
+            began[0] = time.thread_time()
+
+        try:
+            self.results[who] = side(epochs, tick)
+        finally:
+            other.release()
+
+
+def duel(side: Side, count: int) -> tuple[list[float], list[float], nn.Module]:
+    """Seconds of each turn of a side and of the bare loop beside it, the first turn left out, and the side's network."""
+    turns = Turns()
+    threads = [threading.Thread(target=turns.play, args=(i, s, count + 1)) for i, s in enumerate((side, bare))]
     with warnings.catch_warnings(), contextlib.redirect_stderr(Terminal()), contextlib.redirect_stdout(Terminal()):
         warnings.simplefilter("ignore")
-        began = time.process_time()
-        net = side(epochs)
-        return time.process_time() - began, net
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if turns.results[0] is None:
+        raise SystemExit("a side failed")
+    return turns.spent[0][1:], turns.spent[1][1:], turns.results[0]
 
 
-def per_step(side: Callable[[int], nn.Module]) -> tuple[float, float]:
-    """Microseconds of one step, and the final loss."""
-    once, _ = timed(side, 1)
-    many, net = timed(side, EPOCHS)
-    return (many - once) / ((EPOCHS - 1) * ROWS / BATCH) * 1e6, loss_of(net)
+def row(name: str, count: int) -> dict[str, Any]:
+    mine, theirs, net = duel(SIDES[name](), count)
+    ratios, steps = [a / b for a, b in zip(mine, theirs)], ROWS / BATCH
+    return {
+        "side": name, "us_per_step": round(statistics.median(mine) / steps * 1e6, 1),
+        "bare_us_per_step": round(statistics.median(theirs) / steps * 1e6, 1), "of_bare": round(statistics.median(ratios), 3),
+        "low": round(min(ratios), 3), "high": round(max(ratios), 3), "n": len(ratios), "final_loss": round(loss_of(net), 4),
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sides", nargs="*", default=list(SIDES))
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    names = list(dict.fromkeys(["bare", *asked.sides]))
-    sides = {n: SIDES[n]() for n in names}
-    for side in sides.values():
-        timed(side, 1)
-    rounds = [{n: per_step(side) for n, side in sides.items()} for _ in range(asked.pairs)]
-    found = []
-    for name in names:
-        ratios = [r[name][0] / r["bare"][0] for r in rounds]
-        found.append({
-            "side": name,
-            "us_per_step": round(statistics.median(r[name][0] for r in rounds), 1),
-            "of_bare": round(statistics.median(ratios), 3), "low": round(min(ratios), 3), "high": round(max(ratios), 3),
-            "n": len(rounds), "final_loss": round(rounds[-1][name][1], 4), "loss_before": round(loss_of(copy.deepcopy(network())), 4),
-        })  # fmt: skip
-    finish("loop", found, asked.json)
+    finish("loop", [row(name, asked.pairs) for name in asked.sides], asked.json)
 
 
 if __name__ == "__main__":

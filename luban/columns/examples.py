@@ -88,7 +88,10 @@ class Examples:
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
         """The batch of some examples; with `rng` it is augmented, and columns `of:` another follow its change."""
-        blocks = [(names, x.take(index, 0), mask.take(index, 0)) for names, x, mask in self.blocks]
+        blocks = [
+            (names, x.take(index, 0), _rows(mask, index, whole))
+            for (names, x, mask), whole in zip(self.blocks, self.whole)
+        ]
         inputs = Pairs(blocks, {n: self.columns[n].collate(take(self.inputs[n], index)) for n in self.others})
         targets = {n: (x.take(index, 0), mask.take(index, 0)) for n, (x, mask) in self.flat_targets.items()}
         targets |= {n: self.columns[n].collate(take(e, index)) for n, e in self.targets.items() if n not in targets}
@@ -143,6 +146,11 @@ class Examples:
         return found
 
     @cached_property
+    def whole(self) -> list[bool]:
+        """Of each block, whether nothing in it is missing."""
+        return [bool(mask.all()) for _, _, mask in self.blocks]
+
+    @cached_property
     def flat_targets(self) -> dict[str, Pair]:
         if self.stored:
             return self.stored[1]
@@ -151,6 +159,11 @@ class Examples:
             for n, e in self.targets.items()
             if self.columns[n].form in FLAT and isinstance(e, np.ndarray)
         }
+
+
+def _rows(mask: np.ndarray, index: np.ndarray, whole: bool) -> np.ndarray:
+    """The masks of some rows; where nothing is missing any stretch of them will do, and need not be gathered."""
+    return mask[: len(index)] if whole and len(index) <= len(mask) else mask.take(index, 0)
 
 
 def encode(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Any) -> Examples:

@@ -69,6 +69,8 @@ class Own(Headed):
     def _named(self, batch: Batch) -> dict[str, Any]:
         """What the module wants to be told beside x."""
         named: dict[str, Any] = {}
+        if not (self.takes.masks or self.takes.training):
+            return named
         if self.takes.masks:
             named["masks"] = tuple(batch.inputs[n][1] for n in self.inputs)
         if self.takes.training:
@@ -119,6 +121,8 @@ class Own(Headed):
     def _shaped(self, given: Any, size: int) -> dict[str, Tensor]:
         names = list(self.outputs)
         if isinstance(given, Tensor):
+            if len(names) == 1:
+                return {names[0]: self._one(names[0], given, self.heads[0])}
             given = (given,)
         if isinstance(given, Sequence) and len(given) == len(names):
             given = dict(zip(names, given))
