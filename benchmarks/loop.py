@@ -25,6 +25,7 @@ import contextlib
 import io
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -358,7 +359,11 @@ def main() -> None:
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    finish("loop", [row(name, asked.pairs) for name in asked.sides], asked.json)
+    found: list[dict[str, Any]] = []
+    for name in asked.sides:
+        found.append(row(name, asked.pairs))
+        print(found[-1], file=sys.stderr, flush=True)
+        finish("loop", found, asked.json)
 
 
 if __name__ == "__main__":
