@@ -92,13 +92,14 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def test_all_eight_are_there():
+def test_all_are_there():
     assert [p.stem for p in RECIPES] == [
         "bilstm-text",
         "cnn-24",
         "cnn-28",
         "lstm-2x256",
         "lstm-attention",
+        "lstm-self-attention",
         "lstm-stacked",
         "mlp-10-10-1",
         "mlp-2x64",
@@ -122,6 +123,7 @@ def test_the_recurrent_networks_have_their_size():
     for name, size in (
         ("lstm-2x256", lstm(100, 256) + lstm(256, 256) + 256 + 1),
         ("lstm-attention", lstm(100, 256) + lstm(256, 256) + 256 * 257 + 256 + 256 + 1),
+        ("lstm-self-attention", lstm(100, 256) + lstm(256, 256) + 4 * 256 * 257 + 256 + 1),
         ("lstm-stacked", lstm(100, 64) + lstm(64, 64) + 2 * 64 + 2),
         ("bilstm-text", 2 * lstm(100, 64) + 128 + 1),
     ):
