@@ -74,6 +74,7 @@ def train(
     precision: Literal["auto", "fp32", "tf32", "medium", "bf16", "fp16"] = "auto",
     compile: Literal["auto", "off", "on"] = "auto",
     checkpoint_seconds: NonNegative = 60.0,
+    on_divergence: Literal["skip", "slower", "stop"] = "skip",
     track: list[Literal["tensorboard", "mlflow"]] = (),
     out: str | None = None,
     resume: bool = False,
@@ -93,8 +94,10 @@ def train(
     `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
     `batch` and `rate` find, `precision` and `compile` auto: what trials on a copy of the network come to, see `finders`.
+    `on_divergence`: what follows a loss or gradient that is none, see `luban.training.guard`: leave its batch out, go on
+    at a tenth of the rate, or stop.
     `track`: where the numbers also go, see `luban.training.sinks`.
-    Raises DataError where the rows cannot be what the recipe says, Diverged when a gradient is not finite.
+    Raises DataError where the rows cannot be what the recipe says, Diverged where the guard gives up.
     """
     began = time.monotonic()
     needed(track, out)
@@ -137,7 +140,7 @@ def train(
         "epochs": epochs,
         "steps": steps, "batch": batch, "tokens": tokens, "rate": rate, "schedule": schedule, "warmup": warmup,
         "patience": patience if len(validation) else 0, "keep": keep, "accumulate": accumulate,
-        "checkpoint_seconds": checkpoint_seconds, **update,
+        "checkpoint_seconds": checkpoint_seconds, "on_divergence": on_divergence, **update,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
     found = order(training, effective["batch"], recipe.seed, 0, tokens=effective["tokens"])
@@ -206,6 +209,7 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
         "signal": history.signal,
         "steps": history.step,
         "diagnosis": diagnosis(history),
+        "incidents": history.incidents,
     } | ({"ranks": here().world} if here().world > 1 else {})
 
 

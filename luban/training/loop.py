@@ -10,7 +10,6 @@ position, and a resumed run goes on bit for bit. What a run is made of has a fil
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 
 from luban.columns.examples import Examples
 from luban.console import Progress, record, tell
-from luban.errors import BundleError, DiskError, Diverged, Unsupported
+from luban.errors import BundleError, DiskError, Unsupported
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import checkpoints, signals, snapshot
 from luban.training.compiling import compiled
 from luban.training.feed import Feed
+from luban.training.guard import Again, Guard
 from luban.training.plan import History, Plan
 from luban.training.precision import products
 from luban.training.random import seed_torch
@@ -40,6 +40,7 @@ from luban.training.watching import Ears
 __all__ = ["History", "Plan", "State", "evaluate", "fit"]
 
 
+REMEMBER = 10.0  # seconds between two copies in memory, of a run without a folder
 SAVE, STOP = 1, 2  # what a rank may wish after a step: a checkpoint, or (times the signal's number) to end there
 
 
@@ -70,6 +71,7 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.ears = Ears(self.ranks.first)
+        self.guard = Guard(self)
 
     # -- one epoch ---------------------------------------------------------------------------------------------------
     def epoch(self, heard: Callable[[], int], progress: Progress) -> int:
@@ -82,7 +84,7 @@ class Run:
             self._one(batch)
             self.position += 1
             if progress.due():
-                self.state.check()
+                self.guard.late()
                 progress.update(self.state.step, {"loss": self.sums.loss(), **self.shown}, unit=say("progress.steps"))
             if self.ears.due():
                 self.ears.step({"step": self.state.step, "loss": self.sums.loss(), "rate": self._rate()})
@@ -94,16 +96,15 @@ class Run:
         return 0
 
     def _due(self) -> bool:
-        return bool(self.folder) and time.monotonic() - self.saved_at > self.plan.checkpoint_seconds
+        seconds = self.plan.checkpoint_seconds if self.folder else min(self.plan.checkpoint_seconds, REMEMBER)
+        return time.monotonic() - self.saved_at > seconds
 
     def _one(self, batch: Batch) -> None:
         step = self.state.step
         seed_torch(self.plan.seed, "dropout", step, *self.ranks.own)
-        try:
-            self.sums.add(self.make_step(self.state, batch, self.objective))
-        except Diverged as e:
-            rows = [] if batch.rows is None else [int(r) for r in batch.rows[:8]]
-            raise Diverged("train.diverged_rows", step=step, epoch=self.state.epoch + 1, rows=rows) from e
+        numbers = self.guard.step(batch)
+        if numbers is not None:
+            self.sums.add(numbers)
         self.state.step += 1
 
     def _rate(self) -> float:
@@ -112,18 +113,19 @@ class Run:
     # -- the end of an epoch -----------------------------------------------------------------------------------------
     def finish_epoch(self, heard: Callable[[], int]) -> dict[str, float]:
         """Validate, remember, decide which weights are the best. Raises Stopped, with nothing judged, on a signal."""
-        self.state.check()
+        self.guard.late()
         self.state.weights.check()
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
+        left_out = [i for i in self.history.incidents if i["action"] == "left_out" and i["epoch"] == numbers["epoch"]]
+        numbers |= {"left_out": len(left_out)} if left_out else {}
         if self.validation is not None and len(self.validation):
             with self.state.averaged():
                 judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
             numbers |= {f"validation_{k}": v for k, v in judged.items()}
+        watched = numbers.get("validation_loss", numbers["loss"])
+        self.guard.judged(watched)
         self.history.epochs.append(numbers)
         self.shown = {k: v for k, v in numbers.items() if k.startswith("validation_")}
-        watched = numbers.get("validation_loss", numbers["loss"])
-        if not math.isfinite(watched):
-            raise Diverged("train.diverged", step=self.state.step, epoch=self.state.epoch + 1)
         self.state.factor.judged(watched)
         if watched < self.history.best_loss:
             self.history.best, self.history.best_loss = self.state.epoch, watched
@@ -147,16 +149,20 @@ class Run:
 
     # -- saving ------------------------------------------------------------------------------------------------------
     def checkpoint(self, needed: bool = False) -> None:
-        """On disk. A disk that is full does not end the training: it is told, and tried again at the next time.
+        """On disk; without a folder in memory, to go back to. Raises Again where there is nothing good to keep.
 
-        Raises DiskError where it is `needed`: the process is about to end.
+        A disk that is full does not end the training: it is told, and tried again at the next time. Raises DiskError where
+        it is `needed`: the process is about to end.
         """
-        if self.folder is None:
-            return
-        self.state.check()
+        self.guard.late()
+        self.guard.unsound()
         try:
-            owners = self.state.optimizer.owners()
-            self.state.weights.save(self.folder, self.state.step, *snapshot.take(self), owners)
+            if self.folder is None:
+                self.guard.keep()
+            else:
+                kept, owners = snapshot.take(self), self.state.optimizer.owners()
+                good = not self.guard.suspect()
+                self.state.weights.save(self.folder, self.state.step, *kept, owners, good=good)
         except DiskError as e:
             if needed:
                 raise
@@ -168,7 +174,7 @@ class Run:
 
         Raises RequestError, with nothing changed, where it is of other settings or other rows.
         """
-        found = self._newest() if self.folder else None
+        found = self.newest() if self.folder else None
         if found is None:
             return False
         tensors, state = found
@@ -179,12 +185,12 @@ class Run:
             raise BundleError("bundle.bad_checkpoint", path=str(self.folder), reason=str(e)[:200]) from e
         return True
 
-    def _newest(self) -> Any:
+    def newest(self, good: bool = False) -> Any:
         """The same checkpoint in every rank: the first one tidies the folder up before the others look."""
         owners = self.state.optimizer.owners()
 
         def look() -> Any:
-            return checkpoints.newest(self.folder, load=lambda path: self.state.weights.load(path, owners))
+            return checkpoints.newest(self.folder, good=good, load=lambda path: self.state.weights.load(path, owners))
 
         found = look() if self.ranks.first else None
         self.ranks.wait()
@@ -193,7 +199,16 @@ class Run:
         return found
 
     def go(self, heard: Callable[[], int], progress: Progress, watch: Callable[[dict[str, float]], None] | None) -> int:
-        """Train to the end; the signal that stopped it on the way, else 0."""
+        """Train to the end, and keep where that is; the signal that stopped it on the way, else 0."""
+        while True:
+            try:
+                number = self._epochs(heard, progress, watch)
+                self.checkpoint(needed=bool(number))
+                return number
+            except Again:
+                continue
+
+    def _epochs(self, heard: Callable[[], int], progress: Progress, watch: Any) -> int:
         while not self.over():
             try:
                 number = self.epoch(heard, progress)
@@ -240,6 +255,8 @@ def fit(
     if resume and run.resume():
         progress.resume_at(run.state.step)
         run.history.stopped, run.history.signal = "done", 0
+    else:
+        run.checkpoint()  # the place to go back to, as long as there is no other
     began = time.monotonic()
     try:
         ragged = training.lengths() is not None
@@ -248,7 +265,6 @@ def fit(
             number = run.go(lambda: caught[0] if stop.is_set() else signals.asked(), progress, watch)
             if number:
                 run.history.stopped, run.history.signal = "signal", number
-            run.checkpoint(needed=bool(number))
     finally:
         progress.close()
         run.history.step = run.state.step

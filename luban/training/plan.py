@@ -36,11 +36,12 @@ class Plan:
     compile: str = "off"
     keep: str = "best"
     checkpoint_seconds: float = 60.0
+    on_divergence: str = "skip"
 
 
 @dataclass
 class History:
-    """What happened: one dict an epoch, the best epoch, why it stopped ("done", "early", "signal")."""
+    """What happened: one dict an epoch, the best epoch, why it stopped ("done", "early", "signal"), what the guard met."""
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     best: int = -1
@@ -49,3 +50,5 @@ class History:
     signal: int = 0
     step: int = 0
     seconds: float = 0.0
+    first_loss: float | None = None
+    incidents: list[dict[str, Any]] = field(default_factory=list)

@@ -172,10 +172,12 @@ class Replicated:
     def bind(self, optimizer: Any, plan: Any) -> None:
         """The state has made the gradients of `parameters` and the optimiser that updates them."""
 
-    def save(self, folder: Path, step: int, tensors: Any, state: dict[str, Any], owners: dict[str, Tensor]) -> None:
+    def save(
+        self, folder: Path, step: int, tensors: Any, state: dict[str, Any], owners: dict[str, Tensor], good: bool = True
+    ) -> None:
         """A checkpoint of `read`, the optimiser's tensors (`owners`: whose each is) and whatever else; one rank writes it."""
         if self.ranks.first:
-            checkpoints.save(folder, step, tensors, state)
+            checkpoints.save(folder, step, tensors, state, good=good)
 
     def load(self, path: Path, owners: dict[str, Tensor]) -> Any:
         """The tensors of a checkpoint's folder as `save` was given them, however many ranks wrote it."""

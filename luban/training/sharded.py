@@ -84,8 +84,16 @@ class Sharded:
         """No two ranks hold the same weight: there is nothing to compare."""
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
-    def save(self, folder: Path, step: int, tensors: Tensors, state: dict[str, Any], owners: dict[str, Tensor]) -> None:
-        shards.save(self.ranks, folder, step, tensors, state, lambda file, name: self._piece(file, name, owners))
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Tensors,
+        state: dict[str, Any],
+        owners: dict[str, Tensor],
+        good: bool = True,
+    ) -> None:
+        shards.save(self.ranks, folder, step, tensors, state, lambda file, name: self._piece(file, name, owners), good)
 
     def load(self, path: Path, owners: dict[str, Tensor]) -> Tensors:
         return shards.load(path, lambda file, name: self._piece(file, name, owners))

@@ -42,7 +42,9 @@ class Piece(NamedTuple):
 Cut = Callable[[str, str], Piece | None]  # (file, name of a tensor) -> this rank's rows, None for all
 
 
-def save(ranks: Any, folder: Path, step: int, tensors: Tensors, state: dict[str, Any], cut: Cut) -> None:
+def save(
+    ranks: Any, folder: Path, step: int, tensors: Tensors, state: dict[str, Any], cut: Cut, good: bool = True
+) -> None:
     """Every rank writes its rows, the first one seals them with the state; a rank that cannot write spoils it for all.
 
     Raises DiskError in the first rank where the disk is full or fails: what was saved before is still there.
@@ -70,7 +72,7 @@ def save(ranks: Any, folder: Path, step: int, tensors: Tensors, state: dict[str,
         index = json.dumps({"world": ranks.world, "files": _index([p["rows"] for p in parts])})
         ready[INDEX] = (staged / INDEX, files.put(staged / INDEX, index))
         try:
-            checkpoints.save(folder, step, {}, state, ready=ready)
+            checkpoints.save(folder, step, {}, state, ready=ready, good=good)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 

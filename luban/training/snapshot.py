@@ -41,7 +41,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
     return tensors, state
 
 
-FREE = ("checkpoint_seconds",)  # settings that change nothing that is learned
+FREE = ("checkpoint_seconds", "on_divergence")  # settings that change nothing that is learned
 
 
 def same_run(run: Any, state: Any) -> None:
@@ -68,7 +68,8 @@ def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
     run.best = tensors["best"]
     run.state.step, run.state.epoch, run.position = state["step"], state["epoch"], state["position"]
     run.state.factor.state = state["schedule"]
-    run.sums.read_so_far, run.history = state["sums"], History(**state["history"])
+    run.sums.take_up(state["sums"])
+    run.history = History(**state["history"])
     for key, (_, restore) in _owned(run).items():
         restore(tensors[key])
     for i, owner in enumerate((run.objective, run.make_step)):

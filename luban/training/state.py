@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,6 +19,8 @@ from luban.training.ranks import ALONE, Ranks, totals
 from luban.training.schedules import Schedule
 from luban.training.shares import freeze, shares, still, thaw
 from luban.training.steps import Numbers
+
+LIMIT = 1e15  # no gradient norm, loss or weight is ever as large and still of use
 
 
 class State:
@@ -43,7 +44,9 @@ class State:
         self.still, self.pieces = still(self.network), plan.accumulate
         self.weights.bind(self.optimizer, plan)
         self.factor = Schedule(plan.schedule, plan.warmup, total)
-        self.late = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
+        self.late = self.far = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
+        self.ceiling, self.slower = LIMIT, 1.0  # the largest loss that is taken for one; what is left of the rate
+        self.said: Numbers = {}  # the losses of this step
         self.first_bad = torch.full((), -1.0, device=plan.device)
         self.scaler = Scaler(plan.device) if plan.precision == "fp16" else None
 
@@ -67,17 +70,18 @@ class State:
 
     def whole(self, sums: Numbers, counts: bool = True) -> Numbers:
         """{output: (sum, weight)} of this rank's batch, without gradient -> those of the whole global batch."""
-        return totals(self.ranks, sums, counts)
+        self.said = totals(self.ranks, sums, counts)
+        return self.said
 
     def autocast(self) -> Any:
         """The context of a forward pass, by the plan's precision."""
         return autocast(self.plan.precision, self.plan.device)
 
     def update(self) -> None:
-        """Clip, check, step and zero. An update whose gradient is not finite is not made.
+        """Clip, check, step and zero. An update whose loss or gradient is not finite, or out of bounds, is not made.
 
         On a processor Diverged is raised at once, before the weights are touched. An accelerator is not waited for: there
-        the update is skipped on the device, and `check` raises when numbers are next read.
+        the update is skipped on the device, and `skipped` tells when numbers are next read.
         """
         plan, flat = self.plan, self.flat
         self.weights.reduce(flat)
@@ -88,32 +92,38 @@ class State:
             bad = self._noted(norm) if self.late else self._checked(float(norm))
         if plan.clip_value:
             flat.clamp_(-plan.clip_value, plan.clip_value)
-        self.optimizer.update(plan.rate * self.factor(self.step), bad)
+        self.optimizer.update(plan.rate * self.slower * self.factor(self.step), bad)
         if plan.clip_weights:
             self.optimizer.clamp(plan.clip_weights)
         if self.average:
             self.average.update(self.step)
         flat.zero_()
+        self.said = {}
 
     def _checked(self, norm: float) -> None:
-        if not math.isfinite(norm):
+        if not (norm < LIMIT and abs(loss_of(self.said)) < self.ceiling):
             raise Diverged("train.diverged", step=self.step, epoch=self.epoch + 1)
         if self.plan.clip and norm > self.plan.clip:
             self.flat.mul_(self.plan.clip / (norm + 1e-6))
 
     def _noted(self, norm: Tensor) -> Tensor:
         """1 where this update must not be made, as a number on the device."""
-        bad = (~norm.isfinite()).float()
+        loss = sum((s / w.clamp(min=1e-12) for s, w in self.said.values()), norm * 0)
+        bad = (~((norm < LIMIT) & (loss.abs() < self.ceiling))).float()
         if self.plan.clip:
             self.flat.mul_((self.plan.clip / (norm + 1e-6)).clamp(max=1.0))
         self.first_bad = torch.where((bad > 0) & (self.first_bad < 0), float(self.step), self.first_bad)
         return bad
 
-    def check(self) -> None:
-        """Raises Diverged where an update was skipped on the device since the run began."""
-        step = int(self.first_bad) if self.late else -1
-        if step >= 0:
-            raise Diverged("train.diverged", step=step, epoch=self.epoch + 1)
+    def skipped(self) -> int:
+        """The first step whose update was skipped on the device, -1 where none was."""
+        return int(self.first_bad) if self.late else -1
+
+    def discard(self) -> None:
+        """No update is made of the gradients that stand here."""
+        self.flat.zero_()
+        self.said = {}
+        self.first_bad.fill_(-1.0)
 
     def _scaled(self) -> Tensor:
         """Under fp16: gradients without the loss's factor, clipped; 1 where one has overflowed, which is no divergence."""
@@ -127,3 +137,7 @@ class State:
         """Let go of the gradients: the network belongs to others again."""
         self.weights.release()
         thaw(self.network, self.frozen)
+
+
+def loss_of(numbers: Numbers) -> float:
+    return sum(float(s) / max(float(w), 1e-12) for s, w in numbers.values())

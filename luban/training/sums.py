@@ -34,6 +34,11 @@ class Sums:
             self.waiting.clear()
         return self.read_so_far
 
+    def take_up(self, sums: dict[str, list[float]]) -> None:
+        """Go on from what was read once; what waits here is forgotten."""
+        self.read_so_far = {name: [*pair] for name, pair in sums.items()}
+        self.waiting.clear()
+
     def loss(self) -> float:
         return sum(total / max(weight, 1e-12) for total, weight in self.read().values())
 
