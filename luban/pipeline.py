@@ -43,9 +43,7 @@ if TYPE_CHECKING:  # torch comes when all that was asked for is known to be righ
     from luban.bundle import Bundle
 
 BEGUN = "checkpoints/recipe.yaml"  # the resolved recipe, written before step 1, for `resume`
-RUN = (
-    "checkpoints/run.yaml"  # the recipe of a whole run, and beside it the key of the stage whose checkpoints these are
-)
+RUN = verbs.RUN  # the recipe of a whole run, and beside it the key of the stage whose checkpoints these are
 KEY = "checkpoints/run.key"
 __all__ = ["apply", "check", "compare", "full_report", "load", "resume", "run", "train", "write_report"]
 

@@ -221,6 +221,16 @@ def test_a_whole_run_searches_where_its_recipe_asks_for_it(rows, whole, tmp_path
     assert outcome(pipeline.run(asked, tmp_path / "m")) == outcome(whole)
 
 
+def test_what_was_begun_in_a_folder_before_is_not_gone_on_with(tmp_path):
+    for path in (verbs.RUN, f"{verbs.CURVE}/recipe.yaml", f"{verbs.TUNE}/recipe.yaml"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("luban: 1")
+    verbs._alone(tmp_path, verbs.TUNE)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["recipe.yaml"]
+    verbs.forget(tmp_path)
+    assert not (tmp_path / verbs.TUNE).exists()
+
+
 # -- what can go wrong -----------------------------------------------------------------------------------------------------
 
 

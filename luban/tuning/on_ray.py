@@ -14,7 +14,7 @@ from typing import Any
 
 from luban.errors import need
 from luban.messages import say
-from luban.tuning.workers import Heard
+from luban.tuning.workers import Heard, importable
 
 
 class Hand:
@@ -45,10 +45,10 @@ class Hand:
 
 
 class RayWorker:
-    """One actor, made anew when it dies."""
+    """One actor, made anew when it dies. `last`: the cluster was started for this search and ends with this worker."""
 
-    def __init__(self, ray: Any, rows: Path, cpus: float, gpus: float):
-        self.ray, self.rows, self.cpus, self.gpus = ray, rows, cpus, gpus
+    def __init__(self, ray: Any, rows: Path, cpus: float, gpus: float, last: bool):
+        self.ray, self.rows, self.cpus, self.gpus, self.last = ray, rows, cpus, gpus, last
         self.actor, self.stopped = None, False
 
     def run(self, job: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
@@ -84,18 +84,20 @@ class RayWorker:
     def close(self) -> None:
         if self.actor is not None:
             self.ray.kill(self.actor)
+        if self.last:
+            self.ray.shutdown()
 
 
 def actors(count: int, rows: Path, threads: int) -> list[RayWorker]:
     """Raises MissingExtra without Ray. Actors share the processors of a machine that has fewer of them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = need("ray", "ray")
-    if not ray.is_initialized():
-        path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])) if p)
+    ours = not ray.is_initialized()
+    if ours:
         ray.init(
             include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}},
+            runtime_env={"env_vars": {"PYTHONPATH": importable(), "OMP_NUM_THREADS": str(threads)}},
         )  # fmt: skip
     there = ray.cluster_resources()
     cpus, gpus = (min(1.0, there.get(kind, least) / count) for kind, least in (("CPU", 1.0), ("GPU", 0.0)))
-    return [RayWorker(ray, rows, cpus, gpus) for _ in range(count)]
+    return [RayWorker(ray, rows, cpus, gpus, ours and i == count - 1) for i in range(count)]

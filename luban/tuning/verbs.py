@@ -20,6 +20,7 @@ from luban.recipe import Part, Recipe, fill
 from luban.tuning.asked import counts_for, judgeable
 
 TUNE, CURVE, BEGUN = ".tune", ".curve", "recipe.yaml"
+RUN = "checkpoints/run.yaml"  # the recipe of a whole run, for `resume`
 
 
 def tune(
@@ -87,6 +88,7 @@ def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     from luban.tuning.curve_page import answers, page
 
     _told_of(recipe)
+    _alone(folder, CURVE)
     files.write(folder / CURVE / BEGUN, recipe.yaml())
     settings = dict(fill("search", Part("curve", recipe.curve), recipe.size).settings)
     with Meter() as meter:
@@ -117,6 +119,7 @@ def _prepared(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Data:
 
 def _tuned(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     """Search, take over the best trial's model, judge it once on rows that chose nothing."""
+    _alone(folder, TUNE)
     files.write(folder / TUNE / BEGUN, recipe.yaml())
     bundle = searched(recipe, data, folder)
     bundle = apply(bundle, data, fill("stages", recipe.stage("evaluate") or Part("evaluate"), recipe.size))
@@ -152,6 +155,13 @@ def searched(recipe: Recipe, data: Data, folder: Path) -> Any:
 def _told_of(recipe: Recipe) -> None:
     if scaling.spread(recipe.resolved()):
         console.tell("tune.not_spread")
+
+
+def _alone(folder: Path, name: str) -> None:
+    """What was begun in the folder before is not what `resume` is to go on with."""
+    (folder / RUN).unlink(missing_ok=True)
+    for other in (n for n in (TUNE, CURVE) if n != name):
+        shutil.rmtree(folder / other, ignore_errors=True)
 
 
 def forget(folder: Path) -> None:

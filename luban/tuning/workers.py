@@ -57,7 +57,7 @@ class Process:
         command = [sys.executable, "-m", "luban.tuning.worker", str(self.rows)]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True,
-            env={**os.environ, "LUBAN_LANG": language(), "OMP_NUM_THREADS": str(self.threads), **self.card},
+            env={**os.environ, "PYTHONPATH": importable(), "LUBAN_LANG": language(), "OMP_NUM_THREADS": str(self.threads), **self.card},
         )  # fmt: skip
 
     def run(self, job: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
@@ -141,6 +141,11 @@ def _work(board: Any, worker: Any) -> None:
             board.finish(trial, values, found)
     except BaseException as e:
         board.error = e
+
+
+def importable() -> str:
+    """A PYTHONPATH by which another process finds this Luban, wherever it was started from."""
+    return os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])) if p)
 
 
 def cards_for(count: int) -> list[str | None]:
