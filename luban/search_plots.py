@@ -139,7 +139,8 @@ class _Upright:
         if self.numeric:
             known = [math.log10(v) if self.log else float(v) for v in real]
             low, high = min(known), max(known)
-            self.low, self.high = (low, high) if high > low else (low - 0.5, high + 0.5)
+            room = 0.0 if high > low else max(0.5, abs(high) * 0.1)
+            self.low, self.high = low - room, high + room
         else:
             self.names = sorted({str(v) for v in real})
 

@@ -236,21 +236,29 @@ def test_what_was_begun_in_a_folder_before_is_not_gone_on_with(tmp_path):
 
 def test_failed_trials_are_told_and_the_rest_goes_on(rows, tmp_path):
     """Real ones: a rate that makes weights infinite, a layer larger than any memory."""
-    asked = recipe(
-        rows, trials=9, search={"train.rate": [0.01, 1e38], "model.y.hidden": [[], [10**7, 10**9]], "train.clip": [0]}
-    )
-    bundle = luban.tune(asked, out=tmp_path / "m")
-    found = {(t["settings"]["train.rate"], bool(t["settings"]["model.y.hidden"])): t for t in outcome(bundle)}
-    assert len(found) == len(outcome(bundle)) == 4, "every combination once, and none twice"
-    assert found[0.01, False]["state"] == "complete"
+    huge = [10**5, 10**11]  # more than any address space: refused at once, nothing is filled before
+    asked = recipe(rows, trials=9, search={"train.rate": [0.01, 1e38], "model.y.hidden": [[], huge], "train.clip": [0]})
+    own, *others = outcome(luban.tune(asked, out=tmp_path / "m"))
+    found = {(t["settings"]["train.rate"], bool(t["settings"]["model.y.hidden"])): t for t in others}
+    assert len(found) == len(others) == 4, "every combination once, and none twice"
+    assert found[0.01, False]["state"] == own["state"] == "complete"
     assert found[0.01, True]["state"] == "failed" and "memory" in found[0.01, True]["why"]
     assert found[1e38, False]["state"] == "failed" and "finite" in found[1e38, False]["why"]
 
 
 def test_no_trial_succeeds(rows, tmp_path):
+    asked = recipe(rows, search={"train.optimizer": ["adamw", "sgd"]})
+    asked["stages"][0]["train"] |= {"rate": 1e38, "clip": 0}
     with pytest.raises(WorkError) as e:
-        luban.tune(recipe(rows, search={"train.rate": [1e38], "train.clip": [0]}), out=tmp_path / "m")
+        luban.tune(asked, out=tmp_path / "m")
     assert e.value.id == "tune.none" and "finite" in str(e.value)
+
+
+def test_one_huge_number_can_be_drawn():
+    from luban import search_plots
+
+    drawn = search_plots.parallel(["train.rate"], [[1e38, None]], [0.5, None], higher=True, score_name="accuracy")
+    assert drawn.count("<path") == 1
 
 
 def test_without_optuna_it_is_one_sentence(monkeypatch, tmp_path):
