@@ -252,6 +252,8 @@ def test_control_an_unbounded_queue_rejects_nobody_and_answers_ever_later():
 @pytest.mark.slow
 def test_overload_for_long():
     """The figures to reach, on a machine that does nothing else."""
+    if os.getloadavg()[0] > 0.5 * os.cpu_count():
+        pytest.skip("this machine does something else")
     answered, rejected, after = overloaded(queue=8, seconds=30)
     last = lambda x: x[int(0.99 * len(x))]  # noqa: E731
     assert last(rejected) <= 0.1 and last(answered) <= 8 * 0.05 + 2 * 0.05 and after < 0.5

@@ -140,6 +140,7 @@ def test_the_dense_networks_have_their_size():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # data are fetched, and baselines of 70,000 pictures fitted
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_runs_on_its_data(path, tmp_path):
     """A few updates of each, beside its baselines; `python -m benchmarks.textbook` measures the figures."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luban.errors import RequestError, Unsupported, problem
+from luban.errors import RequestError, Unsupported, problem, shortened
 from luban.evaluation.integrated_gradients import integrated_gradients
 from luban.nn.tokens import Batch
 from luban.stages.explain.game import CELLS, Example, Masked, Scorer
@@ -136,7 +136,9 @@ def by_maps(task: Task) -> Found:
     layers = feature_layers(task.scorer.network, list(task.examples[0].x))
     if not any(layers.values()):
         raise Unsupported(
-            "explain.no_feature_layer", inputs=list(layers), methods=["integrated-gradients", "lime", "kernel-shap"]
+            "explain.no_feature_layer",
+            inputs=shortened(layers, 6),
+            methods=["integrated-gradients", "lime", "kernel-shap"],
         )
     return Found([_mapped(task, r, layers) for r in range(len(task.examples))])
 
