@@ -243,7 +243,9 @@ def diagnosis(history: History) -> dict[str, Any]:
     gap = last["validation_loss"] - last["loss"]
     rise = last["validation_loss"] - best["validation_loss"]
     relative = gap / max(abs(last["loss"]), 1e-3)
-    if best is last and history.stopped == "done" and epochs[-2]["validation_loss"] > last["validation_loss"] * 1.01:
+    earlier = epochs[len(epochs) * 2 // 3 - 1]  # a rate that fades to nothing makes the very last steps small ones
+    falling = best is last and earlier["validation_loss"] > last["validation_loss"] * 1.01
+    if falling and history.stopped == "done":
         remedy = "train.remedy.longer"
     elif rise > 0.1 * best["validation_loss"] and relative > 0.5:
         remedy = "train.remedy.smaller"
