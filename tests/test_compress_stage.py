@@ -170,8 +170,10 @@ def test_a_file_is_split_where_something_is_to_be_learned_from_it(trained):
     file = compact.data(TABLE, split=False)
     learned = trained.compress(file, distill="nano", epochs=2, resamples=20, explain=4).reports["compress"].numbers
     assert learned["rows"] == round(0.1 * len(TABLE)), "judged on rows that it did not learn from"
-    measured = trained.compress(file, quantize="int8", resamples=20, explain=4).reports["compress"].numbers
-    assert measured["rows"] == len(TABLE), "control: a file that nothing is learned from is measured whole"
+    measured = lambda d: trained.compress(d, quantize="int8", resamples=20, explain=4).reports["compress"].numbers  # noqa: E731
+    assert measured(file)["rows"] == learned["rows"], "trained on before: measured on the rows that were held out"
+    other = compact.data(compact.rows(50, seed=99), split=False)
+    assert measured(other)["rows"] == 50, "control: rows that nothing is or was learned from are measured whole"
 
 
 def test_bad_targets_of_distillation_are_refused(trained, data, tmp_path):
