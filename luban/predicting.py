@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from luban import machine
+from luban import files, machine
 from luban.columns.answering import Row
 from luban.columns.base import Answer
 from luban.errors import RequestError, WorkError
@@ -52,7 +52,12 @@ def _place(model: Any) -> Path:
     path = getattr(model, "path", None)
     if path is None:
         raise RequestError("predict.not_saved")
-    return Path(path).absolute()
+    path = Path(path).absolute()
+    if hasattr(model, "fingerprint"):  # a Bundle that was changed since is not what lies there
+        saved = files.open_sealed(path, "bundle", whole=False)["files"].get("model.safetensors")
+        if saved != model.fingerprint():
+            raise RequestError("predict.not_saved")
+    return path
 
 
 def _bytes(table: pa.Table) -> bytes:

@@ -72,21 +72,23 @@ def apart(one: Path, two: Path) -> float:
     return max(abs(x[k] - y[k]) for x, y in zip(a, b) for k in ("loss", "validation_loss"))
 
 
-def living(parent: int) -> dict[int, int]:
-    """{rank: process} of the ranks that a launcher has started."""
+def living(parent: int | Path) -> dict[int, int]:
+    """{rank: process} of the ranks that a launcher has started, or that work below a folder."""
     found = {}
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():
             continue
         try:
-            if b"luban.scaling.work" not in (path / "cmdline").read_bytes().split(b"\0"):
+            command = (path / "cmdline").read_bytes().decode().split("\0")
+            if "luban.scaling.work" not in command:
                 continue
             above = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
             variables = (path / "environ").read_bytes().split(b"\0")
         except (OSError, IndexError):
             continue
         rank = [v for v in variables if v.startswith(b"RANK=")]
-        if rank and (above == parent or parent == 0):
+        mine = str(parent) in command[-2] if isinstance(parent, Path) else above == parent
+        if rank and mine:
             found[int(rank[0][5:])] = int(path.name)
     return found
 

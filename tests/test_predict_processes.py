@@ -35,6 +35,14 @@ def test_a_model_that_is_not_saved_is_refused():
     assert e.value.id == "predict.not_saved"
 
 
+def test_a_model_that_was_changed_since_it_was_saved_is_refused(tmp_path):
+    model = luban.load(tiny.folder(tmp_path))
+    next(model.network.parameters()).data.add_(1.0)
+    with pytest.raises(RequestError) as e:
+        predictions.predict_file(model, tiny.rows(), "-", chunk=4, processes=2)
+    assert e.value.id == "predict.not_saved"
+
+
 def test_few_rows_start_no_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predicting, "answers_of", None)
     model = luban.load(tiny.folder(tmp_path))

@@ -31,12 +31,12 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_orphans():
+def no_orphans(place):
     yield
     until = time.monotonic() + 20
-    while ranks.living(0) and time.monotonic() < until:
+    while ranks.living(place) and time.monotonic() < until:
         time.sleep(0.2)
-    assert not ranks.living(0), "a rank is left"
+    assert not ranks.living(place), "a rank is left"
 
 
 def words(out: str, *more: str) -> list[str]:
@@ -185,8 +185,8 @@ def test_a_launcher_that_is_killed_leaves_no_rank(place):
     running.kill()
     running.communicate()
     until = time.monotonic() + 60
-    while ranks.living(0) and time.monotonic() < until:
+    while ranks.living(place) and time.monotonic() < until:
         time.sleep(0.2)
-    assert not ranks.living(0)
+    assert not ranks.living(place)
     ranks.run(place, "orphans", verb=("resume", "orphans"))
     assert ranks.weights(place / "orphans") == ranks.weights(place / "ddp")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, machine
+from luban.errors import RankLost
 from luban.scale import chosen, world
 
 FOLDER = "checkpoints/ranks"  # of the run's own folder: the job, and what its ranks said
@@ -44,6 +45,8 @@ def train(bundle: Any, data: Any, **settings: Any) -> Any:
         console.tell("scale.started", ranks=scale["ranks"], engine=scale["engine"], strategy=scale["strategy"])
         number = _launch(folder, scale)
         trained = job.result(folder, bundle)
+    if trained is None and not number:
+        raise RankLost("scale.no_result", ranks=scale["ranks"])
     if trained is None:  # a signal before there was anything to save
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)

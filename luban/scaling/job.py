@@ -1,6 +1,6 @@
 """A train stage as a folder: what a process needs that has only the folder, and what it gives back.
 
-job.json            {recipe, columns, edits, settings, scale, console, rows}
+job.json            {recipe, columns, edits, history, settings, scale, console, rows}
 rows.arrow          the prepared table, mapped into memory by every rank instead of being read and cleaned again
 rows.npz            line numbers, and the row numbers of each split
 start.safetensors   weights to start from, where there are any
@@ -50,6 +50,7 @@ def write(folder: Path, bundle: Bundle, data: Data, settings: dict[str, Any], sc
         "recipe": bundle.recipe.plain(),
         "columns": [c.to_json() for c in bundle.columns.values()],
         "edits": bundle.edits,
+        "history": json.loads(json.dumps(bundle.history, default=str)),
         "settings": settings,
         "scale": scale,
         "console": console.settings(),
@@ -67,7 +68,7 @@ def read(folder: Path) -> tuple[Bundle, Data]:
     plain = about(folder)
     recipe = Recipe.of(plain["recipe"])
     columns = {c.name: c for c in map(from_json, plain["columns"])}
-    bundle = Bundle(recipe, columns, edits=plain["edits"])
+    bundle = Bundle(recipe, columns, edits=plain["edits"], history=plain["history"])
     if (folder / "start.safetensors").is_file():
         from safetensors.torch import load_file
 
@@ -95,8 +96,7 @@ def result(folder: Path, bundle: Bundle) -> Bundle | None:
     return replace(
         trained,
         tables={**bundle.tables, **trained.tables},
-        reports=bundle.reports,
-        history=[*bundle.history, *trained.history],
+        reports={**bundle.reports, **trained.reports},
         path=bundle.path,
     )
 

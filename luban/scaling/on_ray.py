@@ -16,11 +16,14 @@ from luban.errors import RankLost, need
 from luban.scaling import work
 from luban.scaling.environment import environment
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_V2_ENABLED": "1"}
-BEGUN, STOP = (
-    "begun",
-    "stop",
-)  # files of the job: its ranks have begun once; a signal's number, for ranks without signals
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+BEGUN = "begun"  # a file of the job: its ranks have been started before
+STOP = "stop"  # a file with a signal's number, for ranks that get no signals
 
 
 def launch(folder: Path, scale: dict[str, Any]) -> int:
@@ -93,6 +96,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(
