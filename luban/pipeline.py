@@ -88,7 +88,8 @@ def train(
         from luban.bundle import Bundle
 
         start = start if isinstance(start, Bundle) else Bundle.load(start)
-        if not (model or size or set or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
+        shaped = [s for s in set if s.split(".")[0] not in registry.STAGES]  # what the network is like was said
+        if not (model or size or shaped or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
             recipe = _alike(recipe, start.recipe)
     stage = recipe.stage("train") or Part("train")
     recipe = recipe.with_stage(Part("train", {**stage.settings, **renamed(settings)}))

@@ -1,6 +1,7 @@
 """Settings found by trying: learning rate, batch, precision, compiling; frozen before the first update; nothing else changes."""
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -220,21 +221,42 @@ def test_what_a_device_cannot_compute_is_refused(monkeypatch):
     refuse("bf16", "cpu")
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16"])
-def test_metrics_do_not_suffer(kind, monkeypatch):
-    """The same task in fp32 and in half precision, imitated where the processor lacks it: the same accuracy within noise."""
-    monkeypatch.setattr(precision, "able", lambda device, name="bf16": True)
-    rows = tiny.rows(300)
-    for row in rows:
-        row["back"] = "yes" if row["price"] + row["review"].count("good") > 1 else "no"
-    found = {
-        p: luban.train(rows, "back", precision=p, epochs=8, rate=0.02, batch=32, **ASK).metrics[-1]
-        for p in ("fp32", kind)
+@pytest.fixture(scope="module")
+def digits():
+    """What a network reaches on handwritten digits in a precision: (seeds, (validation loss, accuracy))."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    rows = [{"photo": p.astype(np.uint8) * 15, "digit": str(y)} for p, y in zip(found.images[:900], found.target)]
+    ask = {
+        "types": {"photo": "image"},
+        "model": {"photo": {"mlp": {"layers": [32]}}},
+        "size": "nano",
+        "evaluate": False,
     }
-    assert found["fp32"]["validation_accuracy"] > 0.85
-    assert abs(found[kind]["validation_accuracy"] - found["fp32"]["validation_accuracy"]) <= 0.05
-    assert abs(found[kind]["validation_loss"] - found["fp32"]["validation_loss"]) < 0.05
-    assert found[kind]["loss"] != found["fp32"]["loss"], "control: it was another arithmetic"
+
+    @cache
+    def reached(kind):
+        epochs = [
+            luban.train(
+                rows, "digit", precision=kind, epochs=6, rate=0.01, batch=32, seed=seed, augment=False, **ask
+            ).metrics
+            for seed in range(3)
+        ]
+        found = [[min(e["validation_loss"] for e in m), max(e["validation_accuracy"] for e in m)] for m in epochs]
+        return np.array(found)
+
+    return reached
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_metrics_do_not_suffer(kind, digits, monkeypatch):
+    """In half precision (imitated where the processor lacks it) as good as in fp32, within what another seed changes."""
+    monkeypatch.setattr(precision, "able", lambda device, name="bf16": True)
+    exact, half = digits("fp32"), digits(kind)
+    assert exact[:, 1].mean() > 0.7 and not np.array_equal(exact, half), "it learns; it was another arithmetic"
+    loss, accuracy = (half - exact).mean(0)
+    assert loss < 0.05 and accuracy > -0.03
 
 
 # -- fp16 --------------------------------------------------------------------------------------------------------------
@@ -330,6 +352,17 @@ def test_a_machine_without_a_compiler_goes_on_without(case, monkeypatch):
     monkeypatch.setattr(finders, "LEAST", 0.0)
     monkeypatch.setattr(finders, "compiled", no_compiler)
     assert finders.find_compile(*case, PLAN, supervised, 10**5).compile == "off"
+
+
+def test_compiling_that_this_machine_cannot_is_refused_before_work_starts(monkeypatch):
+    def no_compiler(*a, **k):
+        raise RuntimeError("InvalidCxxCompiler: none found\nmore")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(Unsupported, match=r"torch\.compile.*none found"):
+        luban.train(tiny.rows(), "back", compile="on", epochs=1, **ASK)
+    compiling.probe("off", "cpu")
+    compiling.probe("auto", "cpu")
 
 
 # -- frozen ------------------------------------------------------------------------------------------------------------

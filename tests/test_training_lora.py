@@ -150,6 +150,11 @@ def test_the_base_stays_and_the_answers_change(before, capsys):
     assert [e["edit"] for e in tuned.edits] == ["lora"]
 
 
+def test_settings_of_the_stage_do_not_make_it_another_network(before, capsys):
+    luban.train(table(40, 1), "y", start=before, set=["train.lora.rank=2", "train.epochs=1"], **ASK)
+    assert "anew" not in capsys.readouterr().err
+
+
 def test_merged_it_is_an_ordinary_model(before, tmp_path):
     ask = {"start": before, "epochs": 2, "rate": 0.02, **ASK}
     rows = table(120, 1, flip=True)
@@ -200,6 +205,8 @@ def test_refused_in_words(before):
         luban.train(rows, "y", start=before, lora={"targets": ["txt"]}, epochs=1, **ASK)
     with pytest.raises(Unsupported, match="layers"):
         luban.train(rows, "y", start=before, lora={"targets": ["a"]}, epochs=1, **ASK)
+    with pytest.raises(RequestError, match="same size and model"):
+        luban.train(rows, "y", start=before, model={"text": "bag"}, size="base", lora={"rank": 2}, epochs=1, **ASK)
     for wrong, word in (({"rnk": 2}, "rank"), ({"rank": 0}, ">= 1"), ({"dropout": 1.5}, "dropout"), (8, "object")):
         with pytest.raises((RecipeError, RequestError), match=word):
             luban.train(rows, "y", start=before, lora=wrong, epochs=1, **ASK)

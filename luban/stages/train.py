@@ -34,6 +34,7 @@ from luban.training.batches import (
     patience_for,
 )
 from luban.training.choices import Choices, settled
+from luban.training.compiling import probe
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import balanced, mixed
 from luban.training.precision import refuse
@@ -105,6 +106,7 @@ def train(
     measured = {"batch": batch, "rate": rate, "precision": precision, "compile": compile}
     batch, rate, precision, compile = settled(folder if resume else None, measured).values()
     refuse(precision, device)
+    probe(compile, device)
     columns = bundle.columns or fit_columns(bundle.recipe, data)
     training, validation = (
         encode_kept(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))

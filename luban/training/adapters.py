@@ -37,7 +37,7 @@ class Adapters:
 
 def adapt(
     network: Any,
-    known: Collection[str],
+    known: Collection[str] | None,
     seed: int = 0,
     *,
     rank: Count = 8,
@@ -54,7 +54,7 @@ def adapt(
     """
     found = parts(network)
     if not known:
-        raise RequestError("lora.nothing_known")
+        raise RequestError("lora.nothing_known" if known is None else "lora.nothing_taken")
     wrong = (
         [problem("lora.no_part", name=n, allowed=found) for n in targets if n not in found] if targets != "auto" else []
     )
@@ -76,11 +76,15 @@ def adapt(
     return Adapters(edit, merge, frozen)
 
 
-def known_parts(bundle: Any, network: Any) -> set[str]:
-    """Parts that have learned something: what was taken from a model, all after a training, a module of one's own."""
-    if hasattr(network, "module") or any(h["stage"] == "train" for h in bundle.history):
+def known_parts(bundle: Any, network: Any) -> set[str] | None:
+    """Parts that have learned something: what was taken from a model, all after a training, a module of one's own.
+
+    None where there is no model to start from.
+    """
+    stages = {h["stage"]: h for h in bundle.history}
+    if hasattr(network, "module") or "train" in stages:
         return set(parts(network))
-    return {n for h in bundle.history if h["stage"] == "start" for n in h["weights"]}
+    return set(stages["start"]["weights"]) if "start" in stages else None
 
 
 def _tell(network: Any, layers: list[str], new: list[str]) -> None:

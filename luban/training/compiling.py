@@ -6,7 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from luban.errors import Unsupported
+
 BACKEND = "inductor"
+
+
+def probe(compile: str, device: str) -> None:
+    """Raises Unsupported where compiling was asked for and this machine cannot: no C++ compiler, no Triton, an old GPU."""
+    if compile != "on":
+        return
+    try:
+        torch.compile(lambda x: x + 1, backend=BACKEND)(torch.zeros(2, device=device))
+    except (RuntimeError, ImportError, OSError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise Unsupported("compile.not_here", reason=reason) from e
 
 
 @contextmanager

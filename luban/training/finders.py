@@ -133,6 +133,8 @@ def find_batch(
                 if not out_of_memory(e):
                     raise
                 stopped = "memory"
+                if plan.device.startswith("cuda"):
+                    torch.cuda.empty_cache()
                 break
             ready[size] = batches
             if 2 * needed > SHARE * _free(plan.device):
