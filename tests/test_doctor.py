@@ -33,7 +33,7 @@ def test_only_the_broken_are_named(planted):
 
 def test_one_broken_library_makes_the_machine_sick(planted, monkeypatch):
     monkeypatch.setattr(doctor, "TRIED", ("torchvision", "luban_sound"))
-    monkeypatch.setattr(doctor, "_gpu", lambda: "-")
+    monkeypatch.setattr(doctor, "_devices", lambda: ([], []))
     facts, sick = doctor.look()
     assert sick and any("torchvision" in name for name, _ in facts)
 
@@ -51,7 +51,7 @@ def test_facts_about_this_machine(monkeypatch):
 def test_the_verb_ends_with_1_where_something_is_broken(planted, monkeypatch, capsys):
     from luban.cli import main
 
-    monkeypatch.setattr(doctor, "_gpu", lambda: "-")
+    monkeypatch.setattr(doctor, "_devices", lambda: ([], []))
     for tried, code in (("torchvision",), 1), (("luban_sound",), 0):
         monkeypatch.setattr(doctor, "TRIED", tried)
         assert main(["doctor", "--json"]) == code
