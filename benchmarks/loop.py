@@ -327,10 +327,10 @@ class Turns:
             other.release()
 
 
-def duel(side: Side, count: int) -> tuple[list[float], list[float], nn.Module]:
-    """Seconds of each turn of a side and of the bare loop beside it, the first turn left out, and the side's network."""
+def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[float], nn.Module]:
+    """Seconds of each turn of a side and of its rival beside it, the first turn left out, and the side's network."""
     turns = Turns()
-    threads = [threading.Thread(target=turns.play, args=(i, s, count + 1)) for i, s in enumerate((side, bare))]
+    threads = [threading.Thread(target=turns.play, args=(i, s, count + 1)) for i, s in enumerate((side, rival))]
     with warnings.catch_warnings(), contextlib.redirect_stderr(Terminal()), contextlib.redirect_stdout(Terminal()):
         warnings.simplefilter("ignore")
         for thread in threads:

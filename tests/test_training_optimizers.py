@@ -132,6 +132,21 @@ def test_state_round_trip(name):
     assert all(torch.equal(a, second.tensors()[n]) for n, a in first.tensors().items())
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "muon"])
+def test_weights_that_lie_with_channels_last_learn_the_same(name):
+    """The fused kernels go through weight and gradient in the order of memory, whatever the strides say."""
+    ends = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 2)).to(memory_format=order)
+        state = State(network, Plan(epochs=1, batch=4, rate=RATE, optimizer=name, warmup=0.0), total=10)
+        for state.step in range(5):
+            network(torch.randn(6, 3, 5, 5)).square().sum().backward()
+            state.update()
+        ends.append([p.detach().contiguous().flatten() for p in network.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*ends))
+
+
 # -- an update whose gradient is not finite ------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ class State:
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), device=plan.device)
         start = 0
         for p in self.parameters:
-            p.grad = self.flat[start : start + p.numel()].view_as(p)
+            p.grad = _laid_out(self.flat[start : start + p.numel()], p)
             start += p.numel()
         self.optimizer = optimizers.Optimizer(
             self.network, name=plan.optimizer, weight_decay=plan.weight_decay, local=self.weights.local,
@@ -141,3 +141,18 @@ class State:
 
 def loss_of(numbers: Numbers) -> float:
     return sum(float(s) / max(float(w), 1e-12) for s, w in numbers.values())
+
+
+def _laid_out(stretch: Tensor, p: Tensor) -> Tensor:
+    """A stretch of memory as the gradient of p, in the order in which p lies (channels last, perhaps): the fused kernels go
+    through both side by side.
+    """
+    dense = sorted(zip(p.stride(), p.shape), reverse=True)
+    if p.is_contiguous() or [s for s, n in dense if n > 1] != _steps([n for _, n in dense if n > 1]):
+        return stretch.view_as(p)
+    return stretch.as_strided(p.shape, p.stride())
+
+
+def _steps(sizes: list[int]) -> list[int]:
+    """Strides of a dense tensor whose sizes stand from the slowest to the fastest."""
+    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]

@@ -1,0 +1,190 @@
+"""Images a second of the default CNN: Luban's `fit` beside the best loop that we can write by hand, and beside the naive one.
+
+    python -m benchmarks.images [--rows 2560] [--pairs 5] [--json FILE]
+
+Fashion-MNIST, the default network and its first weights on every side, batches of 128, AdamW at 2e-3, one thread; turns of one
+epoch as in `benchmarks.loop`. Accuracy on 2,000 test rows after the last epoch stands beside each.
+
+| side | what it is |
+|---|---|
+| luban | `fit` with every default on, images as uint8 in memory, precision as `auto` would have it |
+| hand | the same modules: one uint8 tensor, permuted once an epoch, channels last, fused AdamW; bf16 where the processor computes it |
+| naive | DataLoader over standardised fp32 images, AdamW as it comes, `loss.item()` |
+
+Where the processor has bf16 the goal is twice the naive loop, too; the JSON says whether it has (`bf16`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.common import finish
+from benchmarks.loop import Side, Tick, duel
+from luban.columns.base import make
+from luban.columns.examples import Examples
+from luban.data import samples
+from luban.nn.network import Composed
+from luban.recipe import Recipe
+from luban.training.loop import Plan, fit
+from luban.training.objectives import supervised
+from luban.training.precision import able
+
+BATCH, RATE, TEST = 128, 2e-3, 2000
+
+
+def idx(path: Path) -> np.ndarray:
+    """An idx file: two bytes of nothing, the type, the number of sizes, the sizes, the bytes."""
+    content = gzip.decompress(path.read_bytes())
+    sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(content[3])]
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
+
+
+class Work:
+    """The rows, the columns fitted on them, and the network with its first weights."""
+
+    def __init__(self, count: int):
+        with tempfile.TemporaryDirectory() as folder:
+            samples.save("fashion-mnist", Path(folder) / "f")
+            read = {n: idx(Path(folder) / "f" / f"{n}-ubyte.gz") for n in (
+                "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")}  # fmt: skip
+        self.x, self.y = read["train-images-idx3"][:count], read["train-labels-idx1"][:count].astype(np.int64)
+        self.test = read["t10k-images-idx3"][:TEST], read["t10k-labels-idx1"][:TEST].astype(np.int64)
+        plain = {"luban": 1, "inputs": {"image": "image"}, "outputs": {"label": "category"}, "stages": ["train"]}
+        self.recipe = Recipe.of(plain).resolved()
+        parts = {**self.recipe.inputs, **self.recipe.outputs}
+        raw = {"image": self.x, "label": [str(v) for v in self.y]}
+        self.columns = {n: make(n, p.type, dict(p.settings)).fit(raw[n]) for n, p in parts.items()}
+        torch.manual_seed(0)
+        self.first = Composed(self.recipe, self.columns)
+
+    def network(self) -> Composed:
+        return copy.deepcopy(self.first)
+
+    def accuracy(self, network: Composed) -> float:
+        pixels = torch.from_numpy(self.test[0].copy())[:, None]
+        with torch.no_grad():
+            answers = Hand(network.eval())(pixels).argmax(1)
+        return float((answers == torch.from_numpy(self.test[1])).float().mean())
+
+
+class Hand(nn.Module):
+    """The modules of the default network, called one after the other."""
+
+    def __init__(self, network: Composed):
+        super().__init__()
+        (self.encoder,), (self.head,), self.fusion = network.encoders, network.heads, network.fusion
+        self.form = self.encoder.form
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        h = (pixels.float() - self.form.mean) * self.form.scale if pixels.dtype == torch.uint8 else pixels
+        h = self.encoder.dense(self.encoder.layers(h).flatten(1))
+        return self.head.out(self.fusion.dropout(h)).float()
+
+
+def luban(work: Work) -> Side:
+    examples = Examples(
+        work.columns, {"image": work.columns["image"].encode_all(work.x)}, {"label": work.y + 1}, np.arange(len(work.x)), len(work.x)
+    )  # fmt: skip
+    settings = work.recipe.stage("train").settings
+    known = {k: v for k, v in settings.items() if k in Plan.__dataclass_fields__}
+
+    def side(epochs: int, tick: Tick) -> nn.Module:
+        network = work.network()
+        mine = {"epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": "cpu", "patience": 0}
+        plan = Plan(**known | mine | {"precision": "bf16" if able("cpu") else "fp32"})
+        with tempfile.TemporaryDirectory() as folder:
+            fit(
+                network, examples, None, plan=plan, objective=supervised, folder=Path(folder), title="train",
+                watch=lambda _: tick(),
+            )  # fmt: skip
+        return network
+
+    return side
+
+
+def hand(work: Work) -> Side:
+    def side(epochs: int, tick: Tick) -> nn.Module:
+        network = work.network().train()
+        model = Hand(network).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
+        x, y, low = torch.from_numpy(work.x.copy())[:, None], torch.from_numpy(work.y), able("cpu")
+        for epoch in range(epochs):
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
+            for pixels, truth in zip(x[order].split(BATCH), y[order].split(BATCH)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                    loss = nn.functional.cross_entropy(
+                        model(pixels.contiguous(memory_format=torch.channels_last)), truth
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            tick()
+        return network
+
+    return side
+
+
+def naive(work: Work) -> Side:
+    def side(epochs: int, tick: Tick) -> nn.Module:
+        network = work.network().train()
+        model = Hand(network)
+        x = (torch.from_numpy(work.x.copy())[:, None].float() - model.form.mean) * model.form.scale
+        rows = torch.utils.data.TensorDataset(x, torch.from_numpy(work.y))
+        loader = torch.utils.data.DataLoader(rows, batch_size=BATCH, shuffle=True)
+        optimizer, total = torch.optim.AdamW(model.parameters(), RATE), 0.0
+        for _ in range(epochs):
+            for pixels, truth in loader:
+                loss = nn.functional.cross_entropy(model(pixels), truth)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.item()
+            tick()
+        return network
+
+    return side
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2560)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--json")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    work = Work(asked.rows)
+    found: list[dict[str, Any]] = []
+    for name, rival in (("hand", hand(work)), ("naive", naive(work))):
+        networks: dict[str, Any] = {}
+
+        def kept(epochs: int, tick: Tick, rival: Side = rival, networks: dict[str, Any] = networks) -> nn.Module:
+            networks["rival"] = rival(epochs, tick)
+            return networks["rival"]
+
+        mine, theirs, network = duel(luban(work), asked.pairs, kept)
+        ratios = [b / a for a, b in zip(mine, theirs)]
+        found.append({
+            "rival": name, "images_per_second": round(len(work.x) / statistics.median(mine)),
+            "rival_images_per_second": round(len(work.x) / statistics.median(theirs)),
+            "times_the_rival": round(statistics.median(ratios), 3), "low": round(min(ratios), 3), "high": round(max(ratios), 3),
+            "n": len(ratios), "accuracy": round(work.accuracy(network), 4),
+            "rival_accuracy": round(work.accuracy(networks["rival"]), 4), "bf16": able("cpu"),
+        })  # fmt: skip
+        finish("images", found, asked.json)
+
+
+if __name__ == "__main__":
+    main()
