@@ -174,10 +174,7 @@ def test_a_bad_update_is_skipped_on_the_device(name, value):
             state.update()
     assert differences(bad.network, good.network) == 0 and int(bad.optimizer.step) == 2
     assert all(torch.equal(a, good.optimizer.tensors()[n]) for n, a in bad.optimizer.tensors().items())
-    good.check()
-    with pytest.raises(Diverged) as e:
-        bad.check()
-    assert e.value.problems[0].values["step"] == 1
+    assert (good.skipped(), bad.skipped()) == (-1, 1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])
