@@ -14,6 +14,7 @@
         ├── RankLost           one of them ended, and no restart was left
 
 
+        ├── OutOfMemory        even the smallest piece of a batch does not fit
         ├── DiskError          a full or failing disk; what was saved before is still there
         └── ExportMismatch     an exported model does not answer like the original
 
@@ -175,6 +176,9 @@ class RanksDiffer(WorkError): ...
 
 
 class RankLost(WorkError): ...
+
+
+class OutOfMemory(WorkError): ...
 
 
 class DiskError(WorkError): ...

@@ -170,6 +170,9 @@ def train(
     _tell_diagnosis(history)
     if weights:
         tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
+    if history.pieces:  # memory was not enough for more at once: what was found stands in the recipe
+        chosen |= {"batch": -(-plan.batch // history.pieces), "accumulate": history.pieces}
+        recipe = _with_choices(bundle, chosen | measured)
     held = shares.freeze(network, freeze)
     entry = {"trained_parameters": trained(network), "batches": batches} | ({"balance": weights} if weights else {})
     shares.thaw(network, held)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,14 +25,14 @@ import torch
 from torch import Tensor
 
 from luban.console import record, tell
-from luban.errors import Diverged
+from luban.errors import Diverged, OutOfMemory
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.training import snapshot
 from luban.training.random import seed_torch
 from luban.training.ranks import Replicated
 from luban.training.state import LIMIT, loss_of
-from luban.training.steps import Numbers, backward
+from luban.training.steps import Numbers, backward, plain
 
 TRIES = 3
 CUT = 0.1  # what `slower` leaves of the rate
@@ -58,13 +59,41 @@ class Guard:
         if (run.history.incidents or self.careful >= 0) and self._known():
             return None
         try:
-            numbers = run.make_step(run.state, batch, run.objective)
+            numbers = self._made(batch)
         except Diverged:
             self._met(batch)
             raise
         if not self.begun:
             self._begin(numbers)
         return numbers
+
+    def _made(self, batch: Batch) -> Numbers:
+        """The step; where memory is not enough for it, in twice as many pieces, and so from now on."""
+        run = self.run
+        while True:
+            try:
+                return run.make_step(run.state, batch, run.objective)
+            except (RuntimeError, MemoryError) as e:
+                if not exhausted(e):
+                    raise
+                reason = str(e)[:200]
+            self._halve(batch, reason)  # outside of the except: what failed is let go of first
+            seed_torch(run.plan.seed, "dropout", run.state.step, *run.ranks.own)
+
+    def _halve(self, batch: Batch, reason: str) -> None:
+        """Raises OutOfMemory where the network's examples depend on each other, or there is one left."""
+        run = self.run
+        whole = max(run.plan.batch, batch.size)
+        pieces = 2 * run.state.pieces
+        able = run.make_step is plain and run.separable and run.ranks.world == 1
+        if not able or pieces > batch.size:
+            raise OutOfMemory("guard.no_memory", batch=-(-whole // run.state.pieces), reason=reason)
+        self._discard()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        run.state.pieces = run.history.pieces = pieces
+        record("out_of_memory", step=run.state.step, pieces=pieces, reason=reason)
+        tell("guard.halved", batch=whole, pieces=pieces, piece=-(-whole // pieces))
 
     def _known(self) -> bool:
         """Whether this step's batch is left out; sets what earlier incidents have left behind."""
@@ -75,7 +104,7 @@ class Guard:
 
     def _begin(self, numbers: Numbers) -> None:
         """The first loss says what a loss of this run is."""
-        self.begun, history = True, self.run.history
+        self.begun, history = True, self.run.history  # of this process
         if history.first_loss is None and not self.run.state.late:
             history.first_loss = loss_of(numbers)
         self.run.state.ceiling = ceiling(history.first_loss)
@@ -123,7 +152,7 @@ class Guard:
         names = wild(self._all(buffers=False))  # which have seen the batch that is to be judged
         rows = offending(run, batch) if batch is not None and not names else []
         blamed = bool(run.ranks.ask(lambda: bool(rows))())
-        every = [] if batch is None or batch.rows is None else plain(batch.rows)
+        every = [] if batch is None or batch.rows is None else ids(batch.rows)
         incident = self._incident("weights" if names else "rows" if blamed else "batch", rows or every, names[:8])
         if self.policy == "stop" or self._before() >= TRIES:
             self._end(incident)
@@ -161,9 +190,10 @@ class Guard:
         run, found = self.run, self._good()
         if found is None:
             self._end(incident or self._incident("batch", []))
-        incidents = run.history.incidents
+        incidents, pieces = run.history.incidents, run.history.pieces
         snapshot.put_back(run, *found)
-        run.history.incidents = incidents
+        run.history.incidents, run.history.pieces = incidents, pieces
+        run.state.pieces = pieces or run.plan.accumulate
         self._discard()
         return run.state.step
 
@@ -198,6 +228,14 @@ class Guard:
 RISE = 1e6  # no loss is so many times larger than the first one and still of use
 
 
+EXHAUSTED = re.compile("out.of.memory|can.t.allocate.memory", re.IGNORECASE)
+
+
+def exhausted(e: BaseException) -> bool:
+    """Whether an error of PyTorch means that there was not enough memory, of whatever device."""
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or bool(EXHAUSTED.search(str(e)))
+
+
 def ceiling(first: float | None) -> float:
     """The largest loss that is taken for one, when the first was `first`."""
     return min(LIMIT, RISE * (abs(first) + 1)) if first is not None and math.isfinite(first) else LIMIT
@@ -223,7 +261,7 @@ def senseless(run: Any) -> list[Any]:
         batch = Batch.of(run.validation.arrays(index), run.plan.device)
         losses = [each for each, _ in network.loss(network(batch), batch).values()]
         bad = ~torch.stack(losses).isfinite().all(0)
-        found += [] if batch.rows is None else plain(batch.rows[bad.cpu().numpy()])
+        found += [] if batch.rows is None else ids(batch.rows[bad.cpu().numpy()])
     return found
 
 
@@ -243,7 +281,7 @@ def offending(run: Any, batch: Batch) -> list[int]:
         for buffer, before in buffers:
             buffer.copy_(before)
         state.discard()
-    return plain(batch.rows[found]) if len(found) < batch.size or batch.size == 1 else []
+    return ids(batch.rows[found]) if len(found) < batch.size or batch.size == 1 else []
 
 
 def _halved(run: Any, batch: Batch, index: list[int]) -> list[int]:
@@ -266,7 +304,7 @@ def _bad(run: Any, part: Batch) -> bool:
     return not (float(state.flat.norm()) < LIMIT and abs(loss_of(sums)) < state.ceiling)
 
 
-def plain(rows: Any) -> list[Any]:
+def ids(rows: Any) -> list[Any]:
     """Ids as JSON has them; of an example made of several rows, all of them."""
     return [r.tolist() if hasattr(r, "tolist") else r for r in rows]
 

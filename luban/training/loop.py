@@ -251,6 +251,7 @@ def fit(
     if plan.accumulate > 1 and not separable:
         raise Unsupported("train.not_separable")
     run = Run(network, training, validation, plan, objective, step, folder, data)
+    run.separable = separable
     progress = Progress(title, run.total)
     if resume and run.resume():
         progress.resume_at(run.state.step)

@@ -51,4 +51,5 @@ class History:
     step: int = 0
     seconds: float = 0.0
     first_loss: float | None = None
+    pieces: int = 0  # that a batch had to be cut in, 0 = as planned
     incidents: list[dict[str, Any]] = field(default_factory=list)

@@ -70,6 +70,7 @@ def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
     run.state.factor.state = state["schedule"]
     run.sums.take_up(state["sums"])
     run.history = History(**state["history"])
+    run.state.pieces = run.history.pieces or run.plan.accumulate
     for key, (_, restore) in _owned(run).items():
         restore(tensors[key])
     for i, owner in enumerate((run.objective, run.make_step)):
