@@ -30,7 +30,7 @@ stages: [{{train: {{epochs: {epochs}, patience: 0, precision: fp32, augment: fal
 """
 
 
-def rows(path: Path, count: int = 2000) -> None:
+def rows(path: Path, count: int = 1200) -> None:
     random = np.random.default_rng(0)
     lines = ["words,y"]
     for _ in range(count):
