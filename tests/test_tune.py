@@ -310,6 +310,20 @@ def test_the_first_trial_is_the_recipe_itself(tmp_path):
     assert set(made.next()[1]) == {"train.rate", "size"}
 
 
+def test_a_trial_that_dies_at_the_same_place_again_and_again_has_failed(tmp_path):
+    """But not one that was killed as often and got further each time: that was not its fault."""
+    for folder, moves in (("stuck", False), ("moves", True)):
+        made = study(tmp_path / folder)
+        trial, _ = made.next()
+        for life in range(5):
+            if moves:
+                made.epoch(trial, life + 1, 0.5)
+            made = study(tmp_path / folder)
+            again = made.interrupted()
+            trial = again[0][0] if again else trial
+        assert [t.state for t in made.trials()] == (["running"] if moves else ["failed"])
+
+
 def draws(made, count):
     found = []
     for _ in range(count):
@@ -426,9 +440,9 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(rows, whole, tm
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         journal = tmp_path / "m" / ".tune" / JOURNAL
         size = journal.stat().st_size if journal.is_file() else 0
-        while running.poll() is None and killed < 6:  # a moment after it has begun to write
-            if journal.is_file() and journal.stat().st_size > size:
-                time.sleep(draw.uniform(0, 0.3))
+        size += draw.randint(150, 1200)
+        while running.poll() is None and killed < 6:  # somewhere within the next dozen lines of the journal
+            if journal.is_file() and journal.stat().st_size >= size:
                 running.kill()
                 break
             time.sleep(0.005)

@@ -164,8 +164,7 @@ class Board:
                 self.signal = self.signal or found.get("signal") or 15
                 return
             died = found.pop("died", False)
-            if died and trial.user_attrs.get("attempts", 0) < 1:
-                trial.set_user_attr("attempts", 1)  # a machine's bad moment: once more, from the last checkpoint
+            if died and self.study.worth_another(trial):  # a machine's bad moment: on from the last checkpoint
                 self.again.append((trial, dict(values)))
                 console.tell("tune.again", number=trial.number, reason=found["why"])
                 return

@@ -22,7 +22,7 @@ from luban.training.random import key
 from luban.tuning.goals import Goal
 
 JOURNAL = "journal.jsonl"
-ATTEMPTS = 2  # times that a trial is taken up again after its process died
+ATTEMPTS = 3  # times that a trial is taken up again without having got an epoch further before its process died
 REPEATS = 8  # draws that found nothing new, after which a combination of choices that was not tried is taken
 LARGEST = 10_000  # combinations that are listed to find one
 SETTLING = 3  # the first epoch after which a trial may be pruned
@@ -101,18 +101,26 @@ class Study:
             self.study.enqueue_trial(drawn, user_attrs={"own": list(drawn)})
 
     def interrupted(self) -> list[tuple[Any, dict[str, Any]]]:
-        """Trials whose process died, each to be taken up again; one that died too often has failed."""
+        """Trials whose process died, each to be taken up again; one that dies again and again at the same place has failed."""
         states, again = self.optuna.trial.TrialState, []
         for old in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             self.study.sampler = self._sampler(old.number)
             trial = self.optuna.trial.Trial(self.study, old._trial_id)
-            attempts = old.user_attrs.get("attempts", 0) + 1
-            if attempts > ATTEMPTS:
-                self.finish(trial, {"state": "failed", "why": say("tune.died_twice", count=attempts)}, died=True)
-                continue
-            trial.set_user_attr("attempts", attempts)
-            again.append((trial, self._draw(trial)))
+            if self.worth_another(trial):
+                again.append((trial, self._draw(trial)))
+            else:
+                self.finish(trial, {"state": "failed", "why": say("tune.died_again", count=ATTEMPTS + 1)}, died=True)
         return again
+
+    def worth_another(self, trial: Any) -> bool:
+        """Whether a trial whose process died is taken up again: it got further since the last time, or has not died often."""
+        old = self.study.get_trials(deepcopy=False)[trial.number]
+        reached = len(old.intermediate_values)
+        stuck = reached <= old.user_attrs.get("reached", -1)
+        attempts = old.user_attrs.get("attempts", 0) + 1 if stuck else 1
+        trial.set_user_attr("attempts", attempts)
+        trial.set_user_attr("reached", reached)
+        return attempts <= ATTEMPTS
 
     def next(self) -> tuple[Any, dict[str, Any]] | None:
         """A new trial and its settings, none that was tried before; None where nothing new is found any more."""
