@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from luban.bundle import Bundle
     from luban.errors import LubanError
     from luban.pipeline import load, run, train
+    from luban.planning.plan import plan
     from luban.recipe import Recipe
     from luban.report import Report
     from luban.tuning.verbs import curve, tune
@@ -27,11 +28,12 @@ _WHERE = {
     "check": "luban.asking",
     "curve": "luban.tuning.verbs",
     "load": "luban.pipeline",
+    "plan": "luban.planning.plan",
     "run": "luban.pipeline",
     "train": "luban.pipeline",
     "tune": "luban.tuning.verbs",
 }
-__all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "curve", "load", "run", "train", "tune"]
+__all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "curve", "load", "plan", "run", "train", "tune"]
 
 
 def __getattr__(name: str) -> object:

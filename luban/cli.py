@@ -87,6 +87,36 @@ def check(
     return 1 if any(f.level == "error" for f in findings) else 0
 
 
+def plan(
+    source: str | None = None,
+    *,
+    target: str | None = None,
+    inputs: list[str] = (),
+    type: list[str] = (),
+    set: list[str] = (),
+    shape: str | None = None,
+    gpus: str | None = None,
+    cpus: int | None = None,
+    strategy: str = "auto",
+    rows: int | None = None,
+    price: float | None = None,
+    carbon: float | None = None,
+    achieved: float | None = None,
+) -> int:
+    from luban.planning.plan import plan as foresee
+    from luban.requests import pairs
+
+    report = foresee(
+        source, target, inputs=inputs, types=pairs(type, "--type"), set=set, shape=shape, gpus=gpus, cpus=cpus,
+        strategy=strategy, rows=rows, price=price, carbon=carbon, achieved=achieved,
+    )  # fmt: skip
+    print(
+        _json.dumps(report.to_json()["numbers"], ensure_ascii=False, indent=1) if common["json"] else report.to_text(),
+        end="",
+    )
+    return 0 if report.numbers["fits"] else 1
+
+
 def run(recipe: str, *, out: str = "", set: list[str] = (), ranks: int | None = None) -> int:
     from luban import pipeline
     from luban.requests import logged, named
@@ -399,6 +429,7 @@ def import_(file: str, *, recipe: str = "", data: str = "", out: str = "") -> No
 VERBS = (
     new,
     check,
+    plan,
     run,
     train,
     tune,

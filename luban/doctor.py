@@ -45,7 +45,7 @@ def _machine() -> Iterator[tuple[str, str]]:
         say("doctor.threads"),
         say("doctor.threads_text", used=machine.threads(), cores=about["cores"], allowed=allowed, container=container),
     )
-    memory = _memory()
+    memory = machine.memory()
     if memory:
         yield say("doctor.memory"), say("doctor.memory_text", free=memory[0] / GIB, total=memory[1] / GIB)
     place = _cache()
@@ -56,22 +56,6 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield say("doctor.gpu"), "; ".join(gpus) or say("doctor.no_gpu")
     yield say("doctor.scale"), _scale(backends)
     yield say("doctor.energy"), ", ".join(c.name for c in energy.counters()) or say("doctor.no_energy")
-
-
-def _memory() -> tuple[int, int] | None:
-    """Bytes that are free and that there are, the container's limit counted in; None where neither can be read."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = {k: int(v.split()[0]) * 1024 for k, _, v in (line.partition(":") for line in lines)}
-        free, total = found["MemAvailable"], found["MemTotal"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return free, total
-    return min(free, max(0, limit - used)), min(total, limit)
 
 
 def _cache() -> Path:

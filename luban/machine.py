@@ -90,6 +90,30 @@ def set_threads(wanted: str | int | None = "auto") -> int:
     return count
 
 
+def memory() -> tuple[int, int] | None:
+    """Bytes that are free and that there are, the container's limit counted in; None where neither can be read."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {k: int(v.split()[0]) * 1024 for k, _, v in (line.partition(":") for line in lines)}
+        free, total = found["MemAvailable"], found["MemTotal"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free, total
+    return min(free, max(0, limit - used)), min(total, limit)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 @cache
 def processor() -> dict[str, Any]:
     """Name, flags that matter for speed, cores."""

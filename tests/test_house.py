@@ -45,6 +45,7 @@ ORDER = [
     {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling"},
     {"comparing"},
     {"tuning"},
+    {"planning"},
     {"pipeline"},
     {"cli", "__main__"},
 ]

@@ -19,6 +19,8 @@ from luban.cli import COMMON, VERBS, main
 from luban.command import Verb, _metavar
 from luban.data.samples import SAMPLES
 from luban.messages import say, set_language
+from luban.planning import hardware
+from luban.planning.plan import CHOICES
 from luban.recipe import DATA_KEYS, KEYS
 from tests import tiny
 
@@ -94,7 +96,7 @@ def lasting_names() -> set[str]:
     return machine_names().union(
         strings(registry.everything()), strings(registry.ALIASES), strings(list(registry.ROOMS)),
         strings([v.name for v in verbs]), *(strings(f.label + _metavar(f)) for f in flags),
-        strings([*KEYS, *DATA_KEYS, *SAMPLES]),
+        strings([*KEYS, *DATA_KEYS, *SAMPLES]), strings(hardware._written()["devices"]), strings(CHOICES),
         {"library_name", "pipeline_tag", "tags"},  # Hugging Face's front matter of the card
         {"s", "ms", "us", "MB", "kB", "x"},  # units
         {f"{kind}-{task}" for kind in ("tabular", "text", "image", "multimodal") for task in ("classification", "regression")},
@@ -132,6 +134,7 @@ PAGES = [
     ("--help",),
     ("check", "rows.csv", "--target", "back"),
     ("run", "recipe.yaml", "--out", "out"),
+    ("plan", "recipe.yaml", "--gpus", "2xL4"),
     ("evaluate", "m", "rows.csv"),
     ("predict", "m", "rows.csv", "--out", "m.jsonl", "--overwrite"),
     ("explain", "m", "rows.csv", "--rows", "2", "--out", "x", "--overwrite"),
@@ -270,6 +273,9 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["run", "half.yaml", "--out", "o"], ["half.yaml:4", "]"]),
     (["run", "recipe.yaml", "--set", "seed", "--out", "o"], ["seed"]),
     (["check", "rows.csv", "--target", "bck"], ["bck", "back"]),
+    (["plan", "recipe.yaml", "--gpus", "8xH10", "--price", "-1"], ["H10", "H100", "--price"]),
+    (["plan", "--shape", "layers=2,widht=8", "--gpus", "8xH100"], ["widht", "width"]),
+    (["plan", "bad.yaml", "--gpus", "2xL4"], ["bad.yaml:3", "categry", "category"]),
     (["resume", "nowhere"], ["nowhere"]),
     (["evaluate", "nowhere", "row.csv"], ["nowhere", "row.csv", "rows.csv"]),
     (["predict", "nowhere", "rows.csv"], ["nowhere"]),

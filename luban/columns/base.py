@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from luban import registry
-from luban.errors import BundleError, DataError
+from luban.errors import BundleError, DataError, Unsupported
 
 
 class Segments(NamedTuple):
@@ -98,6 +98,13 @@ class Column:
     def fit(self, values: Iterable[Any]) -> Self:
         """A new column that has learned from training values (vocabulary, mean, sizes)."""
         return self
+
+    def supposed(self) -> Self:
+        """The column as it may come out of `fit`, from its settings alone: what a plan without data counts with.
+
+        Sizes are the largest that the settings allow. Raises Unsupported where they do not say.
+        """
+        raise Unsupported("column.no_guess", name=self.name, type=self.type)
 
     def encode(self, value: Any, of: Any = None) -> np.ndarray:
         """The array of one raw value. Raises DataError where the value cannot be one of this column."""

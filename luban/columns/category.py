@@ -14,6 +14,7 @@ from luban.errors import DataError
 from luban.settings import Count, Fraction, Natural
 
 CANDIDATES = 5
+MANY = 1000  # labels that a plan counts with where nothing bounds them
 LISTED = 100  # labels that a schema spells out
 
 
@@ -47,6 +48,11 @@ class Category(Column):
         kept = [label for label, n in counts.most_common(self.most or None) if n >= self.least]
         labels = sorted(kept, key=_order)
         return self.learned(labels=labels, counts=[counts[label] for label in labels])
+
+    def supposed(self) -> Self:
+        """`most` labels (1,000 where all are kept)."""
+        count = self.most or MANY
+        return self.learned(labels=[f"{i:04d}" for i in range(count)], counts=[1] * count)
 
     @property
     def size(self) -> int:

@@ -71,6 +71,13 @@ class Image(Column):
         mean, deviation = _moments(x)
         return learned.learned(mean=mean, deviation=deviation)
 
+    def supposed(self) -> Self:
+        """In colour unless `channels` says so, as large as `side` or `largest`."""
+        depth = 3 if self.channels == "auto" else self.channels
+        height, width = self._size([(self.largest, self.largest)])
+        mean, deviation = [127.0] * depth, [64.0] * depth
+        return self.learned(height=height, width=width, channels=depth, top=255, mean=mean, deviation=deviation)
+
     def _size(self, sizes: list[tuple[int, int]]) -> tuple[int, int]:
         if self.side != "auto":
             return (self.side, self.side) if isinstance(self.side, int) else (self.side[0], self.side[-1])

@@ -73,6 +73,12 @@ class Number(Column):
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:
         return self._scaled(self._floats(values))
 
+    def supposed(self) -> Self:
+        edges = np.linspace(-2, 2, QUANTILES + 1)
+        return self.learned(
+            mean=0.0, deviation=1.0, fences=None, middle=0.0, fill=0.0, edges=edges.tolist(), low=-2.0, high=2.0, whole=False
+        )  # fmt: skip
+
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
         x = np.asarray(items, np.float32)
         mask = ~np.isnan(x)

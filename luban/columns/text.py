@@ -81,6 +81,10 @@ class Text(Column):
         )
         return learned._with_vectors(words)
 
+    def supposed(self) -> Self:
+        """A full vocabulary, and texts that reach `length`."""
+        return self.learned(tokens=self.tokens, size=self.vocabulary, longest=self.length, cut=0.0, example="")
+
     def _with_vectors(self, words: list[str]) -> Self:
         if not self.vectors:
             return self

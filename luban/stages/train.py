@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +41,7 @@ from luban.training.objectives import balanced, mixed
 from luban.training.precision import refuse
 from luban.training.random import seed_torch
 from luban.training.ranks import here
+from luban.training.recompute import recomputed
 from luban.training.sinks import needed, tracked
 
 
@@ -74,6 +76,7 @@ def train(
     device: Device = "auto",
     precision: Literal["auto", "fp32", "tf32", "medium", "bf16", "fp16"] = "auto",
     compile: Literal["auto", "off", "on"] = "auto",
+    recompute: bool = False,
     checkpoint_seconds: NonNegative = 60.0,
     on_divergence: Literal["skip", "slower", "stop"] = "skip",
     track: list[Literal["tensorboard", "mlflow"]] = (),
@@ -97,6 +100,8 @@ def train(
     `batch` and `rate` find, `precision` and `compile` auto: what trials on a copy of the network come to, see `finders`.
     `on_divergence`: what follows a loss or gradient that is none, see `luban.training.guard`: leave its batch out, go on
     at a tenth of the rate, or stop.
+    `recompute`: layers of a stack compute their activations again in the backward pass instead of keeping them: less memory
+    for a third more work (activation checkpointing), the same result.
     `track`: where the numbers also go, see `luban.training.sinks`.
     Raises DataError where the rows cannot be what the recipe says, Diverged where the guard gives up.
     """
@@ -149,7 +154,7 @@ def train(
     batches = _told(training, found, effective["tokens"])
     chosen |= {"precision": precision, "compile": choices.compile(compile, steps or epochs * batches["count"])}
     measured = {
-        "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track],
+        "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track], "recompute": recompute,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen | measured)
     plan = Plan(**chosen | effective, seed=recipe.seed)
@@ -160,7 +165,8 @@ def train(
     ranks.same("data", [len(training), len(validation)], *(c.to_json() for c in columns.values()))
     ranks.same("weights", *network.state_dict().values())
     sinks = tracked(track if ranks.first else (), out, chosen, recipe.yaml())
-    with sinks, balanced(objective, network, balance) as (objective, weights):
+    less = recomputed(network) if recompute else nullcontext()
+    with sinks, less, balanced(objective, network, balance) as (objective, weights):
         history = fit(
             network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
             data=data.rows.fingerprint() if folder else "", title=say("train.title"),

@@ -1,0 +1,88 @@
+"""A decoder-only language model described by its sizes, for plans: `layers=128,width=25600,heads=160,vocabulary=50000,length=2048`.
+
+It is built, from the blocks that Luban's transformers are made of, and measured like every other network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from luban.errors import Problem, RequestError, problem, raise_all
+
+if TYPE_CHECKING:
+    from luban.nn.tokens import Batch
+
+NEEDED = ("layers", "width", "heads", "vocabulary", "length")
+KNOWN = (*NEEDED, "tokens")
+PER_PARAMETER = 20  # tokens for each parameter, where nothing says how many (Hoffmann et al. 2022)
+# Tokens of one update, where nothing says how many: (parameters up to, tokens), as in Brown et al. 2020, table 2.1.
+UPDATES = ((1e9, 1 << 19), (5e9, 1 << 20), (5e10, 1 << 21), (float("inf"), 3_200_000))
+
+
+def read(shape: str | Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of a shape. Raises RequestError with every mistake."""
+    pairs = dict(shape) if isinstance(shape, Mapping) else _pairs(shape)
+    problems: list[Problem] = []
+    sizes: dict[str, int] = {}
+    for name, value in pairs.items():
+        if name not in KNOWN:
+            problems.append(problem("plan.shape_key", place="--shape", name=name, allowed=KNOWN))
+            continue
+        try:
+            number = float(value)
+            sizes[name] = int(number)
+            if number < 1 or number != sizes[name]:
+                raise ValueError(value)
+        except (TypeError, ValueError, OverflowError):
+            problems.append(problem("plan.shape_value", place=f"--shape {name}", found=str(value)))
+    lacking = [n for n in NEEDED if n not in pairs]
+    if lacking:
+        problems.append(problem("plan.shape_lacks", place="--shape", lacking=lacking))
+    if not problems and sizes["width"] % sizes["heads"]:
+        problems.append(problem("plan.shape_heads", place="--shape", heads=sizes["heads"], width=sizes["width"]))
+    raise_all(RequestError, problems)
+    return sizes
+
+
+def _pairs(text: str) -> dict[str, str]:
+    found = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise RequestError("cli.want_pair", flag="--shape", found=item)
+        found[name.strip()] = value.strip()
+    return found
+
+
+def decoder(sizes: Mapping[str, int]) -> Any:
+    """The network: embedding and learnt positions, pre-norm blocks, a norm, and the embedding again as output (GPT-2)."""
+    import torch
+    from torch import Tensor, nn
+
+    from luban.nn.blocks import Block
+
+    width, length, vocabulary = sizes["width"], sizes["length"], sizes["vocabulary"]
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(vocabulary, width)
+            self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
+            self.blocks = nn.ModuleList(Block(width, sizes["heads"], 4 * width, 0.0) for _ in range(sizes["layers"]))
+            self.norm = nn.LayerNorm(width)
+            self.output_parameters = vocabulary * width  # matrices beside the blocks'
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            ids, mask = batch.inputs["tokens"]
+            h = self.embedding(ids) + self.positions  # (B, T, D)
+            for block in self.blocks:
+                h = block(h, mask)
+            return {"tokens": nn.functional.linear(self.norm(h), self.embedding.weight)}  # (B, T, V)
+
+        def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+            ids, mask = batch.targets["tokens"]
+            each = nn.functional.cross_entropy(o["tokens"].flatten(0, 1).float(), ids.flatten(), reduction="none")
+            return {"tokens": (each.view_as(ids).sum(1), mask.sum(1))}
+
+    return Decoder()
