@@ -90,7 +90,8 @@ class Hand(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         h = (pixels.float() - self.form.mean) * self.form.scale if pixels.dtype == torch.uint8 else pixels
-        h = self.encoder.dense(self.encoder.layers(h).flatten(1))
+        h = self.encoder.layers(h).flatten(2).transpose(1, 2).flatten(1)  # no copy where channels lie last
+        h = self.encoder.dense(h)
         return self.head.out(self.fusion.dropout(h)).float()
 
 
