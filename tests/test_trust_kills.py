@@ -62,4 +62,4 @@ def test_killed_a_thousand_times():
     results = server(jobs, 3500)
     assert [r["wrong"] for r in results] == [[]] * len(RECIPES), results
     assert sum(r["kills"] for r in results) >= 1000 and sum(r["newer"] for r in results) >= 300
-    assert sum(r["runs"] for r in results) >= 25, results
+    assert sum(r["runs"] for r in results) >= 10, results

@@ -264,6 +264,8 @@ def fit(
         exact, fast = products(plan.precision, plan.device), compiled(run.network, plan.compile, ragged=ragged)
         with exact, fast, listening() as (stop, caught):
             number = run.go(lambda: caught[0] if stop.is_set() else signals.asked(), progress, watch)
+            if stop.is_set() and run.ranks.world == 1:  # be it after the last step: what follows training is not begun
+                number = caught[0]
             if number:
                 run.history.stopped, run.history.signal = "signal", number
     finally:

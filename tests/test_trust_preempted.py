@@ -1,0 +1,47 @@
+"""SIGTERM at any moment: exit code 143 within 10 seconds, a checkpoint at most one step old, and an exact resume."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CHOSEN = ("first", "validation", "checkpoint", "loading", "after")
+
+
+def tried(moments: list, timeout: float) -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.preempted", json.dumps(moments)], cwd=ROOT, capture_output=True, text=True,
+        timeout=timeout, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def sound(result: dict) -> bool:
+    late = result["seconds"] > 10 or result["kept"] < result["steps"] - 1
+    return result["code"] == 143 and not late and result["exact"] and not result["left"]
+
+
+def test_at_the_five_chosen_moments_and_twice():
+    results = tried([*CHOSEN, "twice"], 290)
+    assert all(map(sound, results)) and len(results) == 6, results
+    assert results[-1]["seconds"] < 5, "a second one ends the process at once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_at_thirty_random_moments():
+    rng = random.Random(0)
+    results = tried([rng.uniform(0, 0.9) for _ in range(30)], 1700)
+    assert all(sound(r) for r in results) and len(results) == 30, results
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_control_a_validation_that_hears_nothing_is_caught():
+    assert not sound(tried(["deaf"], 550)[0])
