@@ -83,6 +83,7 @@ def _of_batches(table: pa.Table, index: np.ndarray, size: int) -> Iterator[pa.Re
         if high > low:
             yield batch if high - low == len(batch) else batch.take(pa.array(index[low:high] - start))
         start += len(batch)
+        rest()
 
 
 def rest() -> None:

@@ -79,6 +79,7 @@ def train(
     recompute: bool = False,
     checkpoint_seconds: NonNegative = 60.0,
     on_divergence: Literal["skip", "slower", "stop"] = "skip",
+    loader_workers: Natural = 0,
     track: list[Literal["tensorboard", "mlflow"]] = (),
     out: str | None = None,
     resume: bool = False,
@@ -103,6 +104,7 @@ def train(
     `recompute`: layers of a stack compute their activations again in the backward pass instead of keeping them: less memory
     for a third more work (activation checkpointing), the same result.
     `track`: where the numbers also go, see `luban.training.sinks`.
+    `loader_workers`: threads that make batches while earlier ones are trained on; what is learned stays the same.
     Raises DataError where the rows cannot be what the recipe says, Diverged where the guard gives up.
     """
     began = time.monotonic()
@@ -147,7 +149,8 @@ def train(
         "epochs": epochs,
         "steps": steps, "batch": batch, "tokens": tokens, "rate": rate, "schedule": schedule, "warmup": warmup,
         "patience": patience if len(validation) else 0, "keep": keep, "accumulate": accumulate,
-        "checkpoint_seconds": checkpoint_seconds, "on_divergence": on_divergence, **update,
+        "checkpoint_seconds": checkpoint_seconds, "on_divergence": on_divergence, "loader_workers": loader_workers,
+        **update,
     }  # fmt: skip
     recipe = _with_choices(bundle, chosen)
     found = order(training, effective["batch"], recipe.seed, 0, tokens=effective["tokens"])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
 
 from luban.columns.examples import Examples
 from luban.nn.tokens import Batch
 from luban.training.batches import order, updates_in
+from luban.training.loader import ahead
 from luban.training.plan import Plan
 from luban.training.random import rng
 from luban.training.ranks import ALONE, Ranks
@@ -21,11 +25,17 @@ class Feed:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches number `start`, `start` + 1 ... of an epoch."""
-        plan, augmented = self.plan, self.plan.augment and self.examples.augmented
+        plan = self.plan
         found = order(self.examples, plan.batch, plan.seed, epoch, tokens=plan.tokens)
-        for place, index in enumerate(found[start:], start):
-            augment = rng(plan.seed, "augment", epoch, place, *self.ranks.own) if augmented else None
-            index, counts = self.ranks.share(index)
-            batch = Batch.of(self.examples.arrays(index, augment), plan.device)
-            batch.counts = counts
-            yield batch
+        if plan.loader_workers:
+            _ = self.examples.blocks, self.examples.flat_targets, self.examples.augmented  # once, not in each thread
+        yield from ahead(partial(self._batch, epoch, found), range(start, len(found)), plan.loader_workers)
+
+    def _batch(self, epoch: int, found: list[np.ndarray], place: int) -> Batch:
+        """This rank's share of one global batch."""
+        augmented = self.plan.augment and self.examples.augmented
+        augment = rng(self.plan.seed, "augment", epoch, place, *self.ranks.own) if augmented else None
+        index, counts = self.ranks.share(found[place])
+        batch = Batch.of(self.examples.arrays(index, augment), self.plan.device)
+        batch.counts = counts
+        return batch

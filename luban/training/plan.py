@@ -37,6 +37,7 @@ class Plan:
     keep: str = "best"
     checkpoint_seconds: float = 60.0
     on_divergence: str = "skip"
+    loader_workers: int = 0  # threads that make batches ahead
 
 
 @dataclass

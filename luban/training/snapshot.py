@@ -41,7 +41,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
     return tensors, state
 
 
-FREE = ("checkpoint_seconds", "on_divergence")  # settings that change nothing that is learned
+FREE = ("checkpoint_seconds", "on_divergence", "loader_workers")  # settings that change nothing that is learned
 
 
 def same_run(run: Any, state: Any) -> None:
