@@ -310,6 +310,17 @@ def test_the_first_trial_is_the_recipe_itself(tmp_path):
     assert set(made.next()[1]) == {"train.rate", "size"}
 
 
+def test_killed_between_two_settings_it_draws_the_same(tmp_path, monkeypatch):
+    straight = study(tmp_path / "a").next()[1]
+    made, choose = study(tmp_path / "b"), "optuna.trial.Trial.suggest_categorical"
+    with monkeypatch.context() as patch:
+        patch.setattr(choose, lambda *a: kill())
+        with pytest.raises(Killed):
+            made.next()
+    ((trial, again),) = study(tmp_path / "b").interrupted()
+    assert again == straight and trial.number == 0
+
+
 def test_a_trial_that_dies_at_the_same_place_again_and_again_has_failed(tmp_path):
     """But not one that was killed as often and got further each time: that was not its fault."""
     for folder, moves in (("stuck", False), ("moves", True)):

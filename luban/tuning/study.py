@@ -85,9 +85,10 @@ class Study:
             direction="maximize" if self.goal.higher else "minimize", sampler=self._sampler(0),
         )  # fmt: skip
 
-    def _sampler(self, number: int) -> Any:
+    def _sampler(self, number: int, place: int = 0) -> Any:
+        """For each setting of a trial anew too: a kill between two of them must not change the second."""
         return self.optuna.samplers.TPESampler(
-            seed=key(self.seed, "tune", number) & (2**32 - 1), n_startup_trials=6, constant_liar=True
+            seed=key(self.seed, "tune", number, place) & (2**32 - 1), n_startup_trials=6, constant_liar=True
         )
 
     # -- what comes next -----------------------------------------------------------------------------------------------
@@ -152,7 +153,8 @@ class Study:
     def _draw(self, trial: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
         own = trial.user_attrs.get("own")
-        for d in self.dimensions:
+        for place, d in enumerate(self.dimensions, 1):
+            self.study.sampler = self._sampler(trial.number, place)
             if not d.active(values) or (own is not None and d.path not in own):
                 continue
             if d.choices:
