@@ -38,7 +38,8 @@ def test_at_the_five_chosen_moments_and_twice():
 def test_at_thirty_random_moments():
     rng = random.Random(0)
     results = tried([rng.uniform(0, 0.9) for _ in range(30)], 1700)
-    assert all(sound(r) for r in results) and len(results) == 30, results
+    early = [r for r in results if r["code"] == 0 and r["exact"]]  # the machine was faster this time: nothing to stop
+    assert all(sound(r) or r in early for r in results) and len(results) == 30 and len(early) < 15, results
 
 
 @pytest.mark.slow
