@@ -135,7 +135,16 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
     if not inputs:
         raise DataError("data.no_inputs", found=found)
     recipe = replace(recipe, inputs=inputs, outputs=outputs)
-    return _with_decimal(recipe, rows, inferred), inferred
+    return _with_decimal(_with_parts(recipe, rows), rows, inferred), inferred
+
+
+def _with_parts(recipe: Recipe, rows: Any) -> Recipe:
+    """Data that come in parts of their own, as MNIST does, keep them, unless the recipe says how to split."""
+    named = next((n.values["column"] for n in rows.notes if n.id == "data.split_column"), None)
+    split = {k: v for k, v in (recipe.data.get("split") or {}).items() if v is not None}
+    if named is None or named not in rows.table.column_names or {"by", "time", "column", "test"} & set(split):
+        return recipe
+    return replace(recipe, data={**recipe.data, "split": {**split, "column": named}})
 
 
 def _with_decimal(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Recipe:

@@ -7,6 +7,7 @@ import luban
 from luban.asking import Ask, check
 from luban.cli import main
 from luban.errors import DataError
+from tests.test_data_sources import idx
 
 
 def german(path, sign=","):
@@ -46,3 +47,15 @@ def test_trained_and_used_with_decimal_commas(tmp_path):
 def test_check_on_the_command_line(tmp_path, capsys):
     assert main(["check", german(tmp_path / "de.csv"), "--target", "summe"]) in (0, 1)
     assert "decimal sign" in capsys.readouterr().err
+
+
+def test_data_that_come_in_parts_keep_them_unless_told_otherwise(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 6, 6), np.uint8)
+    for name, part in (("train", pixels[:40]), ("t10k", pixels[40:])):
+        idx(tmp_path / f"{name}-images-idx3-ubyte", part)
+        idx(tmp_path / f"{name}-labels-idx1-ubyte", np.arange(len(part), dtype=np.uint8) % 2)
+    recipe, _, prepared = check(str(tmp_path), Ask("label"))
+    assert recipe.data["split"]["column"] == "split" and list(recipe.inputs) == ["image"]
+    assert prepared.part("test").tolist() == list(range(40, 60)) and len(prepared.part("validation")) == 4
+    other, _, mixed = check(str(tmp_path), Ask("label", changes=["data.split.test=0.5"]))
+    assert not other.data["split"].get("column") and len(mixed.part("test")) == 30

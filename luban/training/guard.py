@@ -51,6 +51,7 @@ class Guard:
         self.good: Any = None  # without a folder: the run as it last was when it was sound
         self.careful = -1  # up to this step an accelerator is waited for, so that the bad step is found
         self.begun = False
+        self.given = set(wild(dict(run.network.named_buffers())))  # constants of the network's own, such as "no bin here"
 
     # -- steps -------------------------------------------------------------------------------------------------------
     def step(self, batch: Batch) -> Numbers | None:
@@ -122,7 +123,7 @@ class Guard:
 
     def unsound(self) -> None:
         """Before a checkpoint: weights that are not finite must not get into it. Raises Again or Diverged."""
-        if wild(self._all()):
+        if self._wild():
             self._met(None)
 
     def judged(self, loss: float) -> None:
@@ -130,10 +131,13 @@ class Guard:
         run = self.run
         if math.isfinite(loss):
             return
-        rows = [] if wild(self._all()) or run.validation is None else senseless(run)
+        rows = [] if self._wild() or run.validation is None else senseless(run)
         if rows and len(rows) < len(run.validation):
             self._end(self._incident("validation", rows))
         self._met(None)
+
+    def _wild(self) -> list[str]:
+        return [n for n in wild(self._all()) if n not in self.given]
 
     def _all(self, buffers: bool = True) -> dict[str, Tensor]:
         """Weights and buffers, where all of them lie in this rank."""
