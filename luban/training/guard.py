@@ -51,7 +51,9 @@ class Guard:
         self.good: Any = None  # without a folder: the run as it last was when it was sound
         self.careful = -1  # up to this step an accelerator is waited for, so that the bad step is found
         self.begun = False
-        self.given = set(wild(dict(run.network.named_buffers())))  # constants of the network's own, such as "no bin here"
+        self.given = set(
+            wild(dict(run.network.named_buffers()))
+        )  # constants of the network's own, such as "no bin here"
 
     # -- steps -------------------------------------------------------------------------------------------------------
     def step(self, batch: Batch) -> Numbers | None:
