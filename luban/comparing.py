@@ -1,6 +1,6 @@
 """Saved models side by side, with no service: what differs in their settings, their scores, their time and energy.
 
-Runs are read from their folders, without torch. Where two were judged on the same rows of data that are still there, both
+Where two were judged on the same rows of data that are still there, both
 answer them again and the difference gets an interval of its own: two intervals that overlap say little about it.
 """
 
@@ -35,6 +35,7 @@ class Run:
     recipe: Recipe
     history: list[dict[str, Any]]
     judged: dict[str, Any]  # the numbers of its report "evaluate", or what `compress` measured after it
+    parameters: int
 
     def entry(self) -> dict[str, Any]:
         return next((h for h in reversed(self.history) if h.get("stage") == "train"), {})
@@ -49,14 +50,6 @@ class Run:
 
     def bytes(self) -> int:
         return (self.path / "model.safetensors").stat().st_size
-
-    def parameters(self) -> int | None:
-        """As counted when it was trained; a model that was edited since is loaded and counted anew."""
-        if (self.path / "edits.json").read_text(encoding="utf-8").strip() == "[]":
-            return self.entry().get("parameters")
-        from luban.bundle import Bundle
-
-        return Bundle.load(self.path).parameters()
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """{"output metric": {"value", "low", "high"}}."""
@@ -115,17 +108,13 @@ def _is_bundle(path: Path) -> bool:
 
 
 def read(path: Path, name: str) -> Run:
-    """Raises BundleError for a folder that is not a Bundle or is damaged."""
-    folder = files.recovered(path.absolute())
-    files.open_sealed(folder, "bundle")
-    try:
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        history = [h for h in map(json.loads, lines) if isinstance(h, dict)]
-        kept = {k: folder / "reports" / f"{k}.json" for k in ("evaluate", "compress")}
-        judged = judged_now(history, {k: Report.load(p) for k, p in kept.items() if p.is_file()})
-        return Run(name, path, Recipe.load(folder / "recipe.yaml"), history, judged)
-    except (OSError, ValueError) as e:
-        raise BundleError("bundle.unreadable", path=str(path), reason=str(e)[:200]) from e
+    """Raises BundleError for a folder that is not a Bundle, damaged, foreign or hostile."""
+    from luban.bundle import Bundle
+
+    bundle = Bundle.load(path)
+    return Run(
+        name, path, bundle.recipe, bundle.history, judged_now(bundle.history, bundle.reports), bundle.parameters()
+    )
 
 
 def compare(folders: Sequence[str | Path], *, paired: bool = True) -> Report:
@@ -193,7 +182,7 @@ def _gathered(differ: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 def _plain(run: Run) -> dict[str, Any]:
     entry = run.entry()
     return {
-        "name": run.name, "path": str(run.path), "task": run.recipe.task(), "parameters": run.parameters(), "bytes": run.bytes(),
+        "name": run.name, "path": str(run.path), "task": run.recipe.task(), "parameters": run.parameters, "bytes": run.bytes(),
         "rows": entry.get("rows"), "seconds": round(run.seconds(), 3), "joules": run.joules(), "metrics": run.metrics(),
         "judged_on": {"part": run.judged.get("part"), "rows": run.judged.get("rows")},
     }  # fmt: skip
@@ -209,7 +198,7 @@ def _list(report: Report, runs: Sequence[Run]) -> None:
     for r in runs:
         entry, mine = r.entry(), r.headline()
         energy = [energy_of({"energy": {"joules": r.joules()}})] if told else []
-        numbers = [r.parameters(), r.bytes(), (entry.get("rows") or {}).get("train"), f"{r.seconds():.1f} s", *energy]
+        numbers = [r.parameters, r.bytes(), (entry.get("rows") or {}).get("train"), f"{r.seconds():.1f} s", *energy]
         rows.append([r.name, *(_metric(mine.get(s)) for s in scores), *numbers])
     report.table(say("compare.runs"), head, rows)
 

@@ -3,6 +3,7 @@
 python -m tests.preempted '["first", "validation", ..., 0.4]'    one line of JSON a moment; a number is a share of the run
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -133,7 +134,8 @@ def main(moments: list) -> None:
     try:
         tiny.csv(Path("rows.csv"), 120)
         Path("r.yaml").write_text(RECIPE)
-        assert luban(["run", "r.yaml", "--out", "warm", "--quiet"]) == 0  # what is imported on the way
+        with contextlib.redirect_stdout(sys.stderr):
+            assert luban(["run", "r.yaml", "--out", "warm", "--quiet"]) == 0  # what is imported on the way
         began = time.monotonic()
         assert ended(child(["run", "r.yaml", "--out", "m"])) == 0
         length, whole = time.monotonic() - began, weights()

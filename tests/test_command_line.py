@@ -67,7 +67,13 @@ def test_json_is_all_that_stands_on_stdout(there, capsys, words, keys):
 
 
 def test_every_verb_that_has_a_result_is_among_them():
-    assert {v.__name__.strip("_") for v in VERBS} - {w[0] for w, _ in ANSWERS} <= {"serve", "import", "tune", "curve"}
+    assert {v.__name__.strip("_") for v in VERBS} - {w[0] for w, _ in ANSWERS} <= {
+        "serve",
+        "import",
+        "tune",
+        "curve",
+        "plan",
+    }
 
 
 def test_findings_reach_programs(there, capsys):

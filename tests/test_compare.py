@@ -134,12 +134,3 @@ def test_on_the_command_line(runs, capsys, monkeypatch):
     numbers = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in numbers["runs"]] == ["model", "third"] and numbers["differ"]["data.rows"]
     assert Recipe.load(runs / "third" / "recipe.yaml").task() == numbers["runs"][1]["task"]
-
-
-def test_listing_needs_no_torch(runs):
-    import subprocess
-    import sys
-
-    code = f"import sys; from luban.comparing import compare; compare([{str(runs)!r}], paired=False); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "False", done.stderr

@@ -75,6 +75,7 @@ class Text(Column):
             tokens=tokens,
             size=len(words),
             tokenizer=plain,
+            seen=int(lengths.sum()),
             longest=int(lengths.max()),
             cut=float((lengths > self.length).mean()),
             example=_example(words, tokens),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BUCKETS = 1 << 18  # rows that hashed runs of tokens share: with a quarter of them, collisions cost a point of accuracy
+BUCKETS = 1 << 18  # rows that hashed runs share, at most: with a quarter of them, collisions cost a point of accuracy
 RUN = 8  # numbers that a run of tokens has
 GAIN = 4.0  # times the rate that a run's numbers learn at: the few texts with it are all that teach it
 PRIME = 1_000_003
@@ -104,7 +104,8 @@ class Ids(nn.Module):
         nn.init.normal_(self.table.weight, 0, narrow**-0.5)
         if vectors is not None:
             self.table.weight.data.copy_(torch.as_tensor(vectors))
-        rows = [columns[0].size, *[BUCKETS] * (grams - 1)] if grams > 1 else []
+        self.buckets = _buckets(columns[0].state.get("seen"))
+        rows = [columns[0].size, *[self.buckets] * (grams - 1)] if grams > 1 else []
         self.runs = nn.ModuleList(nn.Embedding(count, RUN) for count in rows)
         for run in self.runs:
             nn.init.zeros_(run.weight)
@@ -123,11 +124,16 @@ class Ids(nn.Module):
                 :, : x.shape[1]
             ]  # the id n positions earlier, 0 before the first
             key = key * PRIME + before
-            total = total + run(key % BUCKETS)
+            total = total + run(key % self.buckets)
         return torch.cat([self.table(x), GAIN * total], dim=2)
 
     def lift(self, embedded: Tensor, mask: Tensor) -> Tensor:
         return embedded
+
+
+def _buckets(seen: int | None) -> int:
+    """Two for each token that was learned from, a power of two: so many runs there can be."""
+    return BUCKETS if seen is None else min(BUCKETS, 1 << max(6, (2 * seen).bit_length()))
 
 
 class Vectors(nn.Module):

@@ -92,7 +92,7 @@ def _taken(pairs: Any, index: Any) -> Any:
 
 
 def _from_numpy(a: Any) -> Tensor:
-    return torch.from_numpy(a) if isinstance(a, np.ndarray) and a.flags.writeable else torch.as_tensor(a)
+    return torch.from_numpy(a if a.flags.writeable else a.copy()) if isinstance(a, np.ndarray) else torch.as_tensor(a)
 
 
 class Encoder(nn.Module):
