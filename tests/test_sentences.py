@@ -193,10 +193,9 @@ def test_every_sentence_comes_from_the_catalogue(said, place, words):
     ["m/report.html", "m/reports/evaluate.html", "c/report.html", "x/explain.html", "t/report.html", "k/report.html"],
 )
 def test_every_sentence_of_a_page_comes_from_the_catalogue(said, place, file):
-    for words in (("explain", "m", "rows.csv", "--rows", "2", "--out", "x"),
-                  ("compress", "m", "rows.csv", "--quantize", "int8", "--out", "c")):  # fmt: skip
-        if not Path(words[-1]).exists():
-            assert said(*words)[0] == 0
+    made = [w for w in PAGES if "--out" in w and w[w.index("--out") + 1] == file[0]]  # by another test, or not yet
+    if made and not (place / file).exists():
+        assert said(*made[0])[0] == 0
     said("list")
     page = re.sub(r"<style.*?</style>|<head>.*?</head>", " ", (place / file).read_text("utf-8"), flags=re.DOTALL)
     titles = " ".join(re.findall(r'(?:title|aria-label|alt)="([^"]*)"', page))

@@ -29,7 +29,7 @@ def server(jobs: list[dict], timeout: float) -> list[dict]:
 
 
 def sabotaged(name: str) -> dict:
-    job = {"recipe": "mlp", "kills": 60, "seed": 5, "sabotage": name, "settings": {"epochs": 4}}
+    job = {"recipe": "mlp", "kills": 60, "seed": 5, "latest": 0.6, "sabotage": name, "settings": {"epochs": 4}}
     if name == "in_place":  # it ends at the first kill that falls into a save
         job |= {"kills": 200, "settings": {"epochs": 4, "checkpoint_seconds": 0}}
     return job
