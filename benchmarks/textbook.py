@@ -2,7 +2,8 @@
 
     python -m benchmarks.textbook [cnn-28 mlp-2x64 ...] [--steps N] [--json FILE]
 
-The LSTMs with attention are also compared with the one without, row by row of the same test rows. `--steps` cuts training short: to see that a recipe runs, not for a figure.
+The LSTMs with attention are also compared with the one without, row by row of the same test rows. `--steps` cuts training
+short: to see that a recipe runs, not for a figure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Saved models side by side, with no service: what differs in their settings, their scores, their time and energy.
 
-Where two were judged on the same rows of data that are still there, both
-answer them again and the difference gets an interval of its own: two intervals that overlap say little about it.
+Where two were judged on the same rows of data that are still there, both answer them again and the difference gets an
+interval of its own: two intervals that overlap say little about it.
 """
 
 from __future__ import annotations
