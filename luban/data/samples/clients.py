@@ -10,6 +10,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,27 @@ def apt_lists(lists: Path, archives: Path) -> list[str]:
     for folder in (lists / "partial", archives / "partial"):
         folder.mkdir(parents=True, exist_ok=True)
     return ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={archives}", "-o", "Acquire::Languages=en"]
+
+
+def apt_index(sample: Sample, package: Package, work: Path) -> list[Path]:
+    """The lists of one release of Debian (`package.name`), uncompressed, from the mirror that this system uses."""
+    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", *apt_lists(work / "lists", work / "archives")]
+    if not shutil.which("apt-get"):
+        raise WorkError("sample.no_debian", name=sample.name, release=package.name)
+    known = subprocess.run(
+        ["apt-get", *command[2:], "update", "--print-uris"], capture_output=True, text=True, check=False
+    )
+    sites = re.findall(r"'(\S+/debian)/dists/", known.stdout)
+    if not sites:
+        raise WorkError("sample.no_debian", name=sample.name, release=package.name)
+    signed = f" signed-by={KEYRING}" if KEYRING.exists() else ""
+    (work / "sources.list").write_text(f"deb [arch=amd64{signed}] {sites[0]} {package.name} main\n", encoding="utf-8")
+    where = [f"Dir::Etc::sourcelist={work / 'sources.list'}", "Dir::Etc::sourceparts=-", "Acquire::GzipIndexes=false"]
+    run([*command, *(word for w in where for word in ("-o", w)), "update"], sample, work)
+    return sorted(p for p in (work / "lists").iterdir() if p.is_file())
+
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def _npm(sample: Sample, package: Package, work: Path, into: Path) -> Path:
