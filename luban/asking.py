@@ -65,26 +65,41 @@ def is_recipe(source: Any) -> bool:
 def _beside(recipe: Recipe, folder: Path) -> Recipe:
     """Paths in a recipe are relative to the recipe's file."""
 
-    def near(path: str) -> str:
+    def near(path: str) -> str:  # of a file, or of the folder of a model
         return str(folder / path) if not Path(path).exists() and (folder / path).exists() else path
 
     data, rows = dict(recipe.data), recipe.data.get("rows")
     if rows:
         data["rows"] = near(rows)
-    inputs = {n: Part(p.type, {k: near(v) if k in _files(p) else v for k, v in p.settings.items()}) for n, p in recipe.inputs.items()}  # fmt: skip
-    return replace(recipe, data=data, inputs=inputs)
+
+    def beside(room: str, part: Part) -> Part:
+        named = _named(room, part, "path", "model")
+        return Part(part.type, {k: near(v) if k in named else v for k, v in part.settings.items()})
+
+    inputs = {n: beside("columns", p) for n, p in recipe.inputs.items()}
+    model = {n: p if n in recipe.outputs else beside("encoders", p) for n, p in recipe.model.items()}
+    return replace(recipe, data=data, inputs=inputs, model=model)
 
 
-def _files(part: Part) -> list[str]:
-    """The settings of a column that name a file."""
-    shapes = registry.schema("columns", part.type)["properties"]
-    named = lambda s: s.get("format") == "path" or any(map(named, s.get("anyOf", ())))  # noqa: E731
+def _named(room: str, part: Part, *formats: str) -> list[str]:
+    """The settings of a part that name a file, or a model."""
+    shapes = registry.schema(room, part.type)["properties"]
+    named = lambda s: s.get("format") in formats or any(map(named, s.get("anyOf", ())))  # noqa: E731
     return [k for k, v in part.settings.items() if v and named(shapes[k])]
 
 
+def _files(part: Part) -> list[str]:
+    return _named("columns", part, "path")
+
+
 def _absent_files(recipe: Recipe) -> list[Problem]:
-    """Files that columns are to learn from and that are not there: told before anything is read."""
-    return [
+    """Files that columns are to learn from, and models, that are not there: told before anything is read."""
+    from luban.data import models
+
+    places = [(f"inputs.{n}", "columns", p) for n, p in recipe.inputs.items()]
+    places += [(f"model.{n}", "encoders", p) for n, p in recipe.model.items() if n not in recipe.outputs]
+    asked = [(f"{place}.{p.type}.{k}", p.settings[k]) for place, room, p in places for k in _named(room, p, "model")]
+    return [models.absent(v, place) for place, v in asked if not models.possible(v)] + [
         problem("recipe.no_file", place=f"inputs.{n}.{p.type}.{k}", name=Path(p.settings[k]).name, path=p.settings[k], allowed=_beside_it(p.settings[k]))
         for n, p in recipe.inputs.items() for k in _files(p) if not Path(p.settings[k]).is_file()
     ]  # fmt: skip

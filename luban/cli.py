@@ -399,14 +399,18 @@ def list(what: str | None = None) -> None:
 
 
 def datasets(name: str | None = None, *, out: str | None = None) -> None:
-    from luban.data import samples
+    from luban.data import models, samples
 
     if name is None:
-        plain = {n: s.to_json() for n, s in samples.SAMPLES.items()}
-        _result(plain, *table([(n, s.said()) for n, s in samples.SAMPLES.items()]))
+        plain = {n: s.to_json() for n, s in samples.SAMPLES.items()} | {
+            n: models.to_json(s) for n, s in models.MODELS.items()
+        }
+        said = {n: s.said() for n, s in samples.SAMPLES.items()} | {n: models.said(s) for n, s in models.MODELS.items()}
+        _result(plain, *table([*said.items()]))
         return
-    path = str(samples.save(name, out, overwrite=common["overwrite"]) if out else samples.fetch(name))
-    _result({"name": name, "path": path, "target": samples.SAMPLES[name].target}, path)
+    source = models.found(name) if name in models.MODELS else samples.fetch(name)
+    path = str(samples.copy(source, out, overwrite=common["overwrite"]) if out else source)
+    _result({"name": name, "path": path, "target": getattr(samples.SAMPLES.get(name), "target", "")}, path)
 
 
 def doctor() -> int:

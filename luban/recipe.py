@@ -163,7 +163,8 @@ class Recipe:
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
-        inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in self.inputs.items()})
+        brought = {n: self._with_brought(n, p) for n, p in self.inputs.items()}
+        inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in brought.items()})
         outputs = columns(self.outputs)
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
         model = {} if own else {n: fill("encoders", self.encoder(n), self.size) for n in inputs}
@@ -185,6 +186,17 @@ class Recipe:
         """The encoder of an input: named for the column, else for its type, else the type's own default."""
         kind = self.inputs[name].type
         return self.model.get(name) or self.model.get(kind) or Part(registry.schema("columns", kind)["x-encoder"])
+
+    def _with_brought(self, name: str, column: Part) -> Part:
+        """The column of an input with what its encoder brings: a pretrained one its tokenizer."""
+        part: Part | None = None if self.fusion.type == "own" else self.encoder(name)
+        while part is not None:
+            schema = registry.schema("encoders", part.type)
+            key, inner = schema.get("x-brings"), part.settings.get("over")
+            if key and column.settings.get(key) is None:
+                return Part(column.type, {**column.settings, key: part.settings.get("name")})
+            part = Part.of(inner) if inner is not None else None
+        return column
 
     def head(self, name: str) -> Part:
         return self.model.get(name) or Part(registry.schema("columns", self.outputs[name].type)["x-head"])
@@ -376,8 +388,8 @@ class Check:
             yield problem(
                 "recipe.unknown_part", place=self.place(path), name=name, room=room, allowed=registry.names(room)
             )
-        elif settings is not None:
-            yield from self.value(settings, registry.schema(room, name), (*path, name))
+        elif settings is not None or registry.schema(room, name).get("required"):
+            yield from self.value(settings or {}, registry.schema(room, name), (*path, name))
 
     def _keys(self, found: Mapping[str, Any], known: tuple[str, ...], path: tuple[Any, ...]) -> Iterator[Problem]:
         for key in found:

@@ -34,6 +34,7 @@ ENCODERS = {
     "bilstm": "luban.nn.encoders.rnn:BiLSTM",
     "attention": "luban.nn.encoders.attention:Attention",
     "transformer": "luban.nn.encoders.transformer:Transformer",
+    "pretrained": "luban.nn.encoders.pretrained:Pretrained",
 }
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
@@ -152,8 +153,8 @@ def describe(thing: Any) -> dict[str, Any]:
     """The schema of a thing from its signature, with what it says about itself (what it accepts, its default encoder)."""
     from luban.settings import schema_of
 
-    result = schema_of(thing, skip=("name", "state"))
-    for mark in ("accepts", "form", "encoder", "head"):
+    result = schema_of(thing, skip=("state",))
+    for mark in ("accepts", "form", "encoder", "head", "brings", "student"):
         if isinstance(value := getattr(thing, mark, None), (str, tuple)):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
     return result

@@ -82,6 +82,14 @@ class File:
         return {"format": "path"}
 
 
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model: a folder, relative to the recipe's own folder, a sample model, or a name on the hub."""
+
+    def schema(self) -> dict[str, Any]:
+        return {"format": "model"}
+
+
 Device = Annotated[str, Pattern(DEVICE, "auto | cpu | cuda | cuda:N | mps")]
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]

@@ -22,6 +22,7 @@ from luban.nn.fusion import Concat
 from luban.nn.heads.category import CategoryHead
 from luban.nn.tokens import Encoder, Pool, Tokens
 from luban.recipe import Part, fill
+from tests import checkpoints
 
 B, T = 5, 9
 
@@ -65,9 +66,12 @@ def batch_of(form, columns):
     return torch.randn(B, T, 6, generator=random) * mask[..., None], mask
 
 
-def made(name, form, **settings):
-    torch.manual_seed(0)
+def made(name, form, /, **settings):
     columns = columns_of(form)
+    if name == "pretrained":
+        settings |= {"name": checkpoints.folder(settings.get("name", "bert"))}
+        columns = [Text("t", tokens_of=settings["name"]).fit(checkpoints.TEXTS)]
+    torch.manual_seed(0)
     part = fill("encoders", Part(name, settings), "nano")
     return registry.find("encoders", name)(
         columns, **{k: v for k, v in part.settings.items() if v is not None}
@@ -77,7 +81,9 @@ def made(name, form, **settings):
 CASES = [(n, f) for n in registry.ENCODERS for f in registry.schema("encoders", n)["x-accepts"]]
 SETTINGS = [
     *((n, f, {}) for n, f in CASES),
+    *(("pretrained", "ids", {"name": family}) for family in checkpoints.FAMILIES if family != "bert"),
     *((n, "ids", {"pooling": p}) for n in ("bilstm", "lstm", "cnn") for p in ("last", "mean", "max", "attention")),
+    ("pretrained", "ids", {"pooling": "first"}),
     ("bilstm", "ids", {"layers": 2}),
     ("lstm", "vectors", {"hidden": [8, 6]}),
     ("attention", "ids", {"kind": "self"}),

@@ -17,6 +17,7 @@ import pytest
 from luban import registry
 from luban.cli import COMMON, VERBS, main
 from luban.command import Verb, _metavar
+from luban.data.models import MODELS
 from luban.data.samples import SAMPLES
 from luban.messages import say, set_language
 from luban.planning import hardware
@@ -96,7 +97,7 @@ def lasting_names() -> set[str]:
     return machine_names().union(
         strings(registry.everything()), strings(registry.ALIASES), strings(list(registry.ROOMS)),
         strings([v.name for v in verbs]), *(strings(f.label + _metavar(f)) for f in flags),
-        strings([*KEYS, *DATA_KEYS, *SAMPLES]), strings(hardware._written()["devices"]), strings(CHOICES),
+        strings([*KEYS, *DATA_KEYS, *SAMPLES, *MODELS]), strings(hardware._written()["devices"]), strings(CHOICES),
         {"library_name", "pipeline_tag", "tags"},  # Hugging Face's front matter of the card
         {"s", "ms", "us", "MB", "kB", "x"},  # units
         {f"{kind}-{task}" for kind in ("tabular", "text", "image", "multimodal") for task in ("classification", "regression")},

@@ -25,4 +25,7 @@ def _fitted(column: Column, framed: Any) -> Column:
     few = framed.some(column.sampled) if column.sampled else framed
     if len(few) < len(framed):
         tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))
-    return column.fit(cells(few.only(column.name)))
+    fitted = column.fit(cells(few.only(column.name)))
+    if cut := fitted.state.get("cut"):
+        tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=fitted.room)
+    return fitted

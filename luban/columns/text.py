@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from luban.columns import checkpoint
 from luban.columns import tokenizer as tokenizers
 from luban.columns.base import Column, Ragged, Segments, coloured, text_of, to_list
 from luban.errors import DataError
-from luban.settings import Count, Dial, File, Fraction
+from luban.settings import Count, Dial, File, Fraction, Model
 
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
 LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
@@ -34,6 +35,9 @@ class Text(Column):
     `tokens` auto takes characters where the training text is mostly in a script without spaces, else words. A text longer
     than `length` positions loses its end (`keep: start`) or its beginning (`keep: end`). An empty or missing text is one
     padding position, so its mask is False everywhere. What a user types is always plain text: no token is special.
+
+    `tokens_of` takes the tokenizer of a pretrained checkpoint instead (`tokens`, `vocabulary`, `least`, `lower`, `normalise`
+    and `whitespace` are then its own): its control tokens stand around the text, which is cut to the positions it has.
     """
 
     tokens: Literal["auto", "characters", "words", "bpe"] = field(default="auto", kw_only=True)
@@ -50,6 +54,9 @@ class Text(Column):
         default=0.03, kw_only=True
     )  # tokens hidden while training, so that "unknown" means something
     vectors: Annotated[str, File()] | None = field(default=None, kw_only=True)  # file of GloVe or word2vec vectors
+    tokens_of: Annotated[str, Model()] | None = field(
+        default=None, kw_only=True
+    )  # checkpoint whose tokenizer cuts the text
 
     type: ClassVar[str] = "text"
     encoder: ClassVar[str] = "cnn"
@@ -62,28 +69,47 @@ class Text(Column):
         texts = [t for t in map(self._clean, to_list(values)) if t.strip()]
         if not texts:
             raise DataError("column.all_missing", name=self.name)
+        if self.tokens_of:
+            return self._taken()._measured(texts)
         tokens = script(texts) if self.tokens == "auto" else self.tokens
         plain = tokenizers.train(
             texts, tokens, vocabulary=self.vocabulary, least=self.least,
             lower=self.lower, normalise=self.normalise, whitespace=self.whitespace,
         )  # fmt: skip
-        made = tokenizers.load(plain)
-        batches = (made.encode_batch_fast(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH))
-        lengths = np.fromiter((len(e.ids) for batch in batches for e in batch), np.int64, len(texts))
         words = tokenizers.words(plain)
+        learned = self.learned(tokens=tokens, size=len(words), tokenizer=plain, example=_example(words, tokens))
+        return learned._measured(texts)._with_vectors(words)
+
+    def _measured(self, texts: Sequence[str]) -> Self:
+        """How long the texts are, in tokens."""
+        batches = (self.tokenizer.encode_batch_fast(texts[i : i + BATCH], add_special_tokens=False) for i in range(0, len(texts), BATCH))  # fmt: skip
+        lengths = np.fromiter((len(e.ids) for batch in batches for e in batch), np.int64, len(texts))
         learned = self.learned(
-            tokens=tokens,
-            size=len(words),
-            tokenizer=plain,
-            seen=int(lengths.sum()),
-            longest=int(lengths.max()),
-            cut=float((lengths > self.length).mean()),
-            example=_example(words, tokens),
+            seen=int(lengths.sum()), longest=int(lengths.max()), cut=float((lengths > self.room).mean())
         )
-        return learned._with_vectors(words)
+        for kept in ("_tokenizer", "_source"):
+            if kept in self.__dict__:
+                object.__setattr__(learned, kept, self.__dict__[kept])
+        return learned
+
+    def _taken(self) -> Self:
+        """With the tokenizer of the checkpoint. Raises DataError where there is none."""
+        if self.vectors:
+            raise DataError("column.vectors_and_model", name=self.name)
+        found = checkpoint.read(self.tokens_of, self.name)
+        learned = self.learned(tokens="given", example="", **found.state)
+        object.__setattr__(learned, "_source", found.folder)
+        return learned
+
+    @property
+    def source(self) -> Any:
+        """The folder of the checkpoint right after `fit`, whose weights an encoder may begin with; a saved column has none."""
+        return self.__dict__.get("_source")
 
     def supposed(self) -> Self:
         """A full vocabulary, and texts that reach `length`."""
+        if self.tokens_of:
+            return self._taken().learned(longest=self._most, cut=0.0)
         return self.learned(tokens=self.tokens, size=self.vocabulary, longest=self.length, cut=0.0, example="")
 
     def _with_vectors(self, words: list[str]) -> Self:
@@ -105,15 +131,25 @@ class Text(Column):
     def size(self) -> int:
         return self.state["size"]
 
+    @property
+    def _most(self) -> int:
+        """Positions that a text may have, control tokens included."""
+        return min(self.length, self.state.get("window") or self.length)  # a network learned no more than its window
+
+    @property
+    def room(self) -> int:
+        """Positions that are left for the text itself."""
+        return max(1, self._most - len(self.state.get("before", ())) - len(self.state.get("after", ())))
+
     # -- raw value <-> array ---------------------------------------------------------------------------------------
     def check(self) -> None:
-        _ = self.tokenizer
+        self.encode("a")
 
     @property
     def tokenizer(self) -> Any:
         made = self.__dict__.get("_tokenizer")
         if made is None:
-            made = tokenizers.load(self.state["tokenizer"])
+            made = tokenizers.load(self.state["tokenizer"], control="config" in self.state)
             object.__setattr__(self, "_tokenizer", made)
         return made
 
@@ -126,12 +162,22 @@ class Text(Column):
     def _encoded(self, values: Sequence[Any]) -> list[np.ndarray]:
         result: list[np.ndarray] = []
         for start in range(0, len(values), BATCH):
-            found = self.tokenizer.encode_batch_fast([self._clean(v) for v in values[start : start + BATCH]])
-            result += [np.array(self._cut(e.ids) or [PADDING], np.int32) for e in found]
+            texts = [self._clean(v) for v in values[start : start + BATCH]]
+            found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            result += [np.array(self._framed(e.ids), np.int32) for e in found]
         return result
 
+    def _framed(self, ids: list[int]) -> list[int]:
+        """As many ids as there is room for, between the control tokens; one of padding where there is nothing."""
+        whole = [*self.state.get("before", ()), *self._cut(ids), *self.state.get("after", ())]
+        return whole or [self.pad]
+
     def _cut(self, items: list[Any]) -> list[Any]:
-        return items[: self.length] if self.keep == "start" else items[-self.length :]
+        return items[: self.room] if self.keep == "start" else items[-self.room :]
+
+    @property
+    def pad(self) -> int:
+        return self.state.get("pad", PADDING)
 
     def _clean(self, value: Any) -> str:
         """Text that any tokenizer can take: lone surrogates replaced, absurd lengths cut. Raises DataError for no text."""
@@ -148,12 +194,13 @@ class Text(Column):
         return text
 
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (B, T) int64 padded with 0 to the longest, mask (B, T)."""
+        """Ids (B, T) int64 padded to the longest, mask (B, T)."""
         items = items if isinstance(items, Ragged) else Ragged.of(items)
         lengths = items.lengths
-        x = np.zeros((len(items), int(lengths.max(initial=1))), np.int64)
-        x[np.arange(x.shape[1]) < lengths[:, None]] = items.flat
-        return x, x != PADDING
+        x = np.full((len(items), int(lengths.max(initial=1))), self.pad, np.int64)
+        real = np.arange(x.shape[1]) < lengths[:, None]
+        x[real] = items.flat
+        return x, real & ~((lengths == 1) & (x[:, 0] == self.pad))[:, None]
 
     # -- what explains it --------------------------------------------------------------------------------------------
     def segments(self, value: Any) -> Segments:
@@ -165,8 +212,9 @@ class Text(Column):
         """Segment names, the segment of each position, and where each segment stands in the cleaned text."""
         text = self._clean(value)
         offsets = self._cut(self.tokenizer.encode(text, add_special_tokens=False).offsets)
+        before, after = (np.full(len(self.state.get(k, ())), -1, np.int64) for k in ("before", "after"))
         if not offsets:
-            return [], np.array([-1], np.int64), []
+            return [], np.concatenate([before, after]) if len(before) + len(after) else np.array([-1], np.int64), []
         words = [m.span() for m in _WORD.finditer(text)]
         starts = np.array([s for s, _ in words] or [0])
         ends = np.array([e for _, e in words] or [0])
@@ -176,15 +224,19 @@ class Text(Column):
         kept, index = np.unique(np.where(inside, at, -1), return_inverse=True)
         none = int(kept[0] == -1)
         spans = [words[k] for k in kept[none:]]
-        return [text[s:e] for s, e in spans], index.reshape(-1).astype(np.int64) - none, spans
+        index = np.concatenate([before, index.reshape(-1).astype(np.int64) - none, after])
+        return [text[s:e] for s, e in spans], index, spans
 
     def nothing(self, x: np.ndarray) -> np.ndarray:
-        """A hidden word becomes the unknown token: the words beside it keep their places."""
-        return np.full((), UNKNOWN, x.dtype)
+        """A hidden word becomes the unknown token (of a checkpoint: the mask): the words beside it keep their places."""
+        return np.full((), self.state.get("hide", UNKNOWN), x.dtype)
 
     def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
         """Hides `drop` of the tokens (word dropout, Iyyer et al. 2015)."""
-        return np.where(mask & (rng.random(x.shape, np.float32) < self.drop), UNKNOWN, x), None
+        hidden = mask & (rng.random(x.shape, np.float32) < self.drop)
+        if control := [*self.state.get("before", ()), *self.state.get("after", ())]:
+            hidden &= ~np.isin(x, control)
+        return np.where(hidden, self.nothing(x), x), None
 
     # -- what others see of it ---------------------------------------------------------------------------------------
     def featurizer(self, training: Any) -> Callable[[Any], Any]:

@@ -67,12 +67,17 @@ def _with_own_ids(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def load(plain: dict[str, Any]) -> Any:
-    """The tokenizer that was saved. Raises BundleError where the file holds something else."""
+def load(plain: dict[str, Any], control: bool = False) -> Any:
+    """The tokenizer that was saved. Raises BundleError where the file holds something else.
+
+    `control`: it has control tokens, which a text that holds their names does not get.
+    """
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(json.dumps(plain))
+        made = Tokenizer.from_str(json.dumps(plain))
+        made.encode_special_tokens = control
+        return made
     except BaseException as e:  # the library raises a bare Exception for a file that it cannot read
         if type(e) not in (Exception, ValueError, TypeError):
             raise

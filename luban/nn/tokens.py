@@ -124,7 +124,7 @@ class Encoder(nn.Module):
 class Pool(nn.Module):
     """Tokens -> one vector (B, size), looking at real positions only.
 
-    last: the last real position; mean, max: over real ones; root: their sum / sqrt(T), so that a longer text may be surer
+    first: the first position; last: the last real one; mean, max: over real ones; root: their sum / sqrt(T), so that a longer text may be surer
     (as unit-length TF-IDF rows are); attention: softmax over time of V tanh(W h_t), then the
     weighted sum (Bahdanau et al. 2015); flatten: all T positions side by side (T fixed).
     """
@@ -140,6 +140,8 @@ class Pool(nn.Module):
         x, mask = tokens.x, tokens.mask
         if self.kind == "flatten":
             return x.flatten(1)
+        if self.kind == "first":
+            return x[:, 0]
         if self.kind == "last":
             last = (mask.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
             return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]

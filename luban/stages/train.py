@@ -94,7 +94,8 @@ def train(
     `accumulate`: an update is made of so many batches (of `batch` examples; auto: a batch is cut in so many).
     `ema`: decay of the average of the weights that is judged and kept, 0 = none, such as 0.999.
     `freeze`: parts that do not learn, `rates`: factors on the rate by part, `layer_decay`: and for every layer further down,
-    see `luban.training.shares`; parts are inputs, outputs, `fusion` (`module`: one's own).
+    see `luban.training.shares`; parts are inputs, outputs, `fusion` (`module`: one's own). A pretrained encoder has a small
+    factor of its own, unless `rates` or `lora` is given.
     `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
     `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
@@ -121,14 +122,15 @@ def train(
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
-    shares.check(network, freeze, rates or {})
+    rates = shares.usual(network, rates or {}) if adapters is None else rates or {}
+    shares.check(network, freeze, rates)
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
     ranks = here()
     if ranks.world > 1 and not network.separable:
         raise Unsupported("scale.not_separable", modules=_neighbourly(network))
     update = {
         "optimizer": optimizer, "weight_decay": weight_decay, "clip": clip, "clip_value": clip_value,
-        "clip_weights": clip_weights, "ema": ema, "freeze": [*freeze], "rates": rates or {}, "layer_decay": layer_decay,
+        "clip_weights": clip_weights, "ema": ema, "freeze": [*freeze], "rates": rates, "layer_decay": layer_decay,
         "augment": augment, "device": device,
     }  # fmt: skip
     usual = batch if isinstance(batch, int) else max(1, batch_for(len(training)) // accumulate)

@@ -79,12 +79,13 @@ def adapt(
 def known_parts(bundle: Any, network: Any) -> set[str] | None:
     """Parts that have learned something: what was taken from a model, all after a training, a module of one's own.
 
-    None where there is no model to start from.
+    What came out of a checkpoint has, too. None where there is nothing of the kind.
     """
     stages = {h["stage"]: h for h in bundle.history}
     if hasattr(network, "module") or "train" in stages:
         return set(parts(network))
-    return set(stages["start"]["weights"]) if "start" in stages else None
+    learned = {n for n, part in parts(network).items() if any(getattr(m, "learned", False) for m in part.modules())}
+    return {*stages.get("start", {"weights": ()})["weights"], *learned} if learned or "start" in stages else None
 
 
 def _tell(network: Any, layers: list[str], new: list[str]) -> None:

@@ -19,6 +19,14 @@ def check(network: Any, *named: Collection[str]) -> None:
         raise RequestError(*wrong)
 
 
+def usual(network: Any, rates: Mapping[str, float]) -> dict[str, float]:
+    """`rates`, and for parts that are not named there the `share` that they ask for themselves: weights that have learned
+    elsewhere are soon forgotten at the rate of new ones.
+    """
+    asked = {n: [m.share for m in part.modules() if hasattr(m, "share")] for n, part in parts(network).items()}
+    return {n: min(found) for n, found in asked.items() if found} | dict(rates)
+
+
 def freeze(network: Any, names: Collection[str]) -> set[str]:
     """These parts do not learn from here on; the names of the parameters that learned before. Raises RequestError for an
     unknown part, Unsupported where nothing is left to learn.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,9 @@ from luban.errors import DataError, WorkError, problem
 
 if TYPE_CHECKING:
     from luban.data.rows import Rows
+    from luban.data.samples.content import Content
 
-__all__ = ["SAMPLES", "Sample", "cache", "fetch", "load", "save"]
+__all__ = ["SAMPLES", "Sample", "cache", "copy", "fetch", "installed", "load", "save"]
 
 
 def cache() -> Path:
@@ -46,13 +48,27 @@ def fetch(name: str) -> Path:
     sample = SAMPLES[name]
     folder = cache() / "samples" / name
     if not _whole(folder, sample):
-        _install(folder, sample)
+        from luban.data.samples import classics, language
+
+        _install(folder, sample, {**classics.CONTENT, **language.CONTENT}[name])
     return folder / sample.source
+
+
+def installed(sample: Sample, folder: Path, content_of: Callable[[Sample, Path], Content]) -> Path:
+    """The folder of what `content_of(sample, work folder)` gives, made where it is not whole. Raises WorkError."""
+    if not _whole(folder, sample):
+        _install(folder, sample, content_of)
+    return folder
 
 
 def save(name: str, out: str | Path, *, overwrite: bool = False) -> Path:
     """A copy of a sample set at `out`: a file, or a folder of files. Raises DataError where `out` exists."""
-    source, target = fetch(name), Path(out)
+    return copy(fetch(name), out, overwrite=overwrite)
+
+
+def copy(source: Path, out: str | Path, *, overwrite: bool = False) -> Path:
+    """A copy of a file or folder at `out`. Raises DataError where `out` exists."""
+    target = Path(out)
     if target.is_dir() and source.is_file():
         target = target / source.name
     if target.exists() and not (overwrite and target.is_dir() == source.is_dir()):
@@ -73,12 +89,10 @@ def _whole(folder: Path, sample: Sample) -> bool:
     return all((folder / f).is_file() and sha256((folder / f).read_bytes()) == s for f, s in sample.files.items())
 
 
-def _install(folder: Path, sample: Sample) -> None:
+def _install(folder: Path, sample: Sample, content_of: Callable[[Sample, Path], Content]) -> None:
     """Build the folder beside its place and rename it in; a second process that did the same is no fault."""
-    from luban.data.samples import classics, language
     from luban.data.samples.clients import sha256
 
-    content_of = {**classics.CONTENT, **language.CONTENT}[sample.name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{sample.name}-") as work:
         new = Path(work, "new")
@@ -89,6 +103,7 @@ def _install(folder: Path, sample: Sample) -> None:
                 raise WorkError(
                     "sample.moved" if moved else "sample.changed", name=sample.name, file=file, package=", ".join(moved)
                 )
+            (new / file).parent.mkdir(exist_ok=True)
             (new / file).write_bytes(content)
         if folder.exists():
             shutil.move(folder, Path(work, "old"))

@@ -30,6 +30,7 @@ from luban.training.batches import batch_for, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import Distillation, supervised
 from luban.training.random import seed_torch
+from luban.training.shares import usual
 from luban.training.steps import plain
 
 LEAST = 64  # weights that a layer needs for int8 to be worth its scales
@@ -188,11 +189,16 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     """Every setting that follows the dial at its value for another size; all others stay as they are."""
     model = {n: _undialled("heads" if n in recipe.outputs else "encoders", p) for n, p in recipe.model.items()}
     train = _undialled("stages", recipe.stage("train") or Part("train"))
+    if any(model[n].type != p.type for n, p in recipe.model.items()):  # what learned slowly is no longer there
+        train = Part("train", {k: v for k, v in train.settings.items() if k != "rates"})
     fusion = _undialled("fusions", recipe.fusion)
     return replace(recipe, model=model, fusion=fusion, size=size).with_stage(train).resolved()
 
 
 def _undialled(room: str, part: Part) -> Part:
+    """Without the settings that follow the dial; what has no sizes, as a pretrained encoder, by what it is distilled into."""
+    if student := registry.schema(room, part.type).get("x-student"):
+        return Part(student)
     schema = registry.schema(room, part.type)["properties"]
     return Part(part.type, {k: v for k, v in part.settings.items() if "x-size" not in schema.get(k, {})})
 
@@ -206,6 +212,7 @@ def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network
     epochs = epochs or given("epochs", epochs_for(rows, recipe.size, network))
     return Plan(
         epochs=epochs,
+        rates=usual(network, {}) if hasattr(network, "groups") else {},
         batch=given("batch", batch_for(rows)),
         tokens=tokens if isinstance(tokens := settings.get("tokens"), int) else 0,
         rate=(rate if isinstance(rate := value("rate"), (int, float)) else dial["rate"]["x-size"][recipe.size])

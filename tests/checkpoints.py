@@ -1,0 +1,92 @@
+"""Tiny pretrained checkpoints in the Hugging Face layout, made offline: random weights, a tokenizer learned from a few texts."""
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+
+TEXTS = ["one two three four five six seven eight nine ten", "the film was good", "the film was bad , not good"] * 4
+FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "electra", "t5")
+NAMES = {
+    "wordpiece": "[PAD] [UNK] [CLS] [SEP] [MASK]",
+    "bpe": "<s> <pad> </s> <unk> <mask>",
+    "unigram": "<pad> </s> <unk>",
+}
+
+
+def tokenizer(kind, size=90):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = NAMES[kind].split()
+    settings = {"vocab_size": size, "special_tokens": special, "show_progress": False}
+    if kind == "wordpiece":
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        trainer, one, two = trainers.WordPieceTrainer(**settings), "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+    elif kind == "bpe":
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(**{**settings, "vocab_size": 300}, initial_alphabet=alphabet)
+        one, two = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
+    else:
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer, one, two = trainers.UnigramTrainer(**settings, unk_token="<unk>"), "$A </s>", "$A </s> $B </s>"
+    made.train_from_iterator(TEXTS, trainer)
+    ids = [(t, made.token_to_id(t)) for t in special]
+    made.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=ids)
+    return made
+
+
+def make(family, folder):
+    """A checkpoint of a family in `folder`; large first weights, so that a wrong mask shows."""
+    import transformers
+
+    kind = {"roberta": "bpe", "t5": "unigram"}.get(family, "wordpiece")
+    made, folder = tokenizer(kind), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.enable_truncation(5)  # as published ones have, and the column must not heed
+    made.save(str(folder / "tokenizer.json"))
+    size, special = made.get_vocab_size(), NAMES[kind].split()
+    pad = made.token_to_id("[PAD]" if kind == "wordpiece" else "<pad>")
+    names = {
+        f"{n}_token": t for n in ("pad", "unk", "mask") if (t := next((s for s in special if n in s.lower()), None))
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"model_max_length": 10**30}))
+    common = {"vocab_size": size, "pad_token_id": pad, "initializer_range": 0.3}
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    small |= {"max_position_embeddings": 104} | common
+    narrow = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 104} | common
+    settings = {
+        "bert": ("BertConfig", small),
+        "roberta": ("RobertaConfig", small),
+        "distilbert": ("DistilBertConfig", narrow),
+        "electra": ("ElectraConfig", small | {"embedding_size": 8}),
+        "modernbert": (
+            "ModernBertConfig",
+            small
+            | {"cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+            | {"local_attention": 8, "global_attn_every_n_layers": 2},
+        ),
+        "t5": (
+            "T5Config",
+            {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.0} | common,
+        ),
+    }
+    name, asked = settings[family]
+    torch.manual_seed(0)
+    kinds = {"t5": "T5ForConditionalGeneration", "bert": "BertForMaskedLM"}
+    config = getattr(transformers, name)(**asked)
+    whole = kinds.get(family)
+    model = getattr(transformers, whole)(config) if whole else transformers.AutoModel.from_config(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+@cache
+def folder(family="bert"):
+    """One of each family in this process."""
+    return str(make(family, Path(mkdtemp(prefix="luban-tiny-")) / family))
