@@ -1,0 +1,147 @@
+"""What a simple system answers where the answer is a text: what a network that writes must beat.
+
+`copy` answers with the input, `first_sentence` with its beginning, `translation_memory` with what was answered to the most similar training
+text. Validation rows choose what there is to choose; test rows nothing. For language models see `luban.evaluation.ngram`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from luban.evaluation.baselines import Baseline
+from luban.evaluation.text_metrics import chrf_by_row, edits
+
+SENTENCE = re.compile(r".*?(?:[.!?](?=\s)|[。！？]|\n|\Z)", re.DOTALL)
+BLOCK = 500  # test rows whose similarities are held at once
+CANDIDATES = 20
+LIKENESS = {"characters": ("char_wb", (2, 5)), "words": ("word", (1, 2))}  # analyzer and lengths of the n-grams
+WORD = r"[^\W\d_]+|\d+|\S"
+MOST_VALIDATION = 1000
+
+Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+
+
+def text_baselines(
+    train: tuple[Sequence[str], Sequence[str]],
+    validation: tuple[Sequence[str], Sequence[str]],
+    test: Sequence[str],
+    *,
+    score: Score = chrf_by_row,
+    seed: int = 0,
+) -> list[Baseline]:
+    """All of them for inputs and answers that are texts: `train` and `validation` are pairs of lists, `test` are inputs.
+
+    `score(truth, answers)` gives one number a row (the higher the better) by which validation rows choose.
+    """
+    return [
+        copy(test),
+        first_sentence(validation, test, score=score),
+        translation_memory(train, validation, test, score=score, seed=seed),
+    ]
+
+
+def copy(test: Sequence[str]) -> Baseline:
+    """The input itself: what of the score comes from names and numbers that stay as they are."""
+    return Baseline("copy", _texts(test))
+
+
+def first_sentence(
+    validation: tuple[Sequence[str], Sequence[str]], test: Sequence[str], *, score: Score = chrf_by_row
+) -> Baseline:
+    """The first sentence, whole or cut after as many words as is best on validation rows (`settings["words"]`, 0 for whole)."""
+    started, inputs, truth = time.perf_counter(), *validation
+    found = {0: _mean(score, truth, [lead(x) for x in inputs])} if len(inputs) else {0: 0.0}
+    for words in (*range(1, 21), 25, 30, 40) if len(inputs) else ():
+        found[words] = _mean(score, truth, [lead(x, words) for x in inputs])
+    words = max(found, key=found.get)
+    return Baseline("first_sentence", _texts([lead(x, words) for x in test]), settings={"words": words}, seconds=time.perf_counter() - started)  # fmt: skip
+
+
+def lead(text: str, words: int = 0) -> str:
+    """The first sentence of a text, cut after `words` words (0: whole)."""
+    sentence = SENTENCE.match(text.strip())[0].strip()
+    return " ".join(sentence.split()[:words]) if words else sentence
+
+
+def translation_memory(
+    train: tuple[Sequence[str], Sequence[str]],
+    validation: tuple[Sequence[str], Sequence[str]],
+    test: Sequence[str],
+    *,
+    score: Score = chrf_by_row,
+    seed: int = 0,
+) -> Baseline:
+    """The answer to the nearest training input.
+
+    Nearest by TF-IDF of character or word n-grams, or, of the 20 that are nearest so, the one with the fewest word edits (as translators'
+    memories rank): `settings` say which was best on (at most 1,000) validation rows. `settings["similarity"]` is the mean cosine on the test rows.
+    """
+    started = time.perf_counter()
+    sources, targets = list(train[0]), _texts(train[1])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(validation[0]))[:MOST_VALIDATION])
+    inputs, truth = [validation[0][i] for i in chosen], [validation[1][i] for i in chosen]
+    best: tuple[float, Any, bool] = (-1.0, None, False)
+    for likeness in LIKENESS if inputs else ("characters",):
+        index = _Index(sources, likeness)
+        near, _ = index.nearest(inputs)
+        for rerank in (False, True) if inputs else (False,):
+            answers = targets[index.fewest_edits(inputs, near) if rerank else near[:, 0]]
+            reached = _mean(score, truth, answers)
+            if reached > best[0]:
+                best = (reached, index, rerank)
+    _, index, rerank = best
+    near, cosine = index.nearest(test)
+    answers = targets[index.fewest_edits(test, near) if rerank else near[:, 0]]
+    settings = {"likeness": index.likeness, "rerank": rerank, "similarity": float(cosine.mean()) if len(test) else 0.0}
+    return Baseline("translation_memory", answers, settings=settings, seconds=time.perf_counter() - started)
+
+
+class _Index:
+    """Training texts that can be asked for what is nearest."""
+
+    def __init__(self, texts: list[str], likeness: str):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        analyzer, lengths = LIKENESS[likeness]
+        more = {"token_pattern": WORD} if analyzer == "word" else {}
+        self.texts, self.likeness = texts, likeness
+        self.features = TfidfVectorizer(
+            analyzer=analyzer, ngram_range=lengths, sublinear_tf=True, dtype=np.float32, **more
+        )
+        self.matrix = self.features.fit_transform(texts).T.tocsr()
+
+    def nearest(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the nearest training texts (N, 20), the nearest first, and the cosine (N,) of the first; ties by the smallest number."""
+        k = min(CANDIDATES, len(self.texts))
+        rows, cosine = np.zeros((len(texts), k), np.int64), np.zeros(len(texts))
+        for start in range(0, len(texts), BLOCK):
+            like = (self.features.transform(texts[start : start + BLOCK]) @ self.matrix).toarray()  # (B, N)
+            some = np.sort(np.argpartition(-like, k - 1, axis=1)[:, :k], axis=1)
+            order = np.argsort(-np.take_along_axis(like, some, 1), axis=1, kind="stable")
+            rows[start : start + BLOCK] = np.take_along_axis(some, order, 1)
+            cosine[start : start + BLOCK] = like.max(axis=1)
+        return rows, cosine
+
+    def fewest_edits(self, texts: Sequence[str], near: np.ndarray) -> np.ndarray:
+        """Of the candidates (N, K) the one that is the fewest word edits from each text, relative to the longer one, (N,)."""
+        word = re.compile(WORD)
+        return np.array([min(row, key=lambda j: _distance(word.findall(text), word.findall(self.texts[j]))) for text, row in zip(texts, near)], np.int64)  # fmt: skip
+
+
+def _distance(a: list[str], b: list[str]) -> float:
+    return edits(a, b) / max(len(a), len(b), 1)
+
+
+def _mean(score: Score, truth: Sequence[str], answers: Sequence[str]) -> float:
+    return float(np.mean(score(truth, answers))) if len(truth) else 0.0
+
+
+def _texts(texts: Sequence[str]) -> np.ndarray:
+    found = np.empty(len(texts), object)
+    found[:] = list(texts)
+    return found
