@@ -11,7 +11,7 @@ from luban import console, registry
 from luban.data.prepare import Data, prepare, read_for
 from luban.errors import DataError, Problem, RecipeError, RequestError, problem, raise_all
 from luban.messages import say
-from luban.recipe import KEYS, Part, Recipe
+from luban.recipe import KEYS, SHARE, Part, Recipe
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         data["rows"] = near(rows)
 
     def beside(room: str, part: Part) -> Part:
-        named = _named(room, part, "path", "model")
+        named = _named(room, part, "path", "model") if part.type != SHARE else ()
         return Part(part.type, {k: near(v) if k in named else v for k, v in part.settings.items()})
 
     inputs = {n: beside("columns", p) for n, p in recipe.inputs.items()}
@@ -97,7 +97,9 @@ def _absent_files(recipe: Recipe) -> list[Problem]:
     from luban.data import models
 
     places = [(f"inputs.{n}", "columns", p) for n, p in recipe.inputs.items()]
-    places += [(f"model.{n}", "encoders", p) for n, p in recipe.model.items() if n not in recipe.outputs]
+    places += [
+        (f"model.{n}", "encoders", p) for n, p in recipe.model.items() if n not in recipe.outputs and p.type != SHARE
+    ]
     asked = [(f"{place}.{p.type}.{k}", p.settings[k]) for place, room, p in places for k in _named(room, p, "model")]
     return [models.absent(v, place) for place, v in asked if not models.possible(v)] + [
         problem("recipe.no_file", place=f"inputs.{n}.{p.type}.{k}", name=Path(p.settings[k]).name, path=p.settings[k], allowed=_beside_it(p.settings[k]))

@@ -49,6 +49,9 @@ KEYS = (
 DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
 
 
+SHARE = "share"  # model: {hypothesis: {share: premise}}: the encoder of another input, the same weights
+
+
 @dataclass(frozen=True)
 class Part:
     """A name out of a registry with its settings: `bilstm`, or `{bilstm: {hidden: 64}}`."""
@@ -57,6 +60,8 @@ class Part:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> Any:
+        if self.type == SHARE:
+            return {SHARE: self.settings["of"]}
         settings = {k: v for k, v in self.settings.items() if v is not None}
         return {self.type: settings} if settings else self.type
 
@@ -68,7 +73,7 @@ class Part:
         if isinstance(value, str):
             return cls(value)
         ((name, settings),) = value.items()
-        return cls(name, settings or {})
+        return cls(name, {"of": settings} if name == SHARE else settings or {})
 
 
 DEFAULT = (Part("train"), Part("evaluate"))  # the stages of a recipe that names none
@@ -163,11 +168,12 @@ class Recipe:
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
-        brought = {n: self._with_brought(n, p) for n, p in self.inputs.items()}
+        brought = {n: self._with_brought(n, self.inputs[self.shared(n) or n]) for n in self.inputs}
         inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in brought.items()})
         outputs = columns(self.outputs)
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
-        model = {} if own else {n: fill("encoders", self.encoder(n), self.size) for n in inputs}
+        encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
+        model = {} if own else encoders | {n: self.model[n] for n in inputs if self.shared(n)}
         model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
         return replace(
             self,
@@ -184,8 +190,14 @@ class Recipe:
 
     def encoder(self, name: str) -> Part:
         """The encoder of an input: named for the column, else for its type, else the type's own default."""
+        name = self.shared(name) or name
         kind = self.inputs[name].type
         return self.model.get(name) or self.model.get(kind) or Part(registry.schema("columns", kind)["x-encoder"])
+
+    def shared(self, name: str) -> str | None:
+        """The input whose encoder this one shares, and with it what its column has learned."""
+        part = self.model.get(name)
+        return part.settings["of"] if part is not None and part.type == SHARE else None
 
     def _with_brought(self, name: str, column: Part) -> Part:
         """The column of an input with what its encoder brings: a pretrained one its tokenizer."""
@@ -343,8 +355,25 @@ class Check:
                 continue
             side, kind = columns.get(name, ("inputs", name))
             room = "heads" if side == "outputs" else "encoders"
+            if room == "encoders" and isinstance(value, Mapping) and list(value) == [SHARE]:
+                yield from self._share(name, value[SHARE], model, columns, path)
+                continue
             yield from self._part(room, value, path)
             yield from self._suits(room, value, kind, path)
+
+    def _share(
+        self, name: str, of: Any, model: Mapping[str, Any], columns: Mapping[str, Any], path: Any
+    ) -> Iterator[Problem]:
+        """Another input of the same type, with an encoder of its own."""
+        own = lambda n: not (isinstance(model.get(n), Mapping) and SHARE in model[n])  # noqa: E731
+        side, kind = columns.get(name, ("", ""))
+        several = kind in registry.names("columns") and registry.schema("columns", kind)["x-form"] not in (
+            "scalar",
+            "index",
+        )
+        allowed = [n for n, found in columns.items() if several and n != name and found == (side, kind) and own(n)]
+        if of not in allowed:
+            yield problem("recipe.no_share", place=self.place((*path, SHARE)), name=str(of), allowed=allowed)
 
     def _suits(self, room: str, value: Any, kind: str | None, path: tuple[Any, ...]) -> Iterator[Problem]:
         """An encoder made for text cannot read an image."""

@@ -39,6 +39,7 @@ ENCODERS = {
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
     "join": "luban.nn.join:Join",
+    "pair": "luban.nn.pair:Pair",
     "own": "luban.nn.networks.own:Own",
 }
 HEADS = {

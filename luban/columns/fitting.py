@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from luban.columns.base import Column, make
+from luban.columns.base import Column, make, to_list
 from luban.columns.examples import cells
 from luban.console import tell
 from luban.recipe import Recipe
@@ -17,15 +18,24 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
     framed = data.framed("train", recipe.frame)
     parts = {**recipe.inputs, **recipe.outputs}
     chosen = parts if names is None else {n: parts[n] for n in parts if n in names}
-    return {n: _fitted(make(n, p.type, dict(p.settings)), framed) for n, p in chosen.items()}
+    own = [n for n in chosen if not (n in recipe.inputs and recipe.shared(n))]
+    sharers = {n: [m for m in recipe.inputs if recipe.shared(m) == n] for n in recipe.inputs}
+    found = {n: _fitted(make(n, chosen[n].type, dict(chosen[n].settings)), framed, sharers.get(n, ())) for n in own}
+    return {n: found[n] if n in found else replace(found[recipe.shared(n)], name=n) for n in chosen}
 
 
-def _fitted(column: Column, framed: Any) -> Column:
-    """One column after another, so that the cells of one are in memory; some of them where all are too many."""
+def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
+    """One column after another, so that the cells of one are in memory; some of them where all are too many.
+
+    `sharers`: columns that it is fitted for as well, so that the same word has the same number in all of them.
+    """
     few = framed.some(column.sampled) if column.sampled else framed
     if len(few) < len(framed):
         tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))
-    fitted = column.fit(cells(few.only(column.name)))
+    values = cells(few.only(column.name))
+    for name in sharers:
+        values = [*to_list(values), *to_list(cells(few.only(name)))]
+    fitted = column.fit(values)
     if cut := fitted.state.get("cut"):
         tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=fitted.room)
     return fitted

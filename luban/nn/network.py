@@ -83,16 +83,20 @@ class Headed(nn.Module):
 class Composed(Headed):
     """Inputs -> encoders -> fusion -> heads.
 
-    Scalar and index inputs that ask for the same encoder share one (x (B, F)); every other input has its own.
+    Scalar and index inputs that ask for the same encoder share one (x (B, F)); every other input has its own, or that of
+    another input (`share`), the same module.
     """
 
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
         super().__init__()
         self.outputs = {n: columns[n] for n in recipe.outputs}
         self.groups = _groups(recipe, columns)
-        self.encoders = nn.ModuleList(
-            build("encoders", recipe.encoder(names[0]), [columns[n] for n in names]) for names in self.groups
-        )
+        made = {
+            names[0]: build("encoders", recipe.encoder(names[0]), [columns[n] for n in names])
+            for names in self.groups
+            if not recipe.shared(names[0])
+        }
+        self.encoders = nn.ModuleList(made[recipe.shared(names[0]) or names[0]] for names in self.groups)
         self.fusion = build("fusions", recipe.fusion, list(self.encoders))
         self.heads = nn.ModuleList(build("heads", recipe.head(n), c, self.fusion.size) for n, c in self.outputs.items())
         self.many = [columns[names[0]].form in MANY for names in self.groups]
@@ -148,6 +152,7 @@ def _groups(recipe: Recipe, columns: Mapping[str, Column]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in recipe.inputs:
         form = columns[name].form
-        key = json.dumps([form, recipe.encoder(name).plain()]) if form in MANY else json.dumps(["alone", name])
+        alone = form not in MANY or recipe.shared(name)
+        key = json.dumps(["alone", name] if alone else [form, recipe.encoder(name).plain()])
         groups.setdefault(key, []).append(name)
     return list(groups.values())

@@ -59,6 +59,8 @@ def shares(network: Any, rates: Mapping[str, float], decay: float) -> dict[int, 
     result: dict[int, float] = {}
     outputs = {id(head) for head in getattr(network, "heads", ())}
     for name, part in parts(network).items():
+        if name not in rates and any(id(p) in result for p in part.parameters()):
+            continue  # an encoder that inputs share goes by the one that is named
         layers = _layers(part)
         top = max(layers.values(), default=0)
         deep = id(part) not in outputs and part is not getattr(network, "fusion", None)
