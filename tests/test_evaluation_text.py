@@ -67,12 +67,12 @@ def test_rouge_l_counts_chinese_characters():
     assert m.rouge_l(["Größe über"], ["größe"]).value == pytest.approx(2 / 3)
 
 
-def test_longest_common_subsequence_by_hand():
+def testlongest_common_subsequence_by_hand():
     for a, b in product(["", "a", "abcbdab", "bdcaba", "aaaa"], repeat=2):
         table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
         for i, j in product(range(len(a)), range(len(b))):
             table[i + 1][j + 1] = table[i][j] + 1 if a[i] == b[j] else max(table[i][j + 1], table[i + 1][j])
-        assert m._longest_common(list(a), list(b)) == table[-1][-1]
+        assert m.longest_common(list(a), list(b)) == table[-1][-1]
 
 
 def test_word_error_rate():

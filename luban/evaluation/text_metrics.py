@@ -141,12 +141,12 @@ def rouge_l_by_row(truth: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     found = np.zeros(len(truth))
     for i, (t, a) in enumerate(zip(truth, answers)):
         t, a = TOKEN.findall(t.lower()), TOKEN.findall(a.lower())
-        common = _longest_common(t, a)
+        common = longest_common(t, a)
         found[i] = 2 * common / (len(t) + len(a)) if common else 0.0
     return found
 
 
-def _longest_common(a: list[str], b: list[str]) -> int:
+def longest_common(a: list[str], b: list[str]) -> int:
     """Length of the longest common subsequence, a row of the table as the bits of one number (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
