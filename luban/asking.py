@@ -139,8 +139,8 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
     for name in targets:
         kind = inferred[name].type
         outputs[name] = given.get(name) or outputs.get(name) or Part("number" if kind == "number" else "category")
-    inputs = dict(recipe.inputs)
-    if not inputs:
+    inputs, packs = dict(recipe.inputs), recipe.frame.type == "pack"  # packed texts stand for themselves
+    if not inputs and not packs:
         named = list(ask.inputs) or [n for n in found if n not in outputs]
         used = {n: inferred[n] for n in named}
         inputs = {
@@ -149,7 +149,7 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
             if n in given or i.type != "skip" or n in ask.inputs
         }
         inputs = {n: (p if p.type != "skip" else Part("category")) for n, p in inputs.items()}
-    if not inputs:
+    if not inputs and not packs:
         raise DataError("data.no_inputs", found=found)
     recipe = replace(recipe, inputs=inputs, outputs=outputs)
     return _with_decimal(_with_parts(recipe, rows), rows, inferred), inferred

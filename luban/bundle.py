@@ -42,6 +42,7 @@ from luban.columns import answering
 from luban.columns.base import Column, from_json
 from luban.columns.examples import Arrays
 from luban.errors import BundleError, RequestError
+from luban.generation.writing import respond
 from luban.nn.edits import replay
 from luban.nn.quantized import unpacked
 from luban.nn.tokens import Batch
@@ -105,6 +106,17 @@ class Bundle:
         `luban.data.sources.read` takes.
         """
         return [r.plain(probabilities) for r in answering.answer(self.engine, self._records(rows))]
+
+    def generate(self, prompt: Any = "", *, n: int = 1, **settings: Any) -> Any:
+        """The text that this model writes on from `prompt` (a language model), or as its answer to an input or a row.
+
+        n > 1: a list of so many. Settings: `tokens` (at most so many new ones), `temperature`, `top_k`, `top_p`, `min_p`,
+        `repetition_penalty`, `stop`, `seed`; see `luban.generation`. Raises Unsupported for a model that writes nothing.
+        """
+        from luban.generation.asking import generate
+
+        (texts,) = generate(self, [prompt], n=n, **settings)
+        return texts[0].text if n == 1 else [t.text for t in texts]
 
     def _records(self, rows: Any) -> Sequence[Mapping[str, Any]]:
         if isinstance(rows, Mapping) and not self._are_columns(rows):
@@ -255,7 +267,7 @@ class Bundle:
         entries = _with_tokenizers(_json(folder / "columns.json"), folder, names)
         with _placed(folder / "columns.json"):
             columns = {c.name: c for c in map(from_json, entries)}
-        if not recipe.inputs or {*recipe.inputs, *recipe.outputs} != set(columns):
+        if not columns or {*recipe.inputs, *recipe.outputs} != set(columns):
             raise BundleError("bundle.columns_differ", path=str(folder / "columns.json"), found=list(columns)[:8])
         edits = _json(folder / "edits.json")
         history, metrics = (_entries(folder, n) if n in names else [] for n in ("history.jsonl", "metrics.jsonl"))
@@ -288,7 +300,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        return {n: o.float().cpu().numpy() for n, o in self.network(Batch.of(arrays, self.device)).items()}
+        return {n: o.float().cpu().numpy() for n, o in respond(self.network, Batch.of(arrays, self.device)).items()}
 
 
 def build_network(
@@ -301,6 +313,10 @@ def build_network(
         from luban.nn.networks.own import Own
 
         return replay(Own(recipe, columns, module), edits)
+    if recipe.writes:
+        from luban.nn.networks.generative import Generative
+
+        return replay(Generative(recipe, columns), edits)
     return replay(Composed(recipe, columns), edits)
 
 

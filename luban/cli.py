@@ -42,6 +42,7 @@ COMPUTING = (
     "curve",
     "evaluate",
     "predict",
+    "generate",
     "explain",
     "compress",
     "audit",
@@ -284,6 +285,44 @@ def predict(folder: str, data: str, *, out: str = "-", processes: int = 1) -> No
         _result({"rows": rows, "errors": bad, "out": out})
 
 
+def generate(
+    folder: str,
+    *,
+    prompt: str = "",
+    n: int = 1,
+    tokens: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: list[str] = (),
+) -> None:
+    from luban.generation.sampling import checked, writes
+    from luban.recipe import Recipe
+
+    asked = {"tokens": tokens, "stop": stop, "seed": common["seed"]}
+    sampling = checked(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+    )
+    if n < 1 or tokens < 0:
+        found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
+        raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
+    writes(Recipe.load(_sound(folder) / folder / "recipe.yaml"))
+    from luban.generation.asking import generate, stream, told
+
+    bundle = _load(folder)
+    if n == 1 and not common["json"] and sys.stdout.isatty():
+        for piece in stream(bundle, prompt, **asked, **sampling):
+            print(piece, end="", flush=True)
+        print()
+        return
+    (texts,) = generate(bundle, [prompt], n=n, **asked, **sampling)
+    plain = [{"text": t.text, "tokens": len(t.ids), "reason": t.reason} for t in texts]
+    told(texts)
+    _result(plain[0] if n == 1 else plain, *(t.text for t in texts))
+
+
 def explain(
     folder: str,
     data: str,
@@ -441,6 +480,7 @@ VERBS = (
     resume,
     evaluate,
     predict,
+    generate,
     explain,
     compress,
     audit,

@@ -16,7 +16,7 @@ from typing import Any
 from luban import console, files
 from luban.errors import BundleError, DataError, LubanError, RequestError
 from luban.messages import say
-from luban.pages import HEADLINE, energy_of, judged_now
+from luban.pages import energy_of, first_metric, judged_now
 from luban.recipe import Recipe
 from luban.report import Report
 from luban.space import HIGHER
@@ -60,7 +60,7 @@ class Run:
 
     def headline(self) -> dict[str, dict[str, Any]]:
         outputs = self.judged.get("outputs") or {}
-        names = {n: HEADLINE.get(o.get("kind"), "") for n, o in outputs.items()}
+        names = {n: first_metric(o)[0] for n, o in outputs.items()}
         return {f"{n} {k}": outputs[n]["metrics"][k] for n, k in names.items() if k in outputs[n]["metrics"]}
 
     def settings(self) -> dict[str, Any]:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from luban.bundle import Bundle
 
 ORDER = ("evaluate", "tune", "curve", "explain", "compress", "audit", "export")
-HEADLINE = {"category": "accuracy", "number": "r2"}  # the metric that a person looks at first, by kind of answer
+HEADLINE = {"category": ("accuracy", True), "number": ("r2", True)}
+
+
+def first_metric(output: Mapping[str, Any]) -> tuple[str, bool]:
+    """The metric that a person looks at first, and whether higher is better; `output`: its entry in evaluate.json."""
+    told = output.get("headline")
+    return (told["metric"], told["higher"]) if told else HEADLINE.get(output.get("kind"), ("", True))
 
 
 def write_report(bundle: Bundle, folder: Path) -> Path:
@@ -95,7 +101,7 @@ def headline(bundle: Bundle) -> Iterator[str]:
     """The lines a terminal shows after training: the first metric of each output beside the baselines'."""
     report = bundle.reports.get("evaluate")
     for name, output in (report.numbers["outputs"] if report else {}).items():
-        metric = HEADLINE[output["kind"]]
+        metric, higher = first_metric(output)
         rows = {say("evaluate.model"): output["metrics"][metric]} | {
             b: m[metric] for b, m in output["baselines"].items()
         }
@@ -104,7 +110,8 @@ def headline(bundle: Bundle) -> Iterator[str]:
         better = [
             b
             for b, m in output["baselines"].items()
-            if (m[metric].get("value") or -1e9) > output["metrics"][metric]["value"]
+            if (v := m[metric].get("value")) is not None
+            and (v > output["metrics"][metric]["value"] if higher else v < output["metrics"][metric]["value"])
         ]
         if better:
             yield say("evaluate.beaten", baselines=", ".join(better), metric=metric)
@@ -129,15 +136,15 @@ def _summary(bundle: Bundle) -> Report:
     for name, output in (judged.numbers["outputs"] if judged else {}).items():
         if name not in now["outputs"]:
             continue
-        metric = HEADLINE[output["kind"]]
+        metric, higher = first_metric(output)
         mine = now["outputs"][name]["metrics"][metric]
         rivals = {b: m[metric]["value"] for b, m in output["baselines"].items() if m[metric].get("value") is not None}
-        best = max(rivals, key=rivals.get, default=None)
+        best = (max if higher else min)(rivals, key=rivals.get, default=None)
         seen = judged.numbers.get("part") == "train" or judged.numbers.get("trained_on")
         id = "report.reached_seen" if seen else "report.reached"
         said = say(id, output=name, metric=metric, value=with_interval(mine), rows=f"{now['rows']:,}")
         if best is not None:
-            won = mine["value"] >= rivals[best]
+            won = mine["value"] >= rivals[best] if higher else mine["value"] <= rivals[best]
             said += " " + say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
             first.note("good" if won else "warn", said)
         else:

@@ -117,7 +117,7 @@ class Recipe:
             frame=Part.of(plain.get("frame") or "row"),
             size=plain.get("size") or "small",
             model={k: Part.of(v) for k, v in (plain.get("model") or {}).items()},
-            fusion=Part.of(plain.get("fusion") or "concat"),
+            fusion=Part.of(plain.get("fusion") or _fusion(plain.get("outputs") or {})),
             stages=tuple(Part.of(s) for s in plain.get("stages") or ()),
             scale=plain.get("scale") or {},
             seed=plain.get("seed") or 0,
@@ -160,9 +160,15 @@ class Recipe:
         """The usual name of the task that this recipe describes, as Hugging Face names it."""
         kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
         answer = answers[0] if answers else ""
-        if kinds & {"text", "image"} and len(kinds) > 1:
+        if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
             return "multimodal-" + {"category": "classification", "number": "regression"}.get(answer, answer)
         kind = next(iter(kinds & {"text", "image"}), "tabular")
+        if answer == "text":
+            return (
+                {"text": "text2text-generation", "image": "image-to-text"}[kind]
+                if kinds & {"text", "image"}
+                else "text-generation"
+            )
         return f"{kind}-" + {"category": "classification", "number": "regression"}.get(answer, answer)
 
     def resolved(self) -> Recipe:
@@ -170,7 +176,8 @@ class Recipe:
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
         brought = {n: self._with_brought(n, self.inputs[self.shared(n) or n]) for n in self.inputs}
         inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in brought.items()})
-        outputs = columns(self.outputs)
+        frame = fill("frames", self.frame, self.size)
+        outputs = columns({n: _written(p, frame) for n, p in self.outputs.items()})
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
         encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
         model = {} if own else encoders | {n: self.model[n] for n in inputs if self.shared(n)}
@@ -181,7 +188,7 @@ class Recipe:
             | {key: _filled("data", key, self.data.get(key) or {}, self.size) for key in ("split", "clean")},
             inputs=inputs,
             outputs=outputs,
-            frame=fill("frames", self.frame, self.size),
+            frame=frame,
             model=model,
             fusion=fill("fusions", self.fusion, self.size),
             stages=tuple(fill("stages", s, self.size) for s in self.stages),
@@ -192,7 +199,15 @@ class Recipe:
         """The encoder of an input: named for the column, else for its type, else the type's own default."""
         name = self.shared(name) or name
         kind = self.inputs[name].type
-        return self.model.get(name) or self.model.get(kind) or Part(registry.schema("columns", kind)["x-encoder"])
+        usual = registry.schema("columns", kind)["x-encoder"]
+        if self.writes and registry.schema("columns", kind)["x-form"] == "ids":
+            usual = "transformer"  # a state for every token, for a decoder to read
+        return self.model.get(name) or self.model.get(kind) or Part(usual)
+
+    @property
+    def writes(self) -> bool:
+        """Whether an output is a text, written token by token."""
+        return any(p.type == "text" for p in self.outputs.values())
 
     def shared(self, name: str) -> str | None:
         """The input whose encoder this one shares, and with it what its column has learned."""
@@ -260,6 +275,20 @@ def _cleaning(part: Part, clean: Mapping[str, Any]) -> Part:
     own = {k: v for k, v in part.settings.items() if v is not None}
     given = {k: v for k, v in asked.items() if k in known and v in known[k].get("enum", (True, False))}
     return Part(part.type, given | own)
+
+
+def _written(part: Part, frame: Part) -> Part:
+    """An output's column with the defaults that it has there; packed texts are as long as what is learned at once."""
+    usual = dict(registry.schema("columns", part.type).get("x-output") or {})
+    if usual and frame.type == "pack":
+        usual["length"] = frame.settings["length"]
+    return Part(part.type, usual | {k: v for k, v in part.settings.items() if v is not None})
+
+
+def _fusion(outputs: Any) -> str:
+    """The fusion of a recipe that names none: a text is written from every position of the inputs."""
+    kinds = [Part.of(p).type for p in outputs.values()]
+    return "memory" if kinds == ["text"] else "join" if "text" in kinds else "concat"
 
 
 class Check:

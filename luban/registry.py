@@ -23,6 +23,7 @@ COLUMNS = {
 }
 FRAMES = {
     "row": "luban.data.frames:row",
+    "pack": "luban.data.frames:pack",
 }
 ENCODERS = {
     "mlp": "luban.nn.encoders.mlp:MLP",
@@ -40,11 +41,16 @@ FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
     "join": "luban.nn.join:Join",
     "pair": "luban.nn.pair:Pair",
+    "memory": "luban.nn.fusion:Memory",
     "own": "luban.nn.networks.own:Own",
 }
 HEADS = {
     "category": "luban.nn.heads.category:CategoryHead",
     "number": "luban.nn.heads.number:NumberHead",
+    "text": "luban.nn.heads.text:Llama",
+    "llama": "luban.nn.heads.text:Llama",
+    "gpt": "luban.nn.heads.text:GPT",
+    "transformer": "luban.nn.heads.text:Classic",
 }
 EDITS = {
     "quantize_linear": "luban.nn.edits:quantize_linear",
@@ -155,8 +161,8 @@ def describe(thing: Any) -> dict[str, Any]:
     from luban.settings import schema_of
 
     result = schema_of(thing, skip=("state",))
-    for mark in ("accepts", "form", "encoder", "head", "brings", "student"):
-        if isinstance(value := getattr(thing, mark, None), (str, tuple)):
+    for mark in ("accepts", "form", "encoder", "head", "output", "brings", "student"):
+        if isinstance(value := getattr(thing, mark, None), (str, tuple, dict)):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
     return result
 

@@ -37,6 +37,7 @@ HIGHER = {
         "log_loss": False, "ece": False, "brier": False,
     },
     "number": {"r2": True, "mse": False, "rmse": False, "mae": False, "median_absolute_error": False},
+    "text": {"exact_match": True, "bits_per_byte": False, "perplexity": False},
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from tests import tiny
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("verbs")
     tiny.folder(place, "m")
+    tiny.writer(place, "w0")
     tiny.csv(place / "rows.csv", 60)
     return place
 
@@ -39,6 +40,7 @@ ANSWERS = [
     (["check", "rows.csv", "--target", "back", "--json"], None),
     (["evaluate", "m", "rows.csv", "--json"], ["rows", "outputs"]),
     (["predict", "m", "rows.csv", "--out", "p.csv", *NEW], ["rows", "errors", "out"]),
+    (["generate", "w0", "--prompt", "good", "--tokens", "3", "--json"], ["text", "tokens", "reason"]),
     (["explain", "m", "rows.csv", "--rows", "1", "--out", "w", *NEW], ["method", "rows", "error"]),
     (["compress", "m", "rows.csv", "--quantize", "int8", "--out", "c", *NEW], ["folder", "compress"]),
     (["audit", "m", "rows.csv", "--json"], ["rows", "outputs"]),

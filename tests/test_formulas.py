@@ -14,12 +14,13 @@ from luban.columns.category import Category
 from luban.columns.image import Image
 from luban.columns.text import Text
 from luban.evaluation import metrics
-from luban.nn.blocks import SelfAttention
 from luban.nn.encoders.attention import Attention
 from luban.nn.encoders.cnn import CNN
 from luban.nn.encoders.rnn import GRU, LSTM, RNN, BiLSTM
 from luban.nn.heads.category import CategoryHead
 from luban.nn.tokens import Dense, Pool, Tokens
+from luban.nn.transformer import Attention as SelfAttention
+from luban.nn.transformer import Shape
 
 
 def close(a, b):
@@ -178,7 +179,7 @@ def test_attention_has_the_weights_of_the_textbook():
 def test_self_attention():
     """softmax(Q K' / sqrt(d)) V, head by head."""
     torch.manual_seed(0)
-    layer = SelfAttention(6, 2).double().eval()
+    layer = SelfAttention(Shape(6, 1, 2)).double().eval()
     x, mask = torch.randn(1, 5, 6, dtype=torch.float64), torch.tensor([[True, True, True, True, False]])
     q, k, v = np.split(array(x[0]) @ array(layer.inner.weight).T + array(layer.inner.bias), 3, axis=1)
 
@@ -189,9 +190,9 @@ def test_self_attention():
             parts.append(np.exp(e) / np.exp(e).sum(1, keepdims=True) @ v[:4, s])
         return np.concatenate(parts, 1) @ array(layer.outer.weight).T + array(layer.outer.bias)
 
-    assert close(heads(math.sqrt(3)), array(layer(x, mask)[0]))
+    assert close(heads(math.sqrt(3)), array(layer(x, mask[:, None, None])[0]))
     for misprint in (1.0, 3.0, math.sqrt(6)):  # no root, d without the root, the whole width
-        assert not close(heads(misprint), array(layer(x, mask)[0]))
+        assert not close(heads(misprint), array(layer(x, mask[:, None, None])[0]))
 
 
 # -- recurrence ------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ ORDER = [
     {"columns"},
     {"engines"},
     {"nn"},
+    {"generation"},
     {"card", "bundle"},
     {"training", "evaluation"},
     {"stages", "predictions", "predicting"},

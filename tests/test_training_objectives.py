@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 import luban
 from luban.errors import RequestError, Unsupported
-from luban.nn.blocks import StochasticDepth, rising
 from luban.nn.heads.category import CategoryHead
 from luban.nn.heads.number import NumberHead
 from luban.nn.tokens import Batch
+from luban.nn.transformer import StochasticDepth, rising
 from luban.training.objectives import Balance, Mixed, balanced, blended, mixed, pasted, supervised
 from tests import compact
 from tests.test_contract_edits import CASES, batch_of, model_of

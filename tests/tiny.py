@@ -43,3 +43,25 @@ def folder(place: Path, name: str = "shop") -> Path:
     """A fresh copy of one saved Bundle, judged, with a table, a report and a checkpoint."""
     shutil.copytree(_saved(), place / name)
     return place / name
+
+
+@cache
+def _writing() -> Path:
+    folder = Path(mkdtemp(prefix="luban-tiny-"))
+    recipe = {
+        "luban": 1,
+        "outputs": {"review": {"text": {"vocabulary": 300}}},
+        "frame": {"pack": {"length": 16}},
+        "model": {"review": {"llama": {"width": 16, "layers": 1, "heads": 2}}},
+        "size": "nano",
+        "stages": [{"train": {"epochs": 2}}],
+        "data": {"rows": str(csv(folder / "rows.csv", 120))},
+    }
+    luban.train(recipe, out=folder / "writer", evaluate=False)
+    return folder / "writer"
+
+
+def writer(place: Path, name: str = "writer") -> Path:
+    """A fresh copy of a saved language model."""
+    shutil.copytree(_writing(), place / name)
+    return place / name

@@ -82,8 +82,8 @@ class Examples:
         return self.count
 
     def lengths(self) -> np.ndarray | None:
-        """Per example the longest of its inputs, None where nothing is ragged."""
-        found = [e.lengths for e in self.inputs.values() if isinstance(e, Ragged)]
+        """Per example the longest of its inputs and texts to write, None where nothing is ragged."""
+        found = [e.lengths for e in (*self.inputs.values(), *self.targets.values()) if isinstance(e, Ragged)]
         return np.maximum.reduce(found) if found else None
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:

@@ -14,6 +14,7 @@ from luban.data import cache
 from luban.data.blocks import rest
 from luban.data.frames import Framed
 from luban.data.rows import content
+from luban.errors import Unsupported
 from luban.messages import say
 
 ABOVE = 128 << 20  # bytes of encoded examples from which on they are kept on disk instead of in memory
@@ -29,6 +30,27 @@ def encode_kept(
     another's. Where it cannot be written (a full disk), that is said and the examples stay in memory.
     Raises DataError as `encode` does.
     """
+    if framed.pack:
+        columns = {n: c.whole() if n in outputs and hasattr(c, "whole") else c for n, c in columns.items()}
+        return packed(_kept(columns, inputs, outputs, framed), framed.pack)
+    return _kept(columns, inputs, outputs, framed)
+
+
+def packed(examples: Examples, length: int) -> Examples:
+    """The texts of all examples one after another, in stretches of `length` ids: nothing is padded, nothing copied.
+
+    `rows`: the row that a stretch begins in. Raises Unsupported beside inputs, which belong to one text.
+    """
+    if examples.inputs or any(not isinstance(e, Ragged) for e in examples.targets.values()):
+        raise Unsupported("frame.pack_inputs", inputs=list(examples.inputs), outputs=list(examples.targets))
+    ((name, texts),) = examples.targets.items()
+    starts = np.arange(0, len(texts.flat), length)
+    stretches = Ragged(texts.flat, np.append(starts, len(texts.flat)))
+    rows = np.asarray(examples.rows)[np.searchsorted(texts.offsets, starts, side="right") - 1]
+    return Examples(examples.columns, {}, {name: stretches}, rows, len(starts))
+
+
+def _kept(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Framed) -> Examples:
     present = [n for n in outputs if n in framed.source.column_names]
     absent = [n for n in inputs if n not in framed.source.column_names]
     if absent or not cache.limit() or size(columns, inputs, present, framed) < ABOVE:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from luban.columns import checkpoint
 from luban.columns import tokenizer as tokenizers
-from luban.columns.base import Column, Ragged, Segments, coloured, text_of, to_list
+from luban.columns.base import Answer, Column, Ragged, Segments, coloured, text_of, to_list
 from luban.errors import DataError
 from luban.settings import Count, Dial, File, Fraction, Model
 
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
+WHOLE = 1 << 40  # tokens that no text has
 LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
 SAMPLE = 2000  # texts looked at to tell the script
 BATCH = 1000  # texts tokenised at once: what the library makes of one is a hundred times its size
@@ -38,6 +40,7 @@ class Text(Column):
 
     `tokens_of` takes the tokenizer of a pretrained checkpoint instead (`tokens`, `vocabulary`, `least`, `lower`, `normalise`
     and `whitespace` are then its own): its control tokens stand around the text, which is cut to the positions it has.
+    With `ends` one more id, the last, stands behind each text, and begins the one that a network writes.
     """
 
     tokens: Literal["auto", "characters", "words", "bpe"] = field(default="auto", kw_only=True)
@@ -57,10 +60,18 @@ class Text(Column):
     tokens_of: Annotated[str, Model()] | None = field(
         default=None, kw_only=True
     )  # checkpoint whose tokenizer cuts the text
+    ends: bool = field(default=False, kw_only=True)  # an end token behind each text, as one that is written needs
+    beams: Count = field(
+        default=1, kw_only=True
+    )  # beginnings that are kept while it is written; 1 = the likeliest token each
 
     type: ClassVar[str] = "text"
     encoder: ClassVar[str] = "cnn"
     form: ClassVar[str] = "ids"
+    head: ClassVar[str] = "text"
+    output: ClassVar[dict[str, Any]] = {  # other defaults for a text that a network writes: nothing of it may be lost
+        "tokens": "bpe", "lower": False, "normalise": False, "drop": 0.0, "ends": True,
+    }  # fmt: skip
     ragged: ClassVar[bool] = True
     sampled: ClassVar[int] = 100_000
 
@@ -74,11 +85,16 @@ class Text(Column):
         tokens = script(texts) if self.tokens == "auto" else self.tokens
         plain = tokenizers.train(
             texts, tokens, vocabulary=self.vocabulary, least=self.least,
-            lower=self.lower, normalise=self.normalise, whitespace=self.whitespace,
+            lower=self.lower, normalise=self.normalise, whitespace=self.whitespace, exact=self.ends,
         )  # fmt: skip
         words = tokenizers.words(plain)
         learned = self.learned(tokens=tokens, size=len(words), tokenizer=plain, example=_example(words, tokens))
+        learned = learned._ending() if self.ends else learned
         return learned._measured(texts)._with_vectors(words)
+
+    def _ending(self) -> Self:
+        """One more id, the last, stands behind each text."""
+        return self.learned(size=self.size + 1, end=self.size, after=[self.size])
 
     def _measured(self, texts: Sequence[str]) -> Self:
         """How long the texts are, in tokens."""
@@ -110,7 +126,8 @@ class Text(Column):
         """A full vocabulary, and texts that reach `length`."""
         if self.tokens_of:
             return self._taken().learned(longest=self._most, cut=0.0)
-        return self.learned(tokens=self.tokens, size=self.vocabulary, longest=self.length, cut=0.0, example="")
+        known = self.learned(tokens=self.tokens, size=self.vocabulary, longest=self.length, cut=0.0, example="")
+        return known._ending() if self.ends else known
 
     def _with_vectors(self, words: list[str]) -> Self:
         if not self.vectors:
@@ -140,6 +157,20 @@ class Text(Column):
     def room(self) -> int:
         """Positions that are left for the text itself."""
         return max(1, self._most - len(self.state.get("before", ())) - len(self.state.get("after", ())))
+
+    @property
+    def end(self) -> int:
+        """The id that ends a text."""
+        return self.state["end"]
+
+    @property
+    def begin(self) -> int:
+        """The id that is read before the first token is written."""
+        return self.state.get("begin", self.end)
+
+    def whole(self) -> Self:
+        """The column for texts of which nothing is cut off."""
+        return replace(self, length=WHOLE)
 
     # -- raw value <-> array ---------------------------------------------------------------------------------------
     def check(self) -> None:
@@ -192,6 +223,23 @@ class Text(Column):
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text
+
+    def prompt(self, value: Any) -> np.ndarray:
+        """The ids (T,) of the beginning of a text that is to be written on, `begin` first. Nothing is cut off."""
+        ids = self.tokenizer.encode(self.whole()._clean(value), add_special_tokens=False).ids
+        return np.array([self.begin, *ids], np.int32)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the first end; halves of characters as U+FFFD."""
+        silent = {self.pad, self.state.get("hide", UNKNOWN), *self.state.get("before", ()), self.begin}
+        found = list(takewhile(lambda i: i != self.end and i >= 0, map(int, ids)))
+        return self.tokenizer.decode([i for i in found if i not in silent], skip_special_tokens=False)
+
+    def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
+        """(T, 2): ids, -1 behind the end, and the log-probability of each -> the text and the probability of all of it."""
+        array = np.asarray(array, np.float64)
+        ids = array[:, 0].astype(np.int64)
+        return Answer(self.text(ids), float(np.exp(array[ids >= 0, 1].sum())))
 
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (B, T) int64 padded to the longest, mask (B, T)."""

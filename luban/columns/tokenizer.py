@@ -27,9 +27,13 @@ def train(
     lower: bool,
     normalise: bool,
     whitespace: bool = False,
+    exact: bool = False,
 ) -> dict[str, Any]:
-    """A tokenizer.json learned from texts, as plain data. tokens: `characters`, `words` or `bpe` (byte-level)."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    """A tokenizer.json learned from texts, as plain data. tokens: `characters`, `words` or `bpe` (byte-level).
+
+    `exact`: no blank is put in front of a text, so that what is decoded is what was encoded (bpe).
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     bpe = tokens == "bpe"
     made = Tokenizer(models.BPE() if bpe else models.WordLevel({UNK: 0}, unk_token=UNK))
@@ -38,7 +42,8 @@ def train(
     steps += [normalizers.Replace(Regex(r"\s+"), " ")] if tokens == "characters" or whitespace else []
     made.normalizer = normalizers.Sequence(steps)
     if bpe:
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=not exact)
+        made.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=max(vocabulary, len(alphabet)),
@@ -49,12 +54,21 @@ def train(
     else:
         cut = "." if tokens == "characters" else WORD
         made.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "removed", invert=True)
+        if tokens == "characters":
+            made.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, min_frequency=least, show_progress=False)
     made.train_from_iterator(texts, trainer)
     plain = _with_own_ids(json.loads(made.to_str()))
     if len(plain["model"]["vocab"]) <= 2 and least > 1:  # so few texts that nothing comes twice
         return train(
-            texts, tokens, vocabulary=vocabulary, least=1, lower=lower, normalise=normalise, whitespace=whitespace
+            texts,
+            tokens,
+            vocabulary=vocabulary,
+            least=1,
+            lower=lower,
+            normalise=normalise,
+            whitespace=whitespace,
+            exact=exact,
         )
     return plain
 

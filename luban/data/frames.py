@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from luban.data.blocks import pieces, taken
+from luban.settings import Count, Dial
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Framed:
     source: Any
     rows: np.ndarray | Sequence[np.ndarray]
     index: np.ndarray | None = None
+    pack: int = 0  # > 0: what is learned are stretches of so many tokens of all examples one after another
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +41,7 @@ class Framed:
         """The same examples in order, some at once, so that no more than that is in memory."""
         start = 0
         for table in pieces(self.source, self.index, size):
-            yield Framed(table, self.rows[start : start + table.num_rows])
+            yield Framed(table, self.rows[start : start + table.num_rows], None, self.pack)
             start += table.num_rows
 
     def only(self, name: str) -> Any:
@@ -55,7 +57,14 @@ class Framed:
         chosen = np.linspace(0, len(self) - 1, most).astype(np.int64)
         index = chosen if self.index is None else self.index[chosen]
         rows = self.rows[chosen] if isinstance(self.rows, np.ndarray) else [self.rows[i] for i in chosen]
-        return Framed(self.source, rows, index)
+        return Framed(self.source, rows, index, self.pack)
+
+
+def pack(
+    table: Any, rows: np.ndarray, *, length: Annotated[Count, Dial(nano=128, small=256, base=1024)] = 256
+) -> Framed:
+    """Use for a language model: all texts one after another, each with its end, cut into stretches of `length` tokens."""
+    return Framed(table, np.asarray(rows), np.asarray(rows), length)
 
 
 def row(table: Any, rows: np.ndarray) -> Framed:

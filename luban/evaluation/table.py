@@ -10,6 +10,7 @@ import numpy as np
 from luban.columns import answering
 from luban.columns.base import Answer, Column
 from luban.columns.examples import cells, encode
+from luban.evaluation.likelihood import likelihood
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Predictions:
     """One output over N rows.
 
     raw: head outputs (N, ...); truth: encoded truth as the column encodes it; known: bool (N,), False where the truth is missing.
+    Of a text, `losses` (N, 2) as `luban.evaluation.likelihood` gives them; without inputs there are no `raw` and no answers.
     """
 
     column: Column
@@ -24,6 +26,7 @@ class Predictions:
     truth: np.ndarray
     known: np.ndarray
     answers: list[Answer]
+    losses: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,13 @@ def table(bundle: Any, data: Any, rows: np.ndarray | None = None, engine: Any = 
     rows = data.held_out()[1] if rows is None else rows
     framed = data.framed(rows, bundle.recipe.frame)
     examples = encode(bundle.columns, bundle.inputs, bundle.outputs, framed)
+    if written := getattr(bundle.network, "written", None):
+        return Table(rows, framed.table, _texts(bundle, written, framed, examples, engine))
     raw = answering.outputs_of(engine or bundle.engine, examples)
+    return Table(rows, framed.table, _judged(bundle, framed, examples, raw))
+
+
+def _judged(bundle: Any, framed: Any, examples: Any, raw: dict[str, np.ndarray]) -> dict[str, Predictions]:
     outputs = {}
     for name, o in raw.items():
         column = bundle.columns[name]
@@ -57,4 +66,21 @@ def table(bundle: Any, data: Any, rows: np.ndarray | None = None, engine: Any = 
                     else known
                 )
             outputs[name] = Predictions(column, o, truth, known, column.decode_all(o))
-    return Table(rows, framed.table, outputs)
+    return outputs
+
+
+def _texts(bundle: Any, written: str, framed: Any, examples: Any, engine: Any) -> dict[str, Predictions]:
+    """The predictions of a network that writes one of its outputs."""
+    column = bundle.columns[written].whole()
+    whole = encode({**bundle.columns, written: column}, bundle.inputs, bundle.outputs, framed)
+    losses = None if written not in whole.targets else likelihood(bundle.engine.network, written, whole)
+    if not bundle.inputs:
+        count = len(examples)
+        return {written: Predictions(column, np.zeros((count, 0, 2)), np.zeros(count), losses[:, 1] > 0, [], losses)}
+    raw = answering.outputs_of(engine or bundle.engine, examples)
+    outputs = _judged(bundle, framed, examples, {n: o for n, o in raw.items() if n != written})
+    if losses is not None:
+        given = [v is not None and str(v) != "" for v in cells(framed.table[written]).to_pylist()]
+        answers = column.decode_all(raw[written])
+        outputs[written] = Predictions(column, raw[written], losses[:, 1], np.array(given), answers, losses)
+    return outputs

@@ -51,7 +51,12 @@ class View:
 
     def numbers(self, rivals: list[Baseline]) -> dict[str, Any]:
         """What `evaluate --json` holds for this output."""
-        found = {"kind": self.kind, "metrics": {k: m.to_json() for k, m in self.metrics.items()}}
+        main, higher = self.main
+        found = {
+            "kind": self.kind,
+            "headline": {"metric": main, "higher": higher},
+            "metrics": {k: m.to_json() for k, m in self.metrics.items()},
+        }
         found["baselines"] = {b.name: {k: m.to_json() for k, m in self.measure(b).items()} for b in rivals}
         return found
 
@@ -68,8 +73,13 @@ class View:
         report.table(say("evaluate.metrics"), head, rows, "lrl" + "r" * len(measured))
         self.pictures(report, rivals)
 
+    @property
+    def main(self) -> tuple[str, bool]:
+        """The metric that baselines are compared by; whether higher is better."""
+        return MAIN[self.kind]
+
     def _against(self, report: Any, rivals: list[Baseline]) -> None:
-        main, higher = MAIN[self.kind]
+        main, higher = self.main
         if not rivals:
             return
         mine = self.metrics[main]
@@ -259,6 +269,12 @@ VIEWS = {"category": CategoryView, "number": NumberView}
 
 
 def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, seed: int) -> View:
+    if predictions.losses is not None:
+        from luban.evaluation.text_view import TextView
+
+        found = TextView(name, predictions, resamples, seed)
+        found.texts = [str(v or "") for v in cells(judged.cells[name]).to_pylist()]
+        return found
     return VIEWS[predictions.column.type](name, predictions, resamples, seed)
 
 
@@ -274,6 +290,8 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     """Baselines of every output, fitted on the same training rows and asked about the same held-out ones."""
     from scipy.sparse import hstack
 
+    if any(p.losses is not None for p in judged.outputs.values()):
+        return {}
     frame = bundle.recipe.frame
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
     made = {n: bundle.columns[n].featurizer(cells(train[n])) for n in bundle.inputs}

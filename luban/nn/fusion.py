@@ -41,3 +41,30 @@ class Concat(nn.Module):
         h = torch.cat([pool(t) for pool, t in zip(self.pools, tokens)], dim=1)  # (B, sum of sizes)
         h = self.layers(self.dropout(h) if not len(self.layers) else h)
         return Tokens(h[:, None], h.new_ones(h.shape[0], 1, dtype=torch.bool))
+
+
+class Memory(nn.Module):
+    """Use where an answer looks at every position: a text that is written, a tag for each word. -> Tokens (B, T, D).
+
+    The positions of all inputs side by side, as their encoders left them; several inputs are projected to `width` (auto: the
+    widest) and told which they come from. Without inputs there is nothing to read.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder], *, width: Count | Literal["auto"] = "auto"):
+        super().__init__()
+        sizes = [e.size for e in encoders]
+        self.size = max(sizes, default=0) if width == "auto" else width
+        alike = len(sizes) == 1 and sizes[0] == self.size
+        self.projections = nn.ModuleList(nn.Linear(s, self.size) for s in ([] if alike else sizes))
+        self.origin = nn.Parameter(torch.randn(len(sizes), self.size) * 0.02) if len(sizes) > 1 else None
+
+    def forward(self, tokens: Sequence[Tokens]) -> Tokens:
+        parts, spans, start = [], [], 0
+        for i, t in enumerate(tokens):
+            x = self.projections[i](t.x) if len(self.projections) else t.x
+            parts.append(x if self.origin is None else x + self.origin[i])
+            spans += [s._replace(start=s.start + start, stop=s.stop + start) for s in t.spans]
+            start += t.x.shape[1]
+        if len(parts) == 1:
+            return Tokens(parts[0], tokens[0].mask, tuple(spans))
+        return Tokens(torch.cat(parts, 1), torch.cat([t.mask for t in tokens], 1), tuple(spans))

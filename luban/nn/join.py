@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from luban.nn.blocks import Block, rising
 from luban.nn.tokens import Encoder, Tokens
+from luban.nn.transformer import Shape, Transformer
 from luban.settings import Count, Dial, Fraction
 
 
@@ -37,10 +37,9 @@ class Join(nn.Module):
         )
         self.origin = nn.Parameter(torch.randn(len(encoders), width) * 0.02)
         self.summary = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, 4 * width, dropout, depth) for depth in rising(stochastic_depth, layers)
+        self.layers = Transformer(
+            Shape(width, layers, heads, positions="none", dropout=dropout, depth=stochastic_depth)
         )
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
         self.size = width
 
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
@@ -50,7 +49,5 @@ class Join(nn.Module):
         for project, origin, t in zip(self.projections, self.origin, tokens):
             parts.append(project(t.x) + origin)
             masks.append(t.mask)
-        h, mask = self.dropout(torch.cat(parts, 1)), torch.cat(masks, 1)
-        for block in self.blocks:
-            h = block(h, mask)
-        return Tokens(self.norm(h), mask)
+        mask = torch.cat(masks, 1)
+        return Tokens(self.layers(torch.cat(parts, 1), mask), mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luban.messages import say
-from luban.nn.blocks import Block
+from luban.nn.transformer import Layer
 from luban.planning import hardware
 from luban.planning.layout import Layout
 from luban.planning.plan import Planned
@@ -100,7 +100,7 @@ def _achieved(p: Planned, e: Layout) -> float:
 def formula(p: Planned) -> float | None:
     """6 N + 12 L d T for a token of a transformer (Kaplan et al. 2020, Chowdhery et al. 2022); None for another network."""
     network = p.measured.network
-    blocks = [m for m in network.modules() if isinstance(m, Block)]
+    blocks = [m for m in network.modules() if isinstance(m, Layer)]
     if not blocks or not p.subject.positions:
         return None
     matrices = sum(q.numel() for b in blocks for q in b.parameters()) + getattr(network, "output_parameters", 0)

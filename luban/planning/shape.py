@@ -57,10 +57,9 @@ def _pairs(text: str) -> dict[str, str]:
 
 def decoder(sizes: Mapping[str, int]) -> Any:
     """The network: embedding and learnt positions, pre-norm blocks, a norm, and the embedding again as output (GPT-2)."""
-    import torch
     from torch import Tensor, nn
 
-    from luban.nn.blocks import Block
+    from luban.nn.transformer import GPT2, Shape, Transformer
 
     width, length, vocabulary = sizes["width"], sizes["length"], sizes["vocabulary"]
 
@@ -68,17 +67,14 @@ def decoder(sizes: Mapping[str, int]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.embedding = nn.Embedding(vocabulary, width)
-            self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
-            self.blocks = nn.ModuleList(Block(width, sizes["heads"], 4 * width, 0.0) for _ in range(sizes["layers"]))
-            self.norm = nn.LayerNorm(width)
+            shape = Shape(width, sizes["layers"], sizes["heads"], length=length, **GPT2)
+            self.transformer = Transformer(shape)
             self.output_parameters = vocabulary * width  # matrices beside the blocks'
 
         def forward(self, batch: Batch) -> dict[str, Tensor]:
             ids, mask = batch.inputs["tokens"]
-            h = self.embedding(ids) + self.positions  # (B, T, D)
-            for block in self.blocks:
-                h = block(h, mask)
-            return {"tokens": nn.functional.linear(self.norm(h), self.embedding.weight)}  # (B, T, V)
+            h = self.transformer(self.embedding(ids), mask)  # (B, T, D)
+            return {"tokens": nn.functional.linear(h, self.embedding.weight)}  # (B, T, V)
 
         def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
             ids, mask = batch.targets["tokens"]

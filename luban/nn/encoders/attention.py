@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from torch import Tensor, nn
 
 from luban import registry
-from luban.nn.blocks import SelfAttention, StochasticDepth
 from luban.nn.tokens import Encoder, Pool, Tokens
+from luban.nn.transformer import Attention as Heads
+from luban.nn.transformer import Shape, StochasticDepth, seen
 from luban.recipe import Part
 from luban.settings import Count, Fraction, Named
 
@@ -42,7 +43,7 @@ class Attention(Encoder):
         self.over.pooling = "mean"  # its states as they are, none prepared for "last"
         self.kind, self.size = kind, self.over.size
         if kind == "self":
-            self.attention: nn.Module = SelfAttention(self.size, heads, dropout)
+            self.attention: nn.Module = Heads(Shape(self.size, 1, heads))
             self.length, self.pooling = None, pooling
         else:
             self.attention = Pool("attention", self.size)
@@ -55,7 +56,7 @@ class Attention(Encoder):
     def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
         states = self.over(embedded, mask)
         if self.kind == "self":
-            change = self.dropout(self.attention(states.x, states.mask))
+            change = self.dropout(self.attention(states.x, seen(states.mask)[:, None, None]))
             return Tokens(states.x + self.depth(change), states.mask)
         h = self.attention(states)[:, None]  # (B, 1, D)
         return Tokens(self.dropout(h), h.new_ones(h.shape[:2], dtype=bool))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from luban.console import tell
 from luban.errors import BundleError, RequestError, Unsupported, need, problem, shortened
-from luban.nn.blocks import seen
 from luban.nn.tokens import Encoder, Tokens
+from luban.nn.transformer import seen
 from luban.settings import Model, Natural
 
 EXTRA = "transformers"

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.nn import forms
-from luban.nn.blocks import Block, rising, sinusoids
 from luban.nn.tokens import Encoder, Span, Tokens
+from luban.nn.transformer import Shape
+from luban.nn.transformer import Transformer as Layers
 from luban.settings import Count, Dial, Fraction
 
 LONGEST = 512  # positions that are learnt where the column does not say how long a value can be
@@ -54,15 +55,9 @@ class Transformer(Encoder):
             inside, longest = inside * self.patch**2, cut[0] * cut[1]
             self.length, self.span = longest, (Span(columns[0].name, 0, longest, cut),)
         self.project = nn.Linear(inside, width) if inside != width or self.grid else nn.Identity()
-        self.kind = positions
-        if positions == "learnt":
-            self.positions = nn.Parameter(torch.randn(longest, width) * 0.02)
-        elif positions == "sinusoidal":
-            self.register_buffer("positions", sinusoids(longest, width), persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, 4 * width, dropout, depth) for depth in rising(stochastic_depth, layers)
+        self.layers = Layers(
+            Shape(width, layers, heads, positions=positions, length=longest, dropout=dropout, depth=stochastic_depth)
         )
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
         self.size, self.pooling = width, pooling
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -74,9 +69,4 @@ class Transformer(Encoder):
             h = F.unfold(F.pad(h, (0, self.short[1], 0, self.short[0])), self.patch, stride=self.patch).transpose(1, 2)
             mask = h.new_ones(h.shape[:2], dtype=torch.bool)
         h = self.project(h)  # (B, T, D)
-        if self.kind != "none":
-            h = h + self.positions[: h.shape[1]]
-        h = self.dropout(h)
-        for block in self.blocks:
-            h = block(h, mask)
-        return Tokens(self.norm(h), mask, self.span)
+        return Tokens(self.layers(h, mask), mask, self.span)

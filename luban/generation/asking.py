@@ -1,0 +1,87 @@
+"""What a person asks a model to write, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from luban.columns.examples import encode_values
+from luban.console import tell
+from luban.errors import DataError
+from luban.generation.sampling import Sampling, checked, writes
+from luban.generation.writing import Text, streamed, written
+from luban.nn.tokens import Batch
+
+Prompt = str | Mapping[str, Any]
+
+
+def told(texts: Sequence[Text]) -> None:
+    """Say what of a prompt was left out for lack of room."""
+    if cut := max((t.cut for t in texts), default=0):
+        tell("generate.cut", count=cut)
+
+
+def generate(
+    bundle: Any,
+    prompts: Sequence[Prompt] = ("",),
+    *,
+    n: int = 1,
+    tokens: int = 0,
+    stop: Sequence[str] = (),
+    seed: int | None = None,
+    **sampling: Any,
+) -> list[list[Text]]:
+    """`n` texts for each prompt: the beginning of the text for a language model, else the input (of several, a row).
+
+    tokens: at most so many new ones, 0 = as many as there is room for. `sampling`: settings of `Sampling`. The texts of a
+    prompt differ by their seeds, `seed`, `seed + 1` ... Raises Unsupported for a model that writes nothing, DataError for
+    an input that it cannot read.
+    """
+    seed, sampling = bundle.recipe.seed if seed is None else seed, checked(**sampling)
+    network = writer_of(bundle)
+    texts, batch = _begun(bundle, network, [p for p in prompts for _ in range(n)], tokens, stop)
+    for i, t in enumerate(texts):
+        t.sampling = Sampling(seed=seed + i % n, **sampling)
+    written(network, texts, batch)
+    return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+def stream(
+    bundle: Any,
+    prompt: Prompt = "",
+    *,
+    tokens: int = 0,
+    stop: Sequence[str] = (),
+    seed: int | None = None,
+    **sampling: Any,
+) -> Iterator[str]:
+    """One text piece by piece, as `generate` writes it."""
+    network = writer_of(bundle)
+    (text,), batch = _begun(bundle, network, [prompt], tokens, stop)
+    text.sampling = Sampling(seed=bundle.recipe.seed if seed is None else seed, **checked(**sampling))
+    return streamed(network, text, batch)
+
+
+def writer_of(bundle: Any) -> Any:
+    """The network of a model that writes. Raises Unsupported for another."""
+    writes(bundle.recipe)
+    return bundle.engine.network
+
+
+def _begun(
+    bundle: Any, network: Any, prompts: Sequence[Prompt], tokens: int, stop: Sequence[str]
+) -> tuple[list[Text], Batch | None]:
+    column = network.outputs[network.written]
+    if not bundle.inputs:
+        given = [column.prompt(p) for p in prompts]
+        most = tokens or network.window
+        return [Text(list(map(int, ids)), most, stop=tuple(stop)) for ids in given], None
+    rows = [p if isinstance(p, Mapping) else {bundle.inputs[0]: p} for p in prompts]
+    examples, bad = encode_values(bundle.columns, bundle.inputs, rows)
+    if bad:
+        raise DataError("generate.bad_input", number=min(bad) + 1, reason=bad[min(bad)])
+    batch = Batch.of(examples.arrays(np.arange(len(examples))), next(network.parameters()).device)
+    most = tokens or min(column.length + 1, network.window - 1)
+    return [Text([column.begin], most, stop=tuple(stop)) for _ in rows], batch

@@ -1,0 +1,47 @@
+"""How tokens are drawn, and whether what was asked for can be. No torch: a wrong request is refused before it is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from luban.errors import RequestError, Unsupported, problem, raise_all
+from luban.recipe import Check, Recipe
+from luban.settings import Fraction, Natural, NonNegative, Positive, Range, schema_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """`temperature` 0 takes the likeliest token. `top_k` likeliest tokens (0 = all); the fewest whose probability reaches
+    `top_p` (Holtzman et al. 2020); those with `min_p` times the probability of the likeliest (Nguyen et al. 2024).
+    `repetition_penalty`: tokens that stand in the text already, logits divided by it (Keskar et al. 2019); 1 = none.
+    """
+
+    temperature: NonNegative = 1.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Range(above=0, high=1)] = 1.0
+    min_p: Fraction = 0.0
+    repetition_penalty: Positive = 1.0
+    seed: Natural = 0
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def checked(**sampling: Any) -> dict[str, Any]:
+    """Settings of `Sampling` as they were asked for. Raises RequestError with every one that cannot be."""
+    known = schema_of(Sampling)["properties"]
+    wrong = []
+    for name, value in sampling.items():
+        if name not in known:
+            wrong.append(problem("generate.no_setting", name=name, allowed=known))
+            continue
+        wrong += Check().value(value, known[name], (name,))
+    raise_all(RequestError, wrong)
+    return sampling
+
+
+def writes(recipe: Recipe) -> None:
+    """Raises Unsupported for the recipe of a model that writes no text."""
+    if not recipe.writes:
+        raise Unsupported("generate.writes_nothing", outputs=list(recipe.outputs))

@@ -1,0 +1,185 @@
+"""Texts written side by side: new ones join between two tokens, those that are done leave (Yu et al. 2022, "Orca")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luban.errors import Unsupported
+from luban.generation.choosing import choose
+from luban.generation.sampling import GREEDY, Sampling
+from luban.nn.tokens import Batch
+
+END, LENGTH, STOP = (
+    "end",
+    "length",
+    "stop",
+)  # why a text ends: by itself, no more room, one of the words it was to stop at
+BROKEN = "\ufffd"  # what half a character is decoded to
+
+
+@dataclass(eq=False)
+class Text:
+    """One text that is asked for, and what is written of it.
+
+    `prompt`: ids that are given, the column's `begin` first. `most`: tokens to write. `stop`: words it ends before.
+    """
+
+    prompt: Sequence[int]
+    most: int
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    ids: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    reason: str = ""  # of its end; empty while it is being written
+    text: str = ""  # all that is sure to stay, without the word that ended it
+    streamed: bool = False  # `text` is wanted after every token
+    cut: int = 0  # tokens of the prompt that were left out at its beginning, for lack of room
+
+    @property
+    def read(self) -> list[int]:
+        return [*self.prompt, *self.ids]
+
+
+class Writer:
+    """The texts that one network writes at this moment. Not for several threads at once."""
+
+    def __init__(self, network: Any):
+        self.network, self.column = network, network.outputs[network.written]
+        self.device = next(network.parameters()).device
+        self.texts: list[Text] = []
+        self.state: Any = None
+        self.logits: Tensor | None = None  # (B, V) of what comes next
+
+    @torch.inference_mode()
+    def add(self, texts: Sequence[Text], batch: Batch | None = None) -> None:
+        """Begin some texts together. `batch`: the inputs of each, for a network that has any."""
+        if not texts:
+            return
+        for t in texts:
+            self._fit(t)
+        longest = max(len(t.prompt) for t in texts)
+        ids = torch.zeros(len(texts), longest, dtype=torch.long)
+        mask = torch.zeros(len(texts), longest, dtype=torch.bool)
+        for i, t in enumerate(texts):
+            ids[i, : len(t.prompt)], mask[i, : len(t.prompt)] = torch.as_tensor(np.asarray(t.prompt)), True
+        state = self.network.start(batch if batch is not None else Batch({}, {}, len(texts)))
+        logits = self.network.advance(state, ids.to(self.device), mask.to(self.device))
+        if self.texts:
+            state, logits = self.state.join(state), torch.cat([self.logits, logits])
+        self.state, self.logits, self.texts = state, logits, [*self.texts, *texts]
+
+    def _fit(self, text: Text) -> None:
+        """A prompt that leaves no room loses its beginning, all but the first id."""
+        room = self.network.window - min(text.most, self.network.window // 2)
+        if len(text.prompt) > room:
+            text.cut = len(text.prompt) - room
+            text.prompt = [text.prompt[0], *text.prompt[text.cut + 1 :]]
+        text.most = min(text.most, self.network.window - len(text.prompt))
+
+    @torch.inference_mode()
+    def step(self) -> list[Text]:
+        """One more token of each text; those that are done with it, which leave."""
+        if not self.texts:
+            return []
+        ids, chances = choose(self.logits, [t.sampling for t in self.texts], [t.read for t in self.texts])
+        for t, i, p in zip(self.texts, ids, chances):
+            t.log_probabilities.append(p)
+            t.ids.append(i)
+            self._look(t)
+        done = [t for t in self.texts if t.reason]
+        if done:
+            stay = [i for i, t in enumerate(self.texts) if not t.reason]
+            self.texts, ids = [self.texts[i] for i in stay], [ids[i] for i in stay]
+            self.state = self.state.take(torch.tensor(stay, device=self.device)) if stay else None
+        if self.texts:
+            tokens = torch.tensor(ids, device=self.device)[:, None]
+            self.logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        return done
+
+    def drop(self, text: Text) -> None:
+        """Nobody waits for it any more."""
+        if text in self.texts:
+            stay = [i for i, t in enumerate(self.texts) if t is not text]
+            keep = torch.tensor(stay, device=self.device, dtype=torch.long)
+            self.texts = [self.texts[i] for i in stay]
+            self.state, self.logits = (self.state.take(keep), self.logits[keep]) if stay else (None, None)
+
+    def _look(self, t: Text) -> None:
+        """Whether a text is done, and what of it is sure to stay."""
+        if t.ids[-1] == self.column.end:
+            t.reason = END
+        elif len(t.ids) >= t.most:
+            t.reason = LENGTH
+        if t.reason or t.stop or t.streamed:
+            whole = self.column.text(t.ids)
+            found = [at for at in (whole.find(word) for word in t.stop) if at >= 0]
+            if found:
+                t.reason, whole = STOP, whole[: min(found)]
+            t.text = whole if t.reason else whole[: len(whole) - _unsure(whole, t.stop)]
+
+
+def _unsure(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end of a text that may yet become another one, or the word that ends it."""
+    broken = len(text) - len(text.rstrip(BROKEN))
+    begun = max((n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
+    return max(broken, begun)
+
+
+def written(network: Any, texts: Sequence[Text], batch: Batch | None = None) -> Sequence[Text]:
+    """All of them, written to their ends."""
+    writer = Writer(network)
+    writer.add(texts, batch)
+    while writer.texts:
+        writer.step()
+    return texts
+
+
+def streamed(network: Any, text: Text, batch: Batch | None = None) -> Iterator[str]:
+    """A text piece by piece, as soon as each is sure."""
+    text.streamed = True
+    writer, told = Writer(network), 0
+    writer.add([text], batch)
+    while not text.reason:
+        writer.step()
+        if len(text.text) > told:
+            yield text.text[told:]
+            told = len(text.text)
+
+
+@torch.no_grad()
+def respond(network: Any, batch: Batch) -> dict[str, Tensor]:
+    """Per output what its column decodes: what `forward` gives; of a text (B, T, 2), see `write`.
+
+    Raises Unsupported for a language model, which has no inputs to answer.
+    """
+    written = getattr(network, "written", None)
+    if written is None:
+        return network(batch)
+    if not len(network.encoders):
+        raise Unsupported("text.nothing_to_answer", output=written)
+    found = network(replace(batch, targets={})) if len(network.outputs) > 1 else {}
+    return {n: write(network, batch) if n == written else found[n] for n in network.outputs}
+
+
+def write(network: Any, batch: Batch) -> Tensor:
+    """The answer to each example, as its column asks for it: (B, T, 2), ids with -1 behind the end, log-probabilities."""
+    from luban.generation.beams import beams
+
+    column = network.outputs[network.written]
+    most = min(column.length + 1, network.window - 1)
+    if column.beams > 1:
+        found = beams(network, batch, most, column.beams)
+    else:
+        texts = [Text([column.begin], most) for _ in range(batch.size)]
+        found = [(t.ids, t.log_probabilities) for t in written(network, texts, batch)]
+    longest = max(len(ids) for ids, _ in found)
+    result = torch.full((batch.size, longest, 2), -1.0, dtype=torch.float64)
+    for row, (ids, chances) in zip(result, found):
+        row[: len(ids), 0], row[: len(ids), 1] = torch.tensor(ids).double(), torch.tensor(chances).double()
+    return result

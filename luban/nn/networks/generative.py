@@ -1,0 +1,72 @@
+"""A network with an output that is written token by token: inputs -> encoders -> memory -> decoder; or a decoder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from luban.columns.base import Column
+from luban.errors import Unsupported
+from luban.nn.network import Composed
+from luban.nn.tokens import Batch, Tokens
+from luban.recipe import Recipe
+
+
+class Generator(Protocol):
+    """What `luban.generation` asks of a network. A state belongs to some texts that are being written; it has `lengths`
+    (B,) read so far, `take(rows)` and `join(other)`, and nothing else of it is looked at.
+    """
+
+    def start(self, batch: Batch) -> Any: ...
+    def advance(self, state: Any, tokens: Tensor, mask: Tensor) -> Tensor: ...
+
+
+class Generative(Composed):
+    """The built-in network where one output is a text. Others may stand beside it where the fusion gives a summary (`join`).
+
+    Raises Unsupported for two texts.
+    """
+
+    def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
+        super().__init__(recipe, columns)
+        found = [n for n, head in self._heads() if getattr(head, "writes", False)]
+        if len(found) > 1:
+            raise Unsupported("text.two_outputs", outputs=found)
+        if len(self.outputs) > 1 and recipe.fusion.type != "join":
+            raise Unsupported("text.no_summary", outputs=list(self.outputs), fusion=recipe.fusion.type)
+        self.written = found[0]
+        self.writer = dict(self._heads())[self.written]
+
+    @property
+    def window(self) -> int:
+        """Tokens that one text may have, those given included."""
+        return self.writer.window
+
+    def remembered(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> Tokens | None:
+        """What the decoder reads beside the text; None where there are no inputs."""
+        return self.fusion(self.tokens(batch, embedded)) if len(self.encoders) else None
+
+    def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Logits of the next token after each of the true ones, (B, T, V); of other outputs what their heads say.
+
+        An output whose text is not given is left out: it can only be written (`luban.generation`).
+        """
+        fused = self.remembered(batch, embedded)
+        found = {}
+        for name, head in self._heads():
+            if head is not self.writer:
+                found[name] = head(fused).float()
+            elif name in batch.targets:
+                found[name] = head(fused, *batch.targets[name]).float()
+        return found
+
+    # -- the Generator ---------------------------------------------------------------------------------------------------
+    def start(self, batch: Batch) -> Any:
+        """The state of one text for each example of a batch, with nothing written yet."""
+        return self.writer.start(self.remembered(batch), batch.size)
+
+    def advance(self, state: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Read tokens (B, n), mask (B, n) True = real and first, into the state; logits (B, V) of what follows."""
+        return self.writer.advance(state, tokens, mask)

@@ -1,0 +1,356 @@
+"""Networks that write: what is read once is read right, nothing leaks, and a text does not depend on its neighbours."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luban.columns.base import Ragged
+from luban.columns.examples import Examples
+from luban.columns.kept import packed
+from luban.columns.text import Text
+from luban.errors import RequestError, Unsupported
+from luban.evaluation.likelihood import likelihood, windows
+from luban.generation.beams import beams
+from luban.generation.choosing import choose
+from luban.generation.sampling import Sampling, checked
+from luban.generation.writing import STOP, Writer, streamed, write, written
+from luban.generation.writing import Text as Asked
+from luban.nn.tokens import Batch
+from luban.nn.transformer import Past
+from tests.writing import TEXTS, batch, columns, network
+
+HEADS = [
+    ("llama", {}),
+    ("llama", {"kv_heads": 2}),
+    ("gpt", {}),
+    ("transformer", {"order": "post"}),
+    ("transformer", {"order": "pre"}),
+]
+every = pytest.mark.parametrize(("head", "settings"), HEADS, ids=str)
+SOURCE = {"source": TEXTS[:4]}
+
+
+def made(head, settings, inputs=()):
+    return network(head, inputs, **settings)
+
+
+def nothing(count):
+    return Batch({}, {}, count)
+
+
+# -- reading with a past equals reading at once ------------------------------------------------------------------------
+def stepwise_gap(net, inputs):
+    """How far logits that are made token by token, rows of different lengths, are from those of one reading."""
+    texts = [t[: 4 + 3 * i] for i, t in enumerate(TEXTS[:4])]
+    b = batch(net, texts, inputs)
+    x, mask = b.targets["text"]
+    whole = net(b)["text"]
+    before = torch.cat([x.new_full((4, 1), net.writer.column.begin), x[:, :-1]], 1)
+    lengths, first = mask.sum(1), torch.tensor([1, 2, 1, 3])
+    state, at, gap = net.start(b), torch.zeros(4, dtype=torch.long), 0.0
+    most = int(first.max())
+    real = torch.arange(most) < first[:, None]
+    logits = net.advance(state, before[:, :most] * real, real)
+    at += first
+    alive = torch.arange(4)
+    while len(alive):
+        gap = max(gap, float((logits - whole[alive, at[alive] - 1]).abs().max().detach()))
+        stay = at[alive] < lengths[alive]
+        alive = alive[stay]
+        if len(alive):
+            state = state.take(torch.arange(len(stay))[stay])
+            logits = net.advance(state, before[alive, at[alive]][:, None], torch.ones(len(alive), 1, dtype=torch.bool))
+            at[alive] += 1
+    return gap
+
+
+@every
+@pytest.mark.parametrize("inputs", [None, SOURCE], ids=["alone", "reading"])
+def test_a_text_read_token_by_token_is_the_text_read_at_once(head, settings, inputs):
+    net = made(head, settings, tuple(inputs or ()))
+    assert stepwise_gap(net, inputs) < 2e-5
+
+
+@pytest.mark.parametrize("fault", ["lengths", "grow"])
+def test_control_token_by_token(fault, monkeypatch):
+    net = made("llama", {})
+    if fault == "lengths":  # every row writes where the longest one is
+        monkeypatch.setattr(Past, "places", lambda self, n: slice(self.longest, self.longest + n))
+    else:  # what was read is forgotten
+        real = Past.take
+        monkeypatch.setattr(Past, "take", lambda self, rows: (p := real(self, rows), [k.zero_() for k in p.keys])[0])
+    assert stepwise_gap(net, None) > 1e-3
+
+
+# -- nothing leaks -------------------------------------------------------------------------------------------------------
+def leak(net, inputs):
+    """How far the logits before a place move when the text from there on is another one."""
+    b, c = batch(net, [TEXTS[0]] * 4, inputs), batch(net, [TEXTS[0][:9] + t for t in TEXTS[1:5]], inputs)
+    x, y = b.targets["text"][0], c.targets["text"][0]
+    width = min(x.shape[1], y.shape[1])
+    same = (x[:, :width] == y[:, :width]).long().cumprod(1).bool()  # what comes after a place is all that differs
+    a, o = net(b)["text"][:, :width], net(c)["text"][:, :width]
+    assert same.any() and not same.all()
+    return float(((a - o).abs().amax(2) * same).max().detach())
+
+
+@every
+def test_the_future_does_not_change_the_past(head, settings):
+    assert leak(made(head, settings), None) < 1e-5
+    assert leak(made(head, settings, ("source",)), SOURCE) < 1e-5
+
+
+def test_control_the_future():
+    net = made("llama", {})
+    for layer in net.writer.layers.layers:
+        layer.causal = False
+    assert leak(net, None) > 1e-3
+
+
+def padding_gap(net):
+    long, short = {"source": [TEXTS[0], TEXTS[0] * 3]}, {"source": [TEXTS[0]]}
+    together = net(batch(net, [TEXTS[1], TEXTS[2] * 2], long))["text"][0]
+    alone = net(batch(net, [TEXTS[1]], short))["text"][0]
+    return float((together[: len(alone)] - alone).abs().max().detach())
+
+
+@every
+def test_padding_does_not_change_an_answer(head, settings):
+    assert padding_gap(made(head, settings, ("source",))) < 1e-5
+
+
+def test_control_padding(monkeypatch):
+    monkeypatch.setattr("luban.nn.transformer.seen", lambda mask: torch.ones_like(mask))
+    assert padding_gap(made("llama", {}, ("source",))) > 1e-3
+
+
+# -- writing -------------------------------------------------------------------------------------------------------------
+def greedy(net, prompt, most):
+    ids = list(prompt)
+    for _ in range(most):
+        x = torch.tensor([[*ids[1:], 0]])
+        logits = net.writer.logits(None, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0, -1]
+        ids.append(int(logits.argmax()))
+        assert x.shape[1] == len(ids) - 1
+        if ids[-1] == net.writer.column.end:
+            break
+    return ids[len(prompt) :]
+
+
+@every
+def test_written_side_by_side_as_alone(head, settings):
+    """Several prompts of different lengths, one of which joins later, give what each gives by itself."""
+    net = made(head, settings)
+    column = columns()["text"]
+    prompts = [column.prompt(t).tolist() for t in ("the", "a dog and", "", "on the mat the")]
+    alone = [greedy(net, p, 6) for p in prompts]
+    texts = [Asked(p, 6) for p in prompts]
+    writer = Writer(net)
+    writer.add(texts[:3])
+    writer.step()
+    writer.step()
+    writer.add(texts[3:])
+    while writer.texts:
+        writer.step()
+    assert [t.ids for t in texts] == alone
+    assert all(t.reason in ("end", "length") for t in texts)
+
+
+def test_inputs_of_texts_that_join_stay_theirs():
+    net = made("llama", {}, ("source",))
+    sources = {"source": TEXTS[:3]}
+    b = batch(net, TEXTS[:3], sources)
+    alone = []
+    for i in range(3):
+        alone += written(net, [Asked([net.writer.column.begin], 5)], b.take(slice(i, i + 1)))
+    texts = [Asked([net.writer.column.begin], 5) for _ in range(3)]
+    writer = Writer(net)
+    for i, t in enumerate(texts):
+        writer.add([t], b.take(slice(i, i + 1)))
+        writer.step()
+    while writer.texts:
+        writer.step()
+    assert [t.ids for t in texts] == [t.ids for t in alone]
+
+
+def test_log_probabilities_are_those_of_the_text():
+    net = made("llama", {}, ("source",))
+    b = batch(net, TEXTS[:3], {"source": TEXTS[:3]})
+    found = write(net, b)
+    ids = torch.where(found[..., 0] >= 0, found[..., 0], 0).long()
+    mask = found[..., 0] >= 0
+    b.targets["text"] = (ids, mask)
+    o = net(b)
+    each = net.score(o, {"text": ids * mask})["text"]
+    assert torch.allclose(each.double(), (found[..., 1] * mask).sum(1), atol=1e-4)
+
+
+def test_seeds_and_neighbours():
+    net = made("llama", {})
+    column = columns()["text"]
+    ask = lambda seed: Asked(column.prompt("the").tolist(), 8, Sampling(temperature=1.2, seed=seed))  # noqa: E731
+    first, again, other = ask(1), ask(1), ask(2)
+    written(net, [first])
+    written(net, [other, again])
+    assert first.ids == again.ids != other.ids
+
+
+def test_stop_words_and_streams():
+    net = made("llama", {})
+    column = columns()["text"]
+    (whole,) = written(net, [Asked(column.prompt("a").tolist(), 10)])
+    text = column.text(whole.ids)
+    word = text[3:5]
+    stopped = Asked(column.prompt("a").tolist(), 10, stop=(word,))
+    pieces = list(streamed(net, stopped))
+    assert "".join(pieces) == text[: text.find(word)] == stopped.text and stopped.reason == STOP
+    free = Asked(column.prompt("a").tolist(), 10)
+    assert "".join(streamed(net, free)) == text
+
+
+def test_a_prompt_too_long_loses_its_beginning():
+    net = made("llama", {})
+    column = columns()["text"]
+    asked = Asked(column.prompt("cat " * 40).tolist(), 4)
+    written(net, [asked])
+    assert asked.cut > 0 and len(asked.read) <= net.window and asked.prompt[0] == column.begin
+
+
+@torch.no_grad()
+def brute(net, b, most, penalty):
+    """The best of all texts of at most `most` tokens, every one of them scored."""
+    column = net.writer.column
+    best = (-np.inf, None)
+    for length in range(1, most + 1):
+        for body in itertools.product(range(column.size), repeat=length - 1):
+            if column.end in body:
+                continue
+            for last in range(column.size) if length == most else (column.end,):
+                ids = torch.tensor([[*body, last]])
+                chances = net(_with(b, ids))["text"].log_softmax(-1)
+                score = float(chances.gather(2, ids[..., None]).sum())
+                best = max(best, (score / length**penalty, tuple(ids[0].tolist())))
+    return best
+
+
+def _with(b, ids):
+    return Batch(b.inputs, {"text": (ids, torch.ones_like(ids, dtype=torch.bool))}, 1)
+
+
+def test_beams_find_the_likeliest_text(monkeypatch):
+    column = Text("text", tokens="characters", least=1, ends=True, length=8, lower=False).fit(["ab", "ba"])
+    monkeypatch.setattr("tests.writing.columns", lambda inputs=(): {"text": column})
+    net = network("llama", seed=3)
+    b = nothing(1)
+    for penalty in (0.0, 1.0):
+        (found,) = beams(net, b, 3, 25, penalty)
+        assert tuple(found[0]) == brute(net, b, 3, penalty)[1]
+    one = beams(net, b, 4, 1)[0][0]
+    assert one == greedy(net, [column.begin], 4)
+
+
+# -- choosing --------------------------------------------------------------------------------------------------------------
+def frequencies(logits, **settings):
+    logits = torch.tensor([logits])
+    drawn = [choose(logits, [Sampling(seed=s, **settings)], [[]])[0][0] for s in range(1500)]
+    return np.bincount(drawn, minlength=logits.shape[1]) / 1500
+
+
+LOGITS = [2.0, 1.0, 0.0, -1.0, -3.0]
+P = np.exp(LOGITS) / np.exp(LOGITS).sum()
+
+
+def near(found, wanted):
+    assert np.abs(found - wanted / wanted.sum()).max() < 0.05 and (found[wanted == 0] == 0).all()
+
+
+def test_sampling_follows_the_probabilities():
+    near(frequencies(LOGITS), P)
+    near(frequencies(LOGITS, temperature=0.5), P**2)
+    near(frequencies(LOGITS, top_k=2), P * [1, 1, 0, 0, 0])
+    near(frequencies(LOGITS, top_p=0.7), P * [1, 1, 0, 0, 0])
+    near(frequencies(LOGITS, top_p=0.01), P * [1, 0, 0, 0, 0])
+    near(frequencies(LOGITS, min_p=0.1), P * [1, 1, 1, 0, 0])
+    assert frequencies(LOGITS, temperature=0.0)[0] == 1
+
+
+def test_repetition_costs():
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    assert choose(logits, [Sampling(temperature=0)], [[0]])[0] == [0]
+    assert choose(logits, [Sampling(temperature=0, repetition_penalty=1.5)], [[0]])[0] == [1]
+
+
+def test_settings_side_by_side_stay_their_own():
+    logits = torch.tensor([LOGITS] * 3)
+    each = [Sampling(top_k=1), Sampling(temperature=5.0, seed=4), Sampling(temperature=0)]
+    ids, _ = choose(logits, each, [[], [], []])
+    assert ids[0] == ids[2] == 0 and ids[1] == choose(logits[:1], each[1:2], [[]])[0][0]
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(RequestError) as e:
+        checked(temperature=-1.0, topk=3, top_p=0.0)
+    assert len(e.value.problems) == 3 and "top_k" in str(e.value)
+
+
+# -- texts and ids ----------------------------------------------------------------------------------------------------------
+@given(st.text(max_size=40))
+def test_what_is_decoded_is_what_was_encoded(text):
+    column = columns()["text"].whole()
+    clean = column._clean(text)
+    assert column.text(column.encode(text)) == clean
+
+
+def test_control_words_are_plain_text():
+    """Nothing that a user types becomes the end of the text."""
+    column = columns()["text"]
+    for word in ("⟨pad⟩", "⟨unk⟩", "<|endoftext|>", "</s>", "[SEP]"):
+        ids = column.prompt(word)[1:]
+        assert column.end not in ids and column.text(ids) == word
+
+
+def test_packed_texts_lose_nothing():
+    column = columns()["text"].whole()
+    texts = column.encode_all(TEXTS)
+    examples = Examples({"text": column}, {}, {"text": texts}, np.arange(10) + 100, 10)
+    found = packed(examples, 7)
+    assert np.array_equal(found.targets["text"].flat, texts.flat) and set(found.lengths()[:-1]) == {7}
+    firsts = np.searchsorted(texts.offsets, found.targets["text"].offsets[:-1], side="right") - 1
+    assert np.array_equal(found.rows, firsts + 100)
+    with pytest.raises(Unsupported):
+        packed(Examples({}, {"a": texts}, {"text": texts}, np.arange(10), 10), 7)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 12, 13, 30])
+def test_windows_count_every_token_once(length):
+    found = list(windows(np.arange(1, length + 1), 8))
+    assert np.array_equal(np.concatenate([w[w > 0] for w in found]), np.arange(1, length + 1))
+    for w in found[1:]:
+        given = ~w[w < 0]
+        assert len(given) == 4 and given[-1] + 1 == w[w > 0][0]
+
+
+@torch.no_grad()
+def test_likelihood_is_that_of_the_chain():
+    net = made("llama", {})
+    column = columns()["text"].whole()
+    examples = Examples({"text": column}, {}, {"text": column.encode_all(TEXTS[:2])}, np.arange(2), 2)
+    found = likelihood(net, "text", examples)
+    for row, ids in zip(found, (examples.targets["text"][i] for i in range(2))):
+        total, before = 0.0, [column.begin]
+        for i in ids[:16].tolist():
+            o = net.writer.logits(None, torch.tensor([before]), torch.ones(1, len(before), dtype=torch.bool))
+            total -= float(o[0, -1].log_softmax(-1)[i])
+            before.append(i)
+        assert row[1] == len(ids)
+        if len(ids) <= 16:
+            assert abs(row[0] - total) < 1e-3
+
+
+def test_examples_are_of_ragged_targets():
+    found = Ragged.of([np.arange(3), np.arange(5)])
+    assert Examples({}, {}, {"t": found}, np.arange(2), 2).lengths().tolist() == [3, 5]

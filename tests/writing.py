@@ -1,0 +1,46 @@
+"""Small networks that write, for tests."""
+
+from functools import cache
+
+import torch
+
+from luban.bundle import build_network
+from luban.columns.text import Text
+from luban.nn.tokens import Batch
+from luban.recipe import Recipe, fill
+
+TEXTS = ["the cat sat on the mat", "a dog and a cat", "on the mat the dog sat", "cats and dogs", "mat, cat; hat."] * 2
+
+
+def recipe(head, inputs=(), frame="row", **data):
+    outputs = {"text": {"text": {"vocabulary": 300, "length": 16}}}
+    model = {"text": head} | {n: {"transformer": {"width": 16, "layers": 1, "heads": 2}} for n in inputs}
+    plain = {"luban": 1, "inputs": dict.fromkeys(inputs, "text"), "outputs": outputs, "model": model, "frame": frame}
+    return Recipe.of(plain | {"size": "nano"} | ({"data": data} if data else {})).resolved()
+
+
+@cache
+def columns(inputs=()):
+    asked = recipe("gpt", inputs)
+    parts = {**asked.inputs, **asked.outputs}
+    made = {n: Text(n, **fill("columns", p, "nano").settings) for n, p in parts.items()}
+    return {n: c.fit(TEXTS) for n, c in made.items()}
+
+
+def network(head="llama", inputs=(), seed=0, **settings):
+    """A small one with weights large enough that what it reads makes a difference."""
+    torch.manual_seed(seed)
+    small = {"width": 16, "layers": 2, "heads": 4} | settings
+    made = build_network(recipe({head: small}, inputs), columns(inputs))
+    for p in made.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, 0, 0.3)
+    return made.eval()
+
+
+def batch(net, texts, sources=None):
+    """The true texts as targets, and the inputs of each."""
+    found = {n: columns(tuple(net.groups and [g[0] for g in net.groups]))[n] for n in ["text", *(sources or {})]}
+    both = {n: found[n].collate(found[n].encode_all(v)) for n, v in {"text": texts, **(sources or {})}.items()}
+    pairs = {n: tuple(map(torch.as_tensor, pair)) for n, pair in both.items()}
+    return Batch({n: pairs[n] for n in sources or {}}, {"text": pairs["text"]}, len(texts))
