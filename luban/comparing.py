@@ -23,6 +23,7 @@ from luban.space import HIGHER
 
 SIDE_BY_SIDE = 6  # runs that get a column of all their metrics; more are listed, one a line
 DEEPEST = 6  # folders below the named one that are looked into
+HELD = 1 << 30  # bytes of weights that stay in memory until their models have answered; others are read again
 NOT_A_SETTING = ("tune", "curve", "luban")
 
 
@@ -36,6 +37,7 @@ class Run:
     history: list[dict[str, Any]]
     judged: dict[str, Any]  # the numbers of its report "evaluate", or what `compress` measured after it
     parameters: int
+    bundle: Any = None  # the model itself, until it has answered
 
     def entry(self) -> dict[str, Any]:
         return next((h for h in reversed(self.history) if h.get("stage") == "train"), {})
@@ -112,15 +114,19 @@ def read(path: Path, name: str) -> Run:
     from luban.bundle import Bundle
 
     bundle = Bundle.load(path)
-    return Run(
-        name, path, bundle.recipe, bundle.history, judged_now(bundle.history, bundle.reports), bundle.parameters()
-    )
+    judged = judged_now(bundle.history, bundle.reports)
+    return Run(name, path, bundle.recipe, bundle.history, judged, bundle.parameters(), bundle)
 
 
 def compare(folders: Sequence[str | Path], *, paired: bool = True) -> Report:
     """Saved models, or all below a folder, side by side; the best first where they were found below one."""
     paths = found_in(folders)
-    runs = [read(p, n) for p, n in zip(paths, names_of(paths))]
+    runs, held = [], 0
+    for path, name in zip(paths, names_of(paths)):
+        runs.append(read(path, name))
+        held += runs[-1].bytes()
+        if not paired or held > HELD:
+            runs[-1].bundle = None
     if len(paths) > len(folders):
         runs.sort(key=_order)
     report = Report("compare", say("compare.title"))
@@ -269,7 +275,8 @@ def _answered(run: Run, data: Any) -> Any:
     from luban.evaluation.table import table
 
     console.tell("compare.answering", run=run.name)
-    return table(Bundle.load(run.path), data)
+    bundle, run.bundle = run.bundle or Bundle.load(run.path), None
+    return table(bundle, data)
 
 
 def _between(run: Run, before: Any, after: Any) -> list[dict[str, Any]]:

@@ -59,6 +59,17 @@ def test_the_difference_is_paired_where_the_rows_are_the_same(runs):
     assert other["why"] == "compare.other_rows"
 
 
+@pytest.mark.parametrize("held, loads", [(comparing.HELD, 2), (0, 4)])
+def test_each_model_is_read_once_where_memory_holds_them(runs, monkeypatch, held, loads):
+    """With no room for them they are read again to answer, and the numbers are the same."""
+    real, seen = luban.Bundle.load.__func__, []
+    folders = [runs / "first" / "model", runs / "second" / "model"]
+    want = compare(folders).numbers
+    monkeypatch.setattr(comparing, "HELD", held)
+    monkeypatch.setattr(luban.Bundle, "load", classmethod(lambda cls, path: (seen.append(path), real(cls, path))[1]))
+    assert compare(folders).numbers == want and len(seen) == loads
+
+
 def test_rows_that_changed_are_not_taken_for_the_same(runs, tmp_path):
     shutil.copytree(runs / "first" / "model", tmp_path / "a")
     shutil.copytree(runs / "second" / "model", tmp_path / "b")

@@ -221,7 +221,7 @@ def test_explanations(served):
 def test_an_engine_that_only_answers_says_so():
     with serving(SlowEngine(0)) as (_, client):
         reply = client.post("/explain", json={"x": 1})
-    assert reply.status_code == 422 and reply.json()["error"]["id"] == "serve.cannot_explain"
+    assert reply.status_code == 404 and reply.json()["error"]["id"] == "serve.cannot_explain"
 
 
 def test_the_batcher_drops_what_nobody_waits_for():

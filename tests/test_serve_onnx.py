@@ -95,6 +95,25 @@ def test_the_torch_engine_cannot_run_it(saved):
     assert choose(saved[1], "torch").name == "torch" and choose(saved[0]).name == "torch"
 
 
+def test_explanations_come_from_the_weights_beside_the_file(saved, tmp_path):
+    """As the model itself gives them; after the folder holds another model, in a sentence instead of its explanations."""
+    import torch
+
+    bundle, folder = saved
+    shutil.copytree(folder, tmp_path / "m")
+    with serving(tmp_path / "m") as (_, client):
+        reply = client.post("/explain", json={"rows": PLAIN[:2], "output": "price"})
+        expected = bundle.explain(PLAIN[:2], rows=2, output="price").to_json()["numbers"]
+        assert reply.status_code == 200 and reply.json() == json.loads(json.dumps(expected))
+    with serving(tmp_path / "m") as (_, client):
+        with torch.no_grad():
+            next(iter((other := tiny_bundle()).network.parameters())).add_(0.1)
+        other.save(tmp_path / "m")
+        refused = client.post("/explain", json=PLAIN[0])
+        assert refused.status_code == 422 and refused.json()["error"]["id"] == "serve.model_changed"
+        assert client.post("/predict", json=PLAIN[0]).status_code == 200
+
+
 def test_together_as_alone(saved):
     with serving(saved[1] / "model.onnx") as (_, client):
         together = client.post("/predict", json={"rows": PLAIN}).json()["rows"]
@@ -102,4 +121,4 @@ def test_together_as_alone(saved):
             alone = client.post("/predict", json=row).json()["rows"][0]
             assert abs(alone["answers"]["price"]["value"] - found["answers"]["price"]["value"]) < 1e-5
         refused = client.post("/explain", json=PLAIN[0])
-    assert refused.status_code == 422 and refused.json()["error"]["id"] == "serve.cannot_explain"
+    assert refused.status_code == 404 and refused.json()["error"]["id"] == "serve.cannot_explain"

@@ -268,6 +268,16 @@ def test_without_optuna_it_is_one_sentence(monkeypatch, tmp_path):
     assert str(e.value).count("\n") == 0 and "pip install 'luban[tune]'" in str(e.value)
 
 
+@pytest.mark.parametrize("verb", ["tune", "curve"])
+def test_not_in_the_ranks_of_a_torchrun(rows, tmp_path, monkeypatch, verb):
+    """Nothing is begun: each rank would search by itself."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError) as e:
+        getattr(luban, verb)(recipe(rows), out=tmp_path / "m")
+    assert e.value.id == "tune.in_ranks" and "2" in str(e.value) and not (tmp_path / "m").exists()
+
+
 def test_without_validation_rows(rows, tmp_path):
     asked = recipe(rows)
     asked["data"]["split"] = {"validation": 0.0, "test": 0.2}

@@ -17,6 +17,7 @@ from luban.data.prepare import Data, prepare
 from luban.energy import Meter
 from luban.errors import RequestError, need
 from luban.recipe import Part, Recipe, fill
+from luban.scale import world
 from luban.tuning.asked import counts_for, judgeable
 
 TUNE, CURVE, BEGUN = ".tune", ".curve", "recipe.yaml"
@@ -42,6 +43,7 @@ def tune(
     `luban.tuning.search`. With `out` the Bundle is saved there and a search that was killed goes on when called again.
     Raises RecipeError, DataError before anything starts, MissingExtra without Optuna, Stopped on a signal.
     """
+    _not_in_ranks()
     need("optuna", "tune")
     recipe, rows, inferred = recipe_from(data, Ask(target, inputs, types, model, size, seed, tuple(set)))
     recipe = Recipe.of({**recipe.plain(), "tune": {**recipe.tune, **settings}})
@@ -71,6 +73,7 @@ def curve(
     A Bundle: the recipe trained on all rows at its own size, with a report "curve". `settings` are those of a recipe's `curve`
     (`rows=[0.25, 0.5, 1], sizes=["nano", "small"], repeats=3`), see `luban.tuning.curve`. Goes on and raises as `tune` does.
     """
+    _not_in_ranks()
     recipe, rows, inferred = recipe_from(data, Ask(target, inputs, types, model, size, seed, tuple(set)))
     recipe = Recipe.of({**recipe.plain(), "curve": {**recipe.curve, **settings}})
     if recipe.fusion.type == "own":
@@ -80,6 +83,12 @@ def curve(
     counts_for(len(prepared.part("train")), fill("search", Part("curve", recipe.curve), recipe.size).settings["rows"])
     with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder, claimed(out):
         return _curved(recipe, prepared, Path(folder), keep=out is not None)
+
+
+def _not_in_ranks() -> None:
+    """Raises RequestError in the ranks of somebody's torchrun: each would search, and write, by itself."""
+    if world() > 1:
+        raise RequestError("tune.in_ranks", world=world())
 
 
 def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:

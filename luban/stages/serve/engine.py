@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -55,27 +55,32 @@ class Guarded:
 
 
 class Explainer:
-    """The stage `explain` on a network of its own, one request at a time."""
+    """The stage `explain` on a network of its own, one request at a time.
+
+    `made`: gives the Bundle that is served. It is asked with the first request: an engine without torch needs it for
+    nothing else.
+    """
 
     settings = ("method", "output", "target")
     most = 8  # rows of one request
 
-    def __init__(self, bundle: Any):
-        self.served, self.lock = bundle, Lock()
+    def __init__(self, made: Callable[[], Any]):
+        self.made, self.lock = made, Lock()
 
     @cached_property
     def bundle(self) -> Any:
         """The served Bundle again, with guarded columns, so that hooks and gradients touch no network that answers."""
-        columns = {n: c.guarded() for n, c in self.served.columns.items()}
-        return replace(self.served, columns=columns, network=self.served.copy_network())
+        served = self.made()
+        columns = {n: c.guarded() for n, c in served.columns.items()}
+        return replace(served, columns=columns, network=served.copy_network())
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The numbers of the explanation report. Raises RequestError."""
+        """The numbers of the explanation report. Raises RequestError, BundleError where the model is there no more."""
         from luban.data.prepare import data_of
 
         explain = registry.find("stages", "explain")
-        inputs = [{n: row[n] for n in self.served.inputs} for row in rows]
         with self.lock:
+            inputs = [{n: row[n] for n in self.bundle.inputs} for row in rows]
             report = explain(self.bundle, data_of(inputs, self.bundle.columns), rows=len(rows), **settings)
         return report.to_json()["numbers"]
 
@@ -86,7 +91,7 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
         return Guarded(source, type(source).__name__)
     if not isinstance(source, (str, Path)):  # a Bundle: torch is there already
         path = getattr(source, "path", None)
-        return Guarded(_fitting(path, threads), "onnx") if which == "onnx" else _torch(source)
+        return _fitting(path, threads) if which == "onnx" else _torch(source)
     path, device = Path(source), machine.wanted_device()
     if path.suffix == ".onnx" and not path.is_dir():
         if which == "torch":
@@ -94,7 +99,7 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
         return Guarded(_onnx(path, threads), "onnx")
     auto = which == "auto" and device in (None, "cpu")
     if which == "onnx" or (auto and find_spec("onnxruntime") and fits(path)):
-        return Guarded(_fitting(path, threads), "onnx")
+        return _fitting(path, threads)
     from luban.bundle import Bundle
 
     bundle = Bundle.load(path)
@@ -102,8 +107,7 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
 
 
 def _torch(bundle: Any) -> Guarded:
-    can_explain = "explain" in registry.names("stages")
-    return Guarded(bundle.engine, "torch", Explainer(bundle) if can_explain else None)
+    return Guarded(bundle.engine, "torch", Explainer(lambda: bundle))
 
 
 def _onnx(path: Path, threads: int | None) -> Engine:
@@ -112,10 +116,28 @@ def _onnx(path: Path, threads: int | None) -> Engine:
     return OnnxEngine(path, threads)
 
 
-def _fitting(folder: Path | None, threads: int | None) -> Engine:
+def _fitting(folder: Path | None, threads: int | None) -> Guarded:
+    """The model.onnx of a folder; what it cannot, explain, is done by the folder's weights where torch is installed."""
     if folder is None or not fits(folder):
         raise RequestError("serve.no_onnx", path=str(folder or ""))
-    return _onnx(Path(folder) / "model.onnx", threads)
+    weights = _weights(folder)
+
+    def bundle() -> Any:
+        from luban.bundle import Bundle
+
+        found = Bundle.load(folder)
+        if _weights(folder) != weights:
+            raise RequestError("serve.model_changed", path=str(folder))
+        return found
+
+    return Guarded(
+        _onnx(Path(folder) / "model.onnx", threads), "onnx", Explainer(bundle) if find_spec("torch") else None
+    )
+
+
+def _weights(folder: Path) -> Any:
+    """The fingerprint of the weights that are in the folder now."""
+    return files.open_sealed(Path(folder), "bundle", whole=False)["files"].get("model.safetensors")
 
 
 def fits(folder: Path) -> bool:

@@ -101,7 +101,7 @@ class Service:
         """The numbers of an explanation. Raises Refusal where the engine cannot explain, or a row cannot be read."""
         explainer = self.engine.explainer
         if explainer is None:
-            raise Refusal(422, "serve.cannot_explain", engine=self.engine.name)
+            raise Refusal(404, "serve.cannot_explain", engine=self.engine.name)
         until = time.monotonic() + self.limits.deadline
         most = min(explainer.most, self.limits.batch)
         asked = await self._asked(call, until, most, explainer.settings)
