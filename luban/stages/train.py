@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,13 @@ from luban.training.random import seed_torch
 from luban.training.ranks import here
 from luban.training.recompute import recomputed
 from luban.training.sinks import needed, tracked
+
+MEASURED = ("batch", "rate", "precision", "compile")  # a resumed run keeps what was found when it began
+UPDATE = (
+    "optimizer", "weight_decay", "clip", "clip_value", "clip_weights", "ema", "freeze", "rates", "layer_decay", "augment", "device"
+)  # fmt: skip
+COURSE = ("steps", "schedule", "warmup", "keep", "checkpoint_seconds", "on_divergence", "loader_workers")
+BESIDE = ("lora", "mixup", "cutmix", "balance", "track", "recompute")  # no part of a Plan
 
 
 def train(
@@ -97,7 +105,8 @@ def train(
     see `luban.training.shares`; parts are inputs, outputs, `fusion` (`module`: one's own). A pretrained encoder has a small
     factor of its own, unless `rates` or `lora` is given.
     `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
-    `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`. `balance`: several outputs count by
+    `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`; of several ranks each mixes its own
+    share of a batch. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
     `batch` and `rate` find, `precision` and `compile` auto: what trials on a copy of the network come to, see `finders`.
     `on_divergence`: what follows a loss or gradient that is none, see `luban.training.guard`: leave its batch out, go on
@@ -108,13 +117,14 @@ def train(
     `loader_workers`: threads that make batches while earlier ones are trained on; what is learned stays the same.
     Raises DataError where the rows cannot be what the recipe says, Diverged where the guard gives up.
     """
+    asked = {k: v for k, v in locals().items() if k not in ("bundle", "data")}
+    asked |= {"device": machine.device(device), "freeze": [*freeze], "rates": rates or {}, "track": [*track]}
     began = time.monotonic()
     needed(track, out)
-    folder, device = Path(out) / "checkpoints" if out else None, machine.device(device)
-    measured = {"batch": batch, "rate": rate, "precision": precision, "compile": compile}
-    batch, rate, precision, compile = settled(folder if resume else None, measured).values()
-    refuse(precision, device)
-    probe(compile, device)
+    folder = Path(out) / "checkpoints" if out else None
+    asked |= settled(folder if resume else None, {k: asked[k] for k in MEASURED})
+    refuse(asked["precision"], asked["device"])
+    probe(asked["compile"], asked["device"])
     columns = bundle.columns or fit_columns(bundle.recipe, data)
     training, validation = (
         encode_kept(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
@@ -122,54 +132,18 @@ def train(
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
-    rates = shares.usual(network, rates or {}) if adapters is None else rates or {}
-    shares.check(network, freeze, rates)
+    shares.check(network, asked["freeze"], asked["rates"])
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
-    ranks = here()
-    if ranks.world > 1 and not network.separable:
+    if here().world > 1 and not network.separable:
         raise Unsupported("scale.not_separable", modules=_neighbourly(network))
-    update = {
-        "optimizer": optimizer, "weight_decay": weight_decay, "clip": clip, "clip_value": clip_value,
-        "clip_weights": clip_weights, "ema": ema, "freeze": [*freeze], "rates": rates, "layer_decay": layer_decay,
-        "augment": augment, "device": device,
-    }  # fmt: skip
-    usual = batch if isinstance(batch, int) else max(1, batch_for(len(training)) // accumulate)
-    first = Plan(epochs=1, batch=usual, rate=1.0, seed=bundle.recipe.seed, **update)
-    choices = Choices(network, training, objective, first, tokens)
-    precision = choices.precision(precision)
-    batch = choices.batch(batch)
-    tokens = choices.plan.tokens
-    effective = {"batch": batch * accumulate, "tokens": tokens * accumulate}  # of an update
-    choices.plan = replace(choices.plan, accumulate=accumulate, **effective)
-    epochs = epochs_for(len(training), bundle.recipe.size, network) if epochs == "auto" else epochs
-    epochs = (
-        epochs_of(steps, training, effective["batch"], bundle.recipe.seed, effective["tokens"]) if steps else epochs
-    )
-    patience = patience_for(epochs) if patience == "auto" else patience
-    rate = choices.rate(rate)
-    chosen = {
-        "epochs": epochs,
-        "steps": steps, "batch": batch, "tokens": tokens, "rate": rate, "schedule": schedule, "warmup": warmup,
-        "patience": patience if len(validation) else 0, "keep": keep, "accumulate": accumulate,
-        "checkpoint_seconds": checkpoint_seconds, "on_divergence": on_divergence, "loader_workers": loader_workers,
-        **update,
-    }  # fmt: skip
-    recipe = _with_choices(bundle, chosen)
-    found = order(training, effective["batch"], recipe.seed, 0, tokens=effective["tokens"])
-    batches = _told(training, found, effective["tokens"])
-    chosen |= {"precision": precision, "compile": choices.compile(compile, steps or epochs * batches["count"])}
-    measured = {
-        "lora": lora, "mixup": mixup, "cutmix": cutmix, "balance": balance, "track": [*track], "recompute": recompute,
-    }  # fmt: skip
-    recipe = _with_choices(bundle, chosen | measured)
-    plan = Plan(**chosen | effective, seed=recipe.seed)
-    if folder and ranks.first:
-        if not resume:
-            checkpoints.clear(folder)
-        write(folder / "recipe.yaml", recipe.yaml())  # what a resumed run goes on with
-    ranks.same("data", [len(training), len(validation)], *(c.to_json() for c in columns.values()))
-    ranks.same("weights", *network.state_dict().values())
-    sinks = tracked(track if ranks.first else (), out, chosen, recipe.yaml())
+    choices, chosen, batches = _choose(bundle.recipe, network, training, validation, objective, asked)
+    beside = {k: asked[k] for k in BESIDE}
+    recipe = _with_choices(bundle, chosen | beside)
+    plan = Plan(**chosen | _whole(chosen), seed=recipe.seed)
+    _begin(folder, recipe, resume=resume)
+    here().same("data", [len(training), len(validation)], *(c.to_json() for c in columns.values()))
+    here().same("weights", *network.state_dict().values())
+    sinks = tracked(asked["track"] if here().first else (), out, chosen, recipe.yaml())
     less = recomputed(network) if recompute else nullcontext()
     with sinks, less, balanced(objective, network, balance) as (objective, weights):
         history = fit(
@@ -177,25 +151,76 @@ def train(
             data=data.rows.fingerprint() if folder else "", title=say("train.title"),
         )  # fmt: skip
     seconds = round(time.monotonic() - began, 3)
-    tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
-    _tell_diagnosis(history)
-    if weights:
-        tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
+    _tell(history, weights, seconds, chosen["precision"])
     if history.pieces:  # memory was not enough for more at once: what was found stands in the recipe
         chosen |= {"batch": -(-plan.batch // history.pieces), "accumulate": history.pieces}
-        recipe = _with_choices(bundle, chosen | measured)
-    held = shares.freeze(network, freeze)
-    entry = {"trained_parameters": trained(network), "batches": batches} | ({"balance": weights} if weights else {})
-    shares.thaw(network, held)
+        recipe = _with_choices(bundle, chosen | beside)
+    entry = {"trained_parameters": _learning(network, asked["freeze"]), "batches": batches}
+    entry |= {"balance": weights} if weights else {}
     network, edits = adapters.finished(network, bundle.edits) if adapters else (network, bundle.edits)
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs
     )
     if page := choices.page():
         result = result.with_report(page)
-    result.tables = {**bundle.tables, "trained": fingerprints(data)} if ranks.first else bundle.tables
+    result.tables = {**bundle.tables, "trained": fingerprints(data)} if here().first else bundle.tables
     entry |= _entry(data, network, history)
-    return result.with_history("train", settings=chosen | measured, **entry, seconds=seconds)
+    return result.with_history("train", settings=chosen | beside, **entry, seconds=seconds)
+
+
+def _choose(
+    recipe: Any, network: Any, training: Any, validation: Any, objective: Any, asked: Mapping[str, Any]
+) -> tuple[Choices, dict[str, Any], dict[str, Any]]:
+    """What `auto` and `find` come to, each knowing those before it; every setting of the run; what its batches are like."""
+    accumulate, seed = asked["accumulate"], recipe.seed
+    update = {k: asked[k] for k in UPDATE}
+    usual = asked["batch"] if isinstance(asked["batch"], int) else max(1, batch_for(len(training)) // accumulate)
+    first = Plan(epochs=1, batch=usual, rate=1.0, seed=seed, **update)
+    choices = Choices(network, training, objective, first, asked["tokens"])
+    precision, batch = choices.precision(asked["precision"]), choices.batch(asked["batch"])
+    found = {"batch": batch, "tokens": choices.plan.tokens, "accumulate": accumulate}
+    whole = _whole(found)
+    choices.plan = replace(choices.plan, accumulate=accumulate, **whole)
+    epochs = epochs_for(len(training), recipe.size, network) if asked["epochs"] == "auto" else asked["epochs"]
+    if asked["steps"]:
+        epochs = epochs_of(asked["steps"], training, whole["batch"], seed, whole["tokens"])
+    patience = patience_for(epochs) if asked["patience"] == "auto" else asked["patience"]
+    chosen = {
+        "epochs": epochs, **found, "rate": choices.rate(asked["rate"]), "patience": patience if len(validation) else 0,
+        **{k: asked[k] for k in COURSE}, **update,
+    }  # fmt: skip
+    batches = _told(training, order(training, whole["batch"], seed, 0, tokens=whole["tokens"]), whole["tokens"])
+    updates = asked["steps"] or epochs * batches["count"]
+    return choices, chosen | {"precision": precision, "compile": choices.compile(asked["compile"], updates)}, batches
+
+
+def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`batch` and `tokens` of an update, all that it accumulates."""
+    return {k: settings[k] * settings["accumulate"] for k in ("batch", "tokens")}
+
+
+def _begin(folder: Path | None, recipe: Any, *, resume: bool) -> None:
+    """The folder of checkpoints, with what a resumed run goes on with."""
+    if folder and here().first:
+        if not resume:
+            checkpoints.clear(folder)
+        write(folder / "recipe.yaml", recipe.yaml())
+
+
+def _tell(history: History, weights: Mapping[str, float], seconds: float, precision: str) -> None:
+    tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
+    _tell_diagnosis(history)
+    if weights:
+        tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
+
+
+def _learning(network: Any, frozen: list[str]) -> int:
+    """How many numbers were trained."""
+    held = shares.freeze(network, frozen)
+    try:
+        return trained(network)
+    finally:
+        shares.thaw(network, held)
 
 
 def _told(training: Any, batches: list[Any], tokens: int) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class Mixed:
     `mixup` (Zhang et al. 2018): x = s x_i + (1 - s) x_j of the first differentiable form, s ~ Beta(mixup, mixup) for each
     batch. `cutmix` (Yun et al. 2019): a box of x_j stands in x_i, s being what is left of x_i; grids only. With both,
     each batch is one or the other. Losses are mixed, not answers, so that every head keeps the truth it knows.
+    Partners, and `s`, are drawn within what one process holds: with several ranks each mixes its own share of the global
+    batch, so that no example travels, and the loss is not the one of a single process.
     """
 
     separable = False  # an example's loss depends on its neighbour

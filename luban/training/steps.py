@@ -7,6 +7,7 @@ make an accelerator wait. A step may own modules, optimisers and state (see `Own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from luban.nn.tokens import Batch
 
-ENGINE = torch.autograd.Variable._execution_engine
 Losses = Mapping[str, tuple[Tensor, Tensor]]
 Numbers = dict[str, tuple[Tensor, Tensor]]
 
@@ -97,10 +97,20 @@ def backward(losses: Losses, whole: Numbers, counts: bool = True, scaler: Any = 
     seeds = [_seed(each, whole[name][1]) for name, each in roots.items()]
     seeds = [s * scaler.scale for s in seeds] if scaler else seeds
     seeds = seeds if counts else [s * 0 for s in seeds]
-    # what `torch.autograd.backward` calls, after checks in Python that cost a small network a tenth of its step
-    ENGINE.run_backward(
-        tuple(roots.values()), tuple(seeds), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )
+    _propagate(tuple(roots.values()), tuple(seeds))
+
+
+def _engine() -> Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None]:
+    """`torch.autograd.backward` without its checks in Python, which cost a small network a sixth of its step; the call
+    itself, where this version of torch has no such way.
+    """
+    run = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+    if run is None:
+        return torch.autograd.backward
+    return partial(run, keep_graph=False, create_graph=False, inputs=(), allow_unreachable=True, accumulate_grad=True)
+
+
+_propagate = _engine()
 
 
 def _seed(each: Tensor, weight: Tensor) -> Tensor:
