@@ -169,20 +169,14 @@ def main() -> None:
     work = Work(asked.rows)
     found: list[dict[str, Any]] = []
     for name, rival in (("hand", hand(work)), ("naive", naive(work))):
-        networks: dict[str, Any] = {}
-
-        def kept(epochs: int, tick: Tick, rival: Side = rival, networks: dict[str, Any] = networks) -> nn.Module:
-            networks["rival"] = rival(epochs, tick)
-            return networks["rival"]
-
-        mine, theirs, network = duel(luban(work), asked.pairs, kept)
+        mine, theirs, (network, other) = duel(luban(work), asked.pairs, rival)
         ratios = [b / a for a, b in zip(mine, theirs)]
         found.append({
             "rival": name, "images_per_second": round(len(work.x) / statistics.median(mine)),
             "rival_images_per_second": round(len(work.x) / statistics.median(theirs)),
             "times_the_rival": round(statistics.median(ratios), 3), "low": round(min(ratios), 3), "high": round(max(ratios), 3),
             "n": len(ratios), "accuracy": round(work.accuracy(network), 4),
-            "rival_accuracy": round(work.accuracy(networks["rival"]), 4), "bf16": able("cpu"),
+            "rival_accuracy": round(work.accuracy(other), 4), "bf16": able("cpu"),
         })  # fmt: skip
         finish("images", found, asked.json)
 

@@ -327,8 +327,8 @@ class Turns:
             other.release()
 
 
-def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[float], nn.Module]:
-    """Seconds of each turn of a side and of its rival beside it, the first turn left out, and the side's network."""
+def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[float], list[nn.Module]]:
+    """Seconds of each turn of a side and of its rival beside it, the first turn left out, and both networks."""
     turns = Turns()
     threads = [threading.Thread(target=turns.play, args=(i, s, count + 1)) for i, s in enumerate((side, rival))]
     with warnings.catch_warnings(), contextlib.redirect_stderr(Terminal()), contextlib.redirect_stdout(Terminal()):
@@ -337,13 +337,14 @@ def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[
             thread.start()
         for thread in threads:
             thread.join()
-    if turns.results[0] is None:
+    networks = [n for n in turns.results if n is not None]
+    if len(networks) < 2:
         raise SystemExit("a side failed")
-    return turns.spent[0][1:], turns.spent[1][1:], turns.results[0]
+    return turns.spent[0][1:], turns.spent[1][1:], networks
 
 
 def row(name: str, count: int) -> dict[str, Any]:
-    mine, theirs, net = duel(SIDES[name](), count)
+    mine, theirs, (net, _) = duel(SIDES[name](), count)
     ratios, steps = [a / b for a, b in zip(mine, theirs)], ROWS / BATCH
     return {
         "side": name, "us_per_step": round(statistics.median(mine) / steps * 1e6, 1),

@@ -1,16 +1,17 @@
-"""Real tokens per CPU-second of training on texts of different lengths, one epoch each, the same network on all sides.
+"""Real tokens per CPU-second of training on texts of different lengths, the same network on all sides.
 
-    python -m benchmarks.ragged [movie-sentences chinese-reviews] [--rows 4000] [--pairs 5] [--json FILE]
+    python -m benchmarks.ragged [movie-sentences chinese-reviews] [--rows 1000] [--pairs 10] [--json FILE]
 
 | side | what it is |
 |---|---|
 | luban | `fit` as it is: batches under `tokens: auto`, finite check, clipping, loss, progress |
-| hand | the best loop that we can write: the same kind of batches, padded once before the clock starts, fused AdamW, clipping |
+| hand | the best loop that we can write: the same kind of batches, padded before the clock starts, fused AdamW, clipping |
 | trainer | transformers' Trainer at its defaults: random order, `DataCollatorWithPadding` |
 | trainer-grouped | the same with `train_sampling_strategy="group_by_length"` |
 
-Every side sees each row once in batches of 32 on average, fp32, AdamW with a linear schedule, gradients clipped to norm 1.
-`validation_loss` is that of the same rows for all sides, after the epoch. Rivals: `pip install luban[rivals]`.
+Every side sees each row once an epoch in batches of 32 on average, fp32, AdamW with a linear schedule, gradients clipped to norm 1.
+Luban and a rival train at the same time, in turns of one epoch, each turn timed by the CPU time of its thread, as in
+`benchmarks.loop`. `validation_loss` is that of the same rows for all sides, after the last epoch. Rivals: `pip install luban[rivals]`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
-import time
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import finish
+from benchmarks.loop import Side, Tick, duel
 from luban import console
 from luban.bundle import build_network
 from luban.columns.examples import Examples, encode
@@ -86,28 +89,37 @@ class Work:
         return evaluate(network, self.validation, self.plan)["loss"]
 
 
-def luban(work: Work, seed: int) -> tuple[float, torch.nn.Module]:
-    network, plan = work.network(), Plan(**{**vars(work.plan), "seed": seed})
-    began = time.process_time()
-    fit(network, work.training, None, plan=plan, objective=supervised)
-    return time.process_time() - began, network
+def luban(work: Work) -> Side:
+    def side(epochs: int, tick: Tick) -> torch.nn.Module:
+        network = work.network()
+        plan = Plan(**{**vars(work.plan), "epochs": epochs})
+        fit(network, work.training, None, plan=plan, objective=supervised, watch=lambda _: tick())
+        return network
+
+    return side
 
 
-def hand(work: Work, seed: int) -> tuple[float, torch.nn.Module]:
-    network = work.network().train()
-    index = order(work.training, BATCH, seed, 0, tokens=work.tokens)
-    batches = [Batch.of(work.training.arrays(i)) for i in index]
-    parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, RATE, fused=True)
-    began = time.process_time()
-    for step, batch in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / len(batches))
-        for each, weight in network.loss(network(batch), batch).values():
-            (each.sum() / weight.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return time.process_time() - began, network.eval()
+def hand(work: Work) -> Side:
+    def side(epochs: int, tick: Tick) -> torch.nn.Module:
+        network = work.network().train()
+        orders = [order(work.training, BATCH, 0, e, tokens=work.tokens) for e in range(epochs)]
+        padded = [[Batch.of(work.training.arrays(i)) for i in found] for found in orders]
+        parameters = list(network.parameters())
+        optimizer = torch.optim.AdamW(parameters, RATE, fused=True)
+        step, total = 0, sum(map(len, padded))
+        for batches in padded:
+            for batch in batches:
+                optimizer.param_groups[0]["lr"] = RATE * (1 - step / total)
+                for each, weight in network.loss(network(batch), batch).values():
+                    (each.sum() / weight.sum()).backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+            tick()
+        return network.eval()
+
+    return side
 
 
 class Wrapped(torch.nn.Module):
@@ -130,76 +142,70 @@ def rows_for_trainer(examples: Examples, work: Work) -> list[dict]:
     return [{"input_ids": i.tolist(), "labels": int(y)} for i, y in zip(ids.take(np.arange(len(examples))), labels)]
 
 
-def trainer(work: Work, seed: int, strategy: str = "random") -> tuple[float, torch.nn.Module]:
+def trainer(work: Work, strategy: str = "random") -> Side:
     from tokenizers import Tokenizer
-    from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
+    from transformers import (
+        DataCollatorWithPadding,
+        PreTrainedTokenizerFast,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
-    network = work.network()
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(work.columns[work.text].tokenizer.to_str()), pad_token="⟨pad⟩"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        asked = TrainingArguments(
-            output_dir=folder, num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=RATE, seed=seed,
-            weight_decay=work.plan.weight_decay, train_sampling_strategy=strategy, report_to=[], save_strategy="no",
-            disable_tqdm=True, use_cpu=True, logging_strategy="no",
-        )  # fmt: skip
-        made = Trainer(
-            Wrapped(network, work),
-            asked,
-            train_dataset=rows_for_trainer(work.training, work),
-            data_collator=DataCollatorWithPadding(words),
-        )
-        began = time.process_time()
-        made.train()
-        return time.process_time() - began, network.eval()
+
+    def side(epochs: int, tick: Tick) -> torch.nn.Module:
+        network = work.network()
+        told = type("Told", (TrainerCallback,), {"on_epoch_end": lambda *_, **__: tick()})()
+        with tempfile.TemporaryDirectory() as folder:
+            asked = TrainingArguments(
+                output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=RATE,
+                weight_decay=work.plan.weight_decay, train_sampling_strategy=strategy, report_to=[], save_strategy="no",
+                disable_tqdm=True, use_cpu=True, logging_strategy="no",
+            )  # fmt: skip
+            Trainer(
+                Wrapped(network, work), asked, train_dataset=rows_for_trainer(work.training, work),
+                data_collator=DataCollatorWithPadding(words), callbacks=[told],
+            ).train()  # fmt: skip
+        return network.eval()
+
+    return side
 
 
-def grouped(work: Work, seed: int) -> tuple[float, torch.nn.Module]:
-    return trainer(work, seed, "group_by_length")
+RIVALS = {"hand": hand, "trainer": trainer, "trainer-grouped": lambda work: trainer(work, "group_by_length")}
 
 
-SIDES = {"luban": luban, "hand": hand, "trainer": trainer, "trainer-grouped": grouped}
-
-
-def row(name: str, rows: int, count: int) -> dict:
+def row(name: str, rows: int, count: int) -> dict[str, Any]:
     work = Work(name, rows)
     real = int(work.training.lengths().sum())
-    for side in SIDES.values():  # warm up
-        side(Work(name, 300), 0)
-    spent: dict[str, list[float]] = {n: [] for n in SIDES}
-    losses: dict[str, list[float]] = {n: [] for n in SIDES}
-    for seed in range(count):
-        for n, side in SIDES.items():
-            seconds, network = side(work, seed)
-            spent[n].append(seconds)
-            losses[n].append(work.loss(network))
     found = order(work.training, BATCH, 0, 0, tokens=work.tokens)
-    return {
-        "row": name,
-        "rows": len(work.training),
-        "real_tokens": real,
-        "longest": int(work.training.lengths().max()),
-        "padding": round(padding(work.training, found), 3),
-        "n": count,
-        **{n: _side(n, real, spent, losses) for n in SIDES},
-    }
-
-
-def _side(name: str, real: int, spent: dict[str, list[float]], losses: dict[str, list[float]]) -> dict:
-    ratios = [theirs / mine for mine, theirs in zip(spent["luban"], spent[name])]
-    return {
-        "tokens_per_cpu_second": round(real / statistics.median(spent[name])),
-        "luban_is_faster_by": {k: round(f(ratios), 3) for k, f in (("median", statistics.median), ("min", min), ("max", max))},
-        "validation_loss": {"mean": round(statistics.mean(losses[name]), 4), "each": [round(x, 4) for x in losses[name]]},
+    result: dict[str, Any] = {
+        "row": name, "rows": len(work.training), "real_tokens": real, "longest": int(work.training.lengths().max()),
+        "padding": round(padding(work.training, found), 3), "epochs": count + 1, "n": count,
     }  # fmt: skip
+    for rival, make in RIVALS.items():
+        mine, theirs, (network, other) = duel(luban(work), count, make(work))
+        ratios = [b / a for a, b in zip(mine, theirs)]
+        result[rival] = {
+            "tokens_per_cpu_second": round(real / statistics.median(theirs)),
+            "luban_tokens_per_cpu_second": round(real / statistics.median(mine)),
+            "luban_is_faster_by": {
+                k: round(f(ratios), 3) for k, f in (("median", statistics.median), ("min", min), ("max", max))
+            },
+            "validation_loss": round(work.loss(other), 4),
+            "luban_validation_loss": round(work.loss(network), 4),
+        }
+        print(rival, result[rival], file=sys.stderr, flush=True)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows_of", nargs="*", default=list(DATA))
-    parser.add_argument("--rows", type=int, default=4000)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--json")
     asked = parser.parse_args()
     console.configure(quiet=True)

@@ -19,6 +19,8 @@ import numpy as np
 from luban import registry
 from luban.errors import BundleError, DataError, Unsupported
 
+LONG = 100  # entries on average from which on a copy of each item is faster than the place of every entry
+
 
 class Segments(NamedTuple):
     """What a person would point at. `index` has one entry per position of x: the segment's number, -1 for none."""
@@ -62,11 +64,15 @@ class Ragged:
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """Some of them, gathered in one go."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        ends = np.cumsum(lengths)
-        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-        return Ragged(self.flat[at], np.concatenate([[0], ends]))
+        """Some of them, gathered in one go: long ones piece by piece, short ones by the place of each of their entries."""
+        starts, stops = self.offsets[rows], self.offsets[rows + 1]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(stops - starts, out=offsets[1:])
+        if len(rows) and offsets[-1] >= LONG * len(rows):
+            pieces = [self.flat[a:b] for a, b in zip(starts.tolist(), stops.tolist())]
+            return Ragged(np.concatenate(pieces), offsets)
+        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+        return Ragged(self.flat[at], offsets)
 
 
 Encoded = np.ndarray | Ragged  # (N, ...) where every value has the same shape, else Ragged

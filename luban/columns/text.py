@@ -245,8 +245,11 @@ class Text(Column):
         """Ids (B, T) int64 padded to the longest, mask (B, T)."""
         items = items if isinstance(items, Ragged) else Ragged.of(items)
         lengths = items.lengths
-        x = np.full((len(items), int(lengths.max(initial=1))), self.pad, np.int64)
-        real = np.arange(x.shape[1]) < lengths[:, None]
+        most = int(lengths.max(initial=1))
+        if most > 1 and len(items.flat) == len(items) * most:  # all as long: cut at `length`, or packed
+            return items.flat.reshape(len(items), most).astype(np.int64), np.ones((len(items), most), bool)
+        x = np.full((len(items), most), self.pad, np.int64)
+        real = np.arange(most) < lengths[:, None]
         x[real] = items.flat
         return x, real & ~((lengths == 1) & (x[:, 0] == self.pad))[:, None]
 
