@@ -131,10 +131,10 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
             if t not in kinds
         ],
     )
-    outputs = dict(recipe.outputs)
-    if not outputs and not targets:
+    outputs, masked = dict(recipe.outputs), recipe.fusion.type == "masked"
+    if not outputs and not targets and not masked:
         raise RequestError(problem("train.no_target", allowed=found))
-    inferred = infer(rows, target=targets[0] if targets else next(iter(outputs)))
+    inferred = infer(rows, target=targets[0] if targets else next(iter(outputs), None))
     given = {n: Part(t) for n, t in (ask.types or {}).items()}
     for name in targets:
         kind = inferred[name].type
@@ -181,7 +181,7 @@ def findings(recipe: Recipe, data: Data) -> list[Any]:
     from luban.data.quality import check as look
 
     types = {n: p.type for n, p in {**recipe.inputs, **recipe.outputs}.items()}
-    return look(data.rows, types, next(iter(recipe.outputs)), data.splits)
+    return look(data.rows, types, next(iter(recipe.outputs), None), data.splits)
 
 
 def tell_findings(found: list[Any], most: int = 6) -> None:

@@ -313,6 +313,10 @@ def build_network(
         from luban.nn.networks.own import Own
 
         return replay(Own(recipe, columns, module), edits)
+    if recipe.fusion.type == "masked":
+        from luban.nn.networks.masked import Masked
+
+        return replay(Masked(recipe, columns), edits)
     if recipe.writes:
         from luban.nn.networks.generative import Generative
 

@@ -163,20 +163,20 @@ class Recipe:
         if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
             return "multimodal-" + {"category": "classification", "number": "regression"}.get(answer, answer)
         kind = next(iter(kinds & {"text", "image"}), "tabular")
+        if not answer:
+            return "fill-mask"
         if answer == "text":
-            return (
-                {"text": "text2text-generation", "image": "image-to-text"}[kind]
-                if kinds & {"text", "image"}
-                else "text-generation"
-            )
+            written = {"text": "text2text-generation", "image": "image-to-text", "tabular": "text-generation"}
+            return written[kind]
         return f"{kind}-" + {"category": "classification", "number": "regression"}.get(answer, answer)
 
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
         brought = {n: self._with_brought(n, self.inputs[self.shared(n) or n]) for n in self.inputs}
-        inputs = columns({n: _cleaning(p, self.data.get("clean") or {}) for n, p in brought.items()})
         frame = fill("frames", self.frame, self.size)
+        clean = self.data.get("clean") or {}
+        inputs = columns({n: _cleaning(_packed(p, frame), clean) for n, p in brought.items()})
         outputs = columns({n: _written(p, frame) for n, p in self.outputs.items()})
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
         encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
@@ -280,9 +280,17 @@ def _cleaning(part: Part, clean: Mapping[str, Any]) -> Part:
 def _written(part: Part, frame: Part) -> Part:
     """An output's column with the defaults that it has there; packed texts are as long as what is learned at once."""
     usual = dict(registry.schema("columns", part.type).get("x-output") or {})
-    if usual and frame.type == "pack":
-        usual["length"] = frame.settings["length"]
-    return Part(part.type, usual | {k: v for k, v in part.settings.items() if v is not None})
+    return _packed(Part(part.type, usual | {k: v for k, v in part.settings.items() if v is not None}), frame)
+
+
+def _packed(part: Part, frame: Part) -> Part:
+    if (
+        frame.type != "pack"
+        or part.settings.get("length")
+        or "length" not in registry.schema("columns", part.type)["properties"]
+    ):
+        return part
+    return Part(part.type, {**part.settings, "length": frame.settings["length"]})
 
 
 def _fusion(outputs: Any) -> str:

@@ -35,6 +35,8 @@ ENCODERS = {
     "bilstm": "luban.nn.encoders.rnn:BiLSTM",
     "attention": "luban.nn.encoders.attention:Attention",
     "transformer": "luban.nn.encoders.transformer:Transformer",
+    "bert": "luban.nn.encoders.transformer:BERT",
+    "gpt": "luban.nn.encoders.transformer:GPT",
     "pretrained": "luban.nn.encoders.pretrained:Pretrained",
 }
 FUSIONS = {
@@ -42,6 +44,7 @@ FUSIONS = {
     "join": "luban.nn.join:Join",
     "pair": "luban.nn.pair:Pair",
     "memory": "luban.nn.fusion:Memory",
+    "masked": "luban.nn.networks.masked:Guess",
     "own": "luban.nn.networks.own:Own",
 }
 HEADS = {

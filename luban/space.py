@@ -37,7 +37,8 @@ HIGHER = {
         "log_loss": False, "ece": False, "brier": False,
     },
     "number": {"r2": True, "mse": False, "rmse": False, "mae": False, "median_absolute_error": False},
-    "text": {"exact_match": True, "bits_per_byte": False, "perplexity": False},
+    "hidden": {"accuracy": True, "perplexity": False},
+    "text": {"chrf": True, "bleu": True, "rouge_l": True, "exact_match": True, "word_error_rate": False, "bits_per_byte": False, "perplexity": False},
 }  # fmt: skip
 
 

@@ -36,6 +36,6 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
     for name in sharers:
         values = [*to_list(values), *to_list(cells(few.only(name)))]
     fitted = column.fit(values)
-    if cut := fitted.state.get("cut"):
+    if (cut := fitted.state.get("cut")) and not framed.pack:
         tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=fitted.room)
     return fitted

@@ -31,7 +31,7 @@ def encode_kept(
     Raises DataError as `encode` does.
     """
     if framed.pack:
-        columns = {n: c.whole() if n in outputs and hasattr(c, "whole") else c for n, c in columns.items()}
+        columns = {n: c.whole() if hasattr(c, "whole") else c for n, c in columns.items()}
         return packed(_kept(columns, inputs, outputs, framed), framed.pack)
     return _kept(columns, inputs, outputs, framed)
 
@@ -39,15 +39,17 @@ def encode_kept(
 def packed(examples: Examples, length: int) -> Examples:
     """The texts of all examples one after another, in stretches of `length` ids: nothing is padded, nothing copied.
 
-    `rows`: the row that a stretch begins in. Raises Unsupported beside inputs, which belong to one text.
+    `rows`: the row that a stretch begins in. Raises Unsupported where there is more than one text, or anything else.
     """
-    if examples.inputs or any(not isinstance(e, Ragged) for e in examples.targets.values()):
+    given = {**examples.inputs, **examples.targets}
+    if len(given) != 1 or not all(isinstance(e, Ragged) for e in given.values()):
         raise Unsupported("frame.pack_inputs", inputs=list(examples.inputs), outputs=list(examples.targets))
-    ((name, texts),) = examples.targets.items()
+    ((name, texts),) = given.items()
     starts = np.arange(0, len(texts.flat), length)
-    stretches = Ragged(texts.flat, np.append(starts, len(texts.flat)))
+    stretches = {name: Ragged(texts.flat, np.append(starts, len(texts.flat)))}
     rows = np.asarray(examples.rows)[np.searchsorted(texts.offsets, starts, side="right") - 1]
-    return Examples(examples.columns, {}, {name: stretches}, rows, len(starts))
+    ins, outs = (stretches, {}) if examples.inputs else ({}, stretches)
+    return Examples(examples.columns, ins, outs, rows, len(starts))
 
 
 def _kept(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Framed) -> Examples:

@@ -168,6 +168,17 @@ class Text(Column):
         """The id that is read before the first token is written."""
         return self.state.get("begin", self.end)
 
+    def begins(self) -> list[bool]:
+        """For each id whether a word begins with it: pieces of words are told by the marks of their tokenizers."""
+        words = sorted((i, w) for w, i in self.tokenizer.get_vocab().items())
+        if any(w.startswith("##") for _, w in words):
+            found = {i: not w.startswith("##") for i, w in words}
+        elif mark := next((m for m in ("Ġ", "▁") if any(w.startswith(m) for _, w in words)), ""):
+            found = {i: w.startswith(mark) or not w[:1].isalnum() for i, w in words}
+        else:
+            found = {}
+        return [found.get(i, True) for i in range(self.size)]
+
     def whole(self) -> Self:
         """The column for texts of which nothing is cut off."""
         return replace(self, length=WHOLE)

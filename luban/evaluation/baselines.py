@@ -40,7 +40,7 @@ class Baseline:
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     note: str = ""
-    losses: float | None = None  # bits per byte of the true texts, where that is all it has to say
+    losses: np.ndarray | None = None  # (N,) nats of each true text, where likelihood is all that it has to say
 
     def said(self) -> str:
         """The sentence of `note`."""

@@ -39,6 +39,24 @@ def likelihood(network: Any, name: str, examples: Examples) -> np.ndarray:
     return found
 
 
+@torch.inference_mode()
+def hidden(network: Any, name: str, examples: Examples) -> np.ndarray:
+    """(N, 3) for a network that says hidden tokens: the loss of those of each text, how many they are, how many were right."""
+    column, texts = examples.columns[name], examples.inputs[name]
+    found, pieces, owners = np.zeros((len(examples), 3)), [], []
+    most = min(column.length, int(texts.lengths.max(initial=1)))
+    for i in range(len(texts)):
+        cut = [texts[i][a : a + most] for a in range(0, len(texts[i]), most)]
+        pieces, owners = [*pieces, *cut], [*owners, *[i] * len(cut)]
+    cut, owner = Ragged.of(pieces), np.array(owners, np.int64)
+    device = next(network.parameters()).device
+    for index in _batches(cut.lengths):
+        x, mask = column.collate(take(cut, index))
+        batch = Batch({name: (torch.as_tensor(x, device=device), torch.as_tensor(mask, device=device))}, {}, len(index))
+        np.add.at(found, owner[index], network(batch)[name].double().cpu().numpy())
+    return found
+
+
 def windows(ids: np.ndarray, most: int) -> Iterator[np.ndarray]:
     """One text in windows of at most `most` ids; those that an earlier window has counted are given (~id)."""
     yield ids[:most]

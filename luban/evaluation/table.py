@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from luban.columns import answering
 from luban.columns.base import Answer, Column
 from luban.columns.examples import cells, encode
-from luban.evaluation.likelihood import likelihood
+from luban.evaluation.likelihood import hidden, likelihood
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Predictions:
     """One output over N rows.
 
     raw: head outputs (N, ...); truth: encoded truth as the column encodes it; known: bool (N,), False where the truth is missing.
-    Of a text, `losses` (N, 2) as `luban.evaluation.likelihood` gives them; without inputs there are no `raw` and no answers.
+    Of a text that is written, `losses` (N, 2), of hidden tokens (N, 3), as `luban.evaluation.likelihood` gives them; without inputs there are no `raw` and no answers.
     """
 
     column: Column
@@ -46,6 +46,8 @@ def table(bundle: Any, data: Any, rows: np.ndarray | None = None, engine: Any = 
     rows = data.held_out()[1] if rows is None else rows
     framed = data.framed(rows, bundle.recipe.frame)
     examples = encode(bundle.columns, bundle.inputs, bundle.outputs, framed)
+    if hidden_in := getattr(bundle.network, "masked", None):
+        return Table(rows, framed.table, _hidden(bundle, hidden_in, framed))
     if written := getattr(bundle.network, "written", None):
         return Table(rows, framed.table, _texts(bundle, written, framed, examples, engine))
     raw = answering.outputs_of(engine or bundle.engine, examples)
@@ -84,3 +86,14 @@ def _texts(bundle: Any, written: str, framed: Any, examples: Any, engine: Any) -
         answers = column.decode_all(raw[written])
         outputs[written] = Predictions(column, raw[written], losses[:, 1], np.array(given), answers, losses)
     return outputs
+
+
+def _hidden(bundle: Any, names: list[str], framed: Any) -> dict[str, Predictions]:
+    """The predictions of a network that says hidden tokens of its inputs."""
+    found = {}
+    for name in names:
+        whole = encode({name: bundle.columns[name].whole()}, [name], (), framed)
+        examples = replace(whole, columns=bundle.columns)
+        losses = hidden(bundle.engine.network, name, examples)
+        found[name] = Predictions(bundle.columns[name], losses, examples.inputs[name], losses[:, 1] > 0, [], losses)
+    return found

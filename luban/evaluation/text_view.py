@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from luban.columns.examples import cells
+from luban.errors import MissingExtra
+from luban.evaluation import text_metrics
 from luban.evaluation.baselines import Baseline
-from luban.evaluation.intervals import Metric, bootstrap, mean, percentile
+from luban.evaluation.intervals import Metric
+from luban.evaluation.ngram import byte_model, xz_sizes
+from luban.evaluation.text_baselines import text_baselines
 from luban.evaluation.views import View
 from luban.messages import say
 
 SHOWN = 400  # characters of a text that a table shows
+LATELY = 8 << 20  # bytes of training text that a baseline of a language model reads, the last ones
+NAMES = ("chrf", "bleu", "rouge_l", "exact_match", "word_error_rate")
 
 
 class TextView(View):
@@ -25,70 +33,179 @@ class TextView(View):
     def known(self) -> np.ndarray:
         return self.predictions.known
 
+    @cached_property
+    def truth(self) -> list[str]:
+        return [t for t, k in zip(self.texts, self.known) if k]
+
+    @cached_property
+    def size(self) -> np.ndarray:
+        return np.array([len(t.encode("utf-8", "replace")) for t in self.truth])
+
     @property
     def main(self) -> tuple[str, bool]:
         """The metric that baselines are compared by; whether higher is better."""
-        return ("exact_match", True) if self.predictions.answers else ("bits_per_byte", False)
+        return ("chrf", True) if self.predictions.answers else ("bits_per_byte", False)
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        bytes_ = np.array([len(t.encode("utf-8", "replace")) for t, k in zip(self.texts, self.known) if k])
-        found = likelihoods(self.predictions.losses[self.known], bytes_, self.resamples, self.seed)
-        return self._of([a.value for a in self.predictions.answers]) | found
+        nats, tokens = self.predictions.losses[self.known].T
+        draws = {"seed": self.seed, "resamples": self.resamples}
+        found = {
+            "bits_per_byte": text_metrics.bits_per_byte(nats, self.size, **draws),
+            "perplexity": text_metrics.perplexity(nats, tokens, **draws),
+        }
+        return self._of([a.value for a in self.predictions.answers], self.resamples) | found
 
-    def _of(self, answers: list[str]) -> dict[str, Metric]:
+    def _of(self, answers: Sequence[str], resamples: int) -> dict[str, Metric]:
         """Metrics of some answers, one for each row."""
-        if not answers:
+        if not len(answers):
             return {}
-        pairs = [(a, t) for a, t, k in zip(answers, self.texts, self.known) if k]
-        return {"exact_match": mean([a.strip() == t.strip() for a, t in pairs])}
+        answers = [a for a, k in zip(answers, self.known) if k]
+        found = {}
+        for name in NAMES:
+            draws = {} if name == "exact_match" else {"seed": self.seed, "resamples": resamples}
+            try:
+                found[name] = getattr(text_metrics, name)(self.truth, answers, **draws)
+            except MissingExtra:  # how BLEU cuts words is not for us to say
+                continue
+        return found
 
     def _measure(self, baseline: Baseline) -> dict[str, Metric]:
-        if baseline.losses is not None:
-            return {"bits_per_byte": Metric(float(baseline.losses))}
-        return self._of(list(baseline.answers))
+        resamples = max(100, self.resamples // 5)
+        if baseline.losses is None:
+            return self._of(list(baseline.answers), resamples)
+        nats = baseline.losses[self.known] if len(baseline.losses) == len(self.known) else baseline.losses
+        size = self.size if len(nats) == len(self.size) else [self.size.sum()]
+        return {"bits_per_byte": text_metrics.bits_per_byte(nats, size, seed=self.seed, resamples=resamples)}
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         pass
 
     def per_row(self) -> np.ndarray:
-        """Minus the bits of each byte."""
-        nats, _ = self.predictions.losses.T
-        size = np.array([max(1, len(t.encode("utf-8", "replace"))) for t in self.texts])
-        return np.where(self.known, -nats / np.log(2) / size, np.nan)
+        """chrF of each answer; of a language model minus the bits of each byte."""
+        found = np.full(len(self.known), np.nan)
+        if self.predictions.answers:
+            answers = [a.value for a, k in zip(self.predictions.answers, self.known) if k]
+            found[self.known] = text_metrics.chrf_by_row(self.truth, answers)
+        else:
+            found[self.known] = -self._bits()
+        return found
+
+    def _bits(self) -> np.ndarray:
+        return self.predictions.losses[self.known, 0] / np.log(2) / self.size.clip(1)
 
     def worst(self, count: int) -> np.ndarray:
         order = np.argsort(np.where(self.known, self.per_row(), np.inf), kind="stable")
         return order[: min(count, int(self.known.sum()))]
 
     def row_names(self) -> list[str]:
-        names = [say("evaluate.truth"), say("evaluate.answer"), say("evaluate.bits")]
-        return names if self.predictions.answers else [names[0], names[2]]
+        names = [say("evaluate.truth"), say("evaluate.answer"), "chrf"]
+        return names if self.predictions.answers else [names[0], say("evaluate.bits")]
 
     def row(self, i: int) -> list[Any]:
-        bits = f"{-self.per_row()[i]:.3f}"
-        truth = _short(self.texts[i])
-        return [truth, _short(self.predictions.answers[i].value), bits] if self.predictions.answers else [truth, bits]
+        truth, score = _short(self.texts[i]), float(self._scores[i])
+        if self.predictions.answers:
+            return [truth, _short(self.predictions.answers[i].value), f"{score:.1f}"]
+        return [truth, f"{-score:.3f}"]
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
+        return self.per_row()
 
 
-def likelihoods(losses: np.ndarray, size: np.ndarray, resamples: int = 500, seed: int = 0) -> dict[str, Metric]:
-    """losses (N, 2): nats and tokens of each text; size (N,): its UTF-8 bytes.
+class HiddenView(View):
+    """Tokens that were hidden, and said from those around them (`fusion: masked`)."""
 
-    `bits_per_byte` = sum of bits / sum of bytes, which does not depend on how text is cut into tokens; `perplexity` =
-    exp(nats a token), which does. Intervals: rows drawn with replacement.
+    kind = "hidden"
+    texts: list[str]
+    main = ("accuracy", True)
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        return self.predictions.known
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        nats, count, right = self.predictions.losses.T
+        draws = {"seed": self.seed, "resamples": self.resamples}
+        return {
+            "accuracy": text_metrics.ratio(right, count, **draws),
+            "perplexity": text_metrics.perplexity(nats, count, **draws),
+        }
+
+    def _measure(self, baseline: Baseline) -> dict[str, Metric]:
+        tokens, draws = self.predictions.truth, {"seed": self.seed, "resamples": max(100, self.resamples // 5)}
+        each = np.log(baseline.probabilities)[tokens.flat]
+        right = tokens.flat == baseline.probabilities.argmax()
+        sums = [np.add.reduceat(a, tokens.offsets[:-1]) for a in (-each, right.astype(float))]
+        return {
+            "accuracy": text_metrics.ratio(sums[1], tokens.lengths, **draws),
+            "perplexity": text_metrics.perplexity(sums[0], tokens.lengths, **draws),
+        }
+
+    def pictures(self, report: Any, rivals: list[Baseline]) -> None:
+        pass
+
+    def per_row(self) -> np.ndarray:
+        nats, count, _ = self.predictions.losses.T
+        return np.where(self.known, -nats / count.clip(1), np.nan)
+
+    def worst(self, count: int) -> np.ndarray:
+        order = np.argsort(np.where(self.known, self.per_row(), np.inf), kind="stable")
+        return order[: min(count, int(self.known.sum()))]
+
+    def row_names(self) -> list[str]:
+        return [say("evaluate.input"), say("evaluate.nats")]
+
+    def row(self, i: int) -> list[Any]:
+        return [_short(self.texts[i]), f"{-self.per_row()[i]:.3f}"]
+
+
+def unigram(column: Any, train: Any) -> list[Baseline]:
+    """How often each token stands in the training texts, one added: what is said without looking around."""
+    counts = 1.0 + np.bincount(column.whole().encode_all(cells(train)).flat, minlength=column.size)
+    return [Baseline("unigram", np.zeros(0), counts / counts.sum())]
+
+
+def text_of(column: Any) -> list[str]:
+    return [str(v) if v is not None else "" for v in cells(column).to_pylist()]
+
+
+def rivals_of(name: str, inputs: Sequence[str], tables: Mapping[str, Any], seed: int) -> list[Baseline]:
+    """What is simple, for an output that is written. `tables`: the rows of each part.
+
+    Without inputs models of bytes; over one text what copies, shortens or remembers; else nothing that is known to be fair.
     """
-    if not len(losses):
-        return {n: Metric(float("nan"), note="metric.no_rows") for n in ("bits_per_byte", "perplexity")}
-    columns = np.column_stack([losses, size]).astype(float)
+    if not inputs:
+        train, validation = (text_of(tables[p][name]) for p in ("train", "validation"))
+        return _of_bytes(_last(train), validation, text_of(tables["test"][name]))
+    if len(inputs) > 1 or not str(tables["train"][inputs[0]].type).endswith("string"):
+        return []
+    pairs = {p: (text_of(t[inputs[0]]), text_of(t[name])) for p, t in tables.items() if name in t.column_names}
+    return text_baselines(pairs["train"], pairs["validation"], text_of(tables["test"][inputs[0]]), seed=seed)
 
-    def statistic(block: np.ndarray) -> np.ndarray:
-        nats, tokens, size = (block @ columns).T
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.stack([nats / np.log(2) / size, np.exp(nats / tokens)], 1)
 
-    values = statistic(np.ones((1, len(columns))))[0]
-    drawn = bootstrap(statistic, len(columns), resamples=resamples, seed=seed)
-    return {n: Metric(float(v), *percentile(d)) for n, v, d in zip(("bits_per_byte", "perplexity"), values, drawn.T)}
+def _of_bytes(train: list[str], validation: list[str], test: list[str]) -> list[Baseline]:
+    """Of each text by itself, what a Kneser-Ney model of bytes and `xz -9` make of it."""
+    empty = np.zeros(len(test))
+    model = byte_model(train, validation)
+    settings = {"order": model.order, "bytes": sum(map(len, train))}
+    counted = xz_sizes(train, test) * (8 * np.log(2))
+    return [
+        Baseline("kneser_ney", empty, settings=settings, losses=model.nats(test)),
+        Baseline("xz", empty, losses=counted),
+    ]
+
+
+def _last(texts: list[str]) -> list[str]:
+    """The last texts, `LATELY` bytes of them at most."""
+    kept, room = [], LATELY
+    for text in reversed(texts):
+        room -= len(text)
+        if room < 0 and kept:
+            break
+        kept.append(text)
+    return kept[::-1]
 
 
 def _short(text: str) -> str:

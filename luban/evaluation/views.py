@@ -270,10 +270,10 @@ VIEWS = {"category": CategoryView, "number": NumberView}
 
 def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, seed: int) -> View:
     if predictions.losses is not None:
-        from luban.evaluation.text_view import TextView
+        from luban.evaluation.text_view import HiddenView, TextView, text_of
 
-        found = TextView(name, predictions, resamples, seed)
-        found.texts = [str(v or "") for v in cells(judged.cells[name]).to_pylist()]
+        found = (TextView if predictions.losses.shape[1] == 2 else HiddenView)(name, predictions, resamples, seed)
+        found.texts = text_of(judged.cells[name])
         return found
     return VIEWS[predictions.column.type](name, predictions, resamples, seed)
 
@@ -290,9 +290,15 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     """Baselines of every output, fitted on the same training rows and asked about the same held-out ones."""
     from scipy.sparse import hstack
 
-    if any(p.losses is not None for p in judged.outputs.values()):
-        return {}
     frame = bundle.recipe.frame
+    if any(p.losses is not None for p in judged.outputs.values()):
+        from luban.evaluation.text_view import rivals_of, unigram
+
+        tables = {p: data.framed(p, frame).table for p in ("train", "validation")} | {"test": judged.cells}
+        written = [n for n, p in judged.outputs.items() if p.losses is not None]
+        if not bundle.outputs:
+            return {n: unigram(bundle.columns[n], tables["train"][n]) for n in written}
+        return {n: rivals_of(n, bundle.inputs, tables, bundle.recipe.seed) for n in written}
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
     made = {n: bundle.columns[n].featurizer(cells(train[n])) for n in bundle.inputs}
     joined = [

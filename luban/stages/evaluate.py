@@ -65,7 +65,7 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     order = view.worst(count)
     if not len(order):
         return
-    names = [n for n in bundle.inputs if n in judged.cells.column_names][:SHOWN]
+    names = [n for n in bundle.inputs if n in judged.cells.column_names and n not in judged.outputs][:SHOWN]
     values = records(judged.cells.select(names).take(order))
     head = [say("evaluate.row"), *view.row_names(), *names]
     body = []

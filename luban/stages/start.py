@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +10,22 @@ from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
 from luban.columns.fitting import fit_columns
 from luban.console import tell
+from luban.errors import RequestError, problem, raise_all
 from luban.nn.lora import merge_lora
 from luban.nn.transfer import take_over
 from luban.recipe import Part, Recipe
 from luban.training.random import seed_torch
 
 
-def start(bundle: Bundle, data: Any, *, source: str) -> Bundle:
+def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = None) -> Bundle:
     """An untrained Bundle with the fitted columns and the weights of `source`, a folder (in Python also a Bundle).
 
     An input of the same name and type keeps its vocabulary and its encoder's weights; an output keeps its column where it
     knows every label of the training rows. Everything else is fitted and starts anew, and both are told.
-    Raises BundleError for a folder that is no Bundle, DataError.
+    `names`: what a column of this recipe is called there, where that differs, such as {sentence: text}.
+    Raises BundleError for a folder that is no Bundle, DataError, RequestError for a name that is not there.
     """
-    before = source if isinstance(source, Bundle) else Bundle.load(source)
+    before = _called(source if isinstance(source, Bundle) else Bundle.load(source), bundle, names or {})
     fresh = bundle.columns or fit_columns(bundle.recipe, data)
     kept = {
         n: before.columns[n]
@@ -60,3 +63,24 @@ def _with_settings(recipe: Recipe, kept: dict[str, Column]) -> Recipe:
 
 def _plain(column: Column) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in column.settings().items()}
+
+
+def _called(before: Bundle, now: Bundle, names: Mapping[str, str]) -> Bundle:
+    """The earlier model with its columns called as in this recipe."""
+    here = [*now.recipe.inputs, *now.recipe.outputs]
+    wrong = [problem("start.no_name", name=n, allowed=here) for n in names if n not in here]
+    wrong += [
+        problem("start.no_source", name=n, allowed=list(before.columns))
+        for n in names.values()
+        if n not in before.columns
+    ]
+    raise_all(RequestError, wrong)
+    new = {old: n for n, old in names.items()}
+    if not new:
+        return before
+    network = before.copy_network()
+    called = lambda n: new.get(n, n)  # noqa: E731
+    network.groups = [[called(n) for n in group] for group in getattr(network, "groups", ())]
+    network.outputs = {called(n): c for n, c in network.outputs.items()}
+    columns = {called(n): replace(c, name=called(n)) for n, c in before.columns.items()}
+    return replace(before, network=network, columns=columns)

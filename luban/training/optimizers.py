@@ -119,7 +119,8 @@ def hidden_weights(network: nn.Module) -> list[Tensor]:
 
     In a network of one's own the last such weight stands for the head.
     """
-    heads = {id(p) for head in getattr(network, "heads", ()) for p in head.parameters()}
+    ends = [last for head in getattr(network, "heads", ()) for last in getattr(head, "last", [head])]
+    heads = {id(p) for end in ends for p in end.parameters()}
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
     found = [
         p
@@ -128,4 +129,4 @@ def hidden_weights(network: nn.Module) -> list[Tensor]:
         for p in m.parameters(recurse=False)
         if p.ndim > 1 and id(p) not in heads
     ]
-    return found if heads else found[:-1]
+    return found if hasattr(network, "heads") else found[:-1]

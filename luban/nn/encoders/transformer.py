@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from luban.nn import forms
 from luban.nn.tokens import Encoder, Span, Tokens
-from luban.nn.transformer import Shape
+from luban.nn.transformer import BERT as SHAPE
+from luban.nn.transformer import LLAMA, Shape
 from luban.nn.transformer import Transformer as Layers
 from luban.settings import Count, Dial, Fraction
 
@@ -36,11 +37,12 @@ class Transformer(Encoder):
         width: Annotated[Count, Dial(nano=32, small=96, base=256)] = 96,
         layers: Annotated[Count, Dial(nano=1, small=2, base=4)] = 2,
         heads: Count = 4,
-        positions: Literal["sinusoidal", "learnt", "none"] = "sinusoidal",
+        positions: Literal["sinusoidal", "learnt", "rotary", "none"] = "sinusoidal",
         patch: Count | Literal["auto"] = "auto",
         dropout: Fraction = 0.1,
         stochastic_depth: Fraction = 0.0,
         pooling: Literal["last", "mean", "max", "attention"] = "mean",
+        **shape: Any,
     ):
         super().__init__()
         self.form = forms.make(columns, width=width)
@@ -56,7 +58,16 @@ class Transformer(Encoder):
             self.length, self.span = longest, (Span(columns[0].name, 0, longest, cut),)
         self.project = nn.Linear(inside, width) if inside != width or self.grid else nn.Identity()
         self.layers = Layers(
-            Shape(width, layers, heads, positions=positions, length=longest, dropout=dropout, depth=stochastic_depth)
+            Shape(
+                width,
+                layers,
+                heads,
+                positions=positions,
+                length=longest,
+                dropout=dropout,
+                depth=stochastic_depth,
+                **shape,
+            )
         )
         self.size, self.pooling = width, pooling
 
@@ -70,3 +81,61 @@ class Transformer(Encoder):
             mask = h.new_ones(h.shape[:2], dtype=torch.bool)
         h = self.project(h)  # (B, T, D)
         return Tokens(self.layers(h, mask), mask, self.span)
+
+
+class BERT(Transformer):
+    """Use for a text encoder in the shape of BERT (Devlin et al. 2019), above all one that has read much raw text before
+    (`fusion: masked`). Instead: `transformer`, which learns faster from little. Learnt positions, the norm behind each branch.
+    """
+
+    accepts = ("ids",)
+
+    def __init__(
+        self,
+        columns: Sequence[Any],
+        *,
+        width: Annotated[Count, Dial(nano=64, small=128, base=256)] = 128,
+        layers: Annotated[Count, Dial(nano=2, small=4, base=6)] = 4,
+        heads: Annotated[Count, Dial(nano=2, small=4, base=8)] = 4,
+        dropout: Fraction = 0.1,
+        pooling: Literal["last", "mean", "max", "attention"] = "mean",
+    ):
+        shape = {k: v for k, v in SHAPE.items() if k != "positions"}
+        super().__init__(
+            columns,
+            width=width,
+            layers=layers,
+            heads=heads,
+            positions="learnt",
+            dropout=dropout,
+            pooling=pooling,
+            **shape,
+        )
+
+
+class GPT(Transformer):
+    """Use for a text encoder that reads one way, as a language model does. Instead: `bert`. Rotary positions, RMSNorm, SwiGLU."""
+
+    accepts = ("ids",)
+
+    def __init__(
+        self,
+        columns: Sequence[Any],
+        *,
+        width: Annotated[Count, Dial(nano=64, small=128, base=256)] = 128,
+        layers: Annotated[Count, Dial(nano=2, small=4, base=6)] = 4,
+        heads: Annotated[Count, Dial(nano=2, small=4, base=8)] = 4,
+        dropout: Fraction = 0.1,
+        pooling: Literal["last", "mean", "max", "attention"] = "last",
+    ):
+        shape = {k: v for k, v in LLAMA.items() if k != "positions"}
+        super().__init__(
+            columns,
+            width=width,
+            layers=layers,
+            heads=heads,
+            positions="rotary",
+            dropout=dropout,
+            pooling=pooling,
+            **shape,
+        )

@@ -98,6 +98,11 @@ class TransformerText(Written):
         _initialise(self, shape)
 
     @property
+    def last(self) -> list[nn.Module]:
+        """What stands for the head of another network, the layers before it being a network of their own."""
+        return [] if self.out is None else [self.out]
+
+    @property
     def window(self) -> int:
         """Tokens that it can look back on."""
         return self.layers.shape.length
