@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luban.nn import forms
 from luban.nn.tokens import Encoder, Span, Tokens
 from luban.nn.transformer import BERT as SHAPE
-from luban.nn.transformer import LLAMA, Shape
+from luban.nn.transformer import GPT2, Shape
 from luban.nn.transformer import Transformer as Layers
 from luban.settings import Count, Dial, Fraction
 
@@ -114,7 +114,9 @@ class BERT(Transformer):
 
 
 class GPT(Transformer):
-    """Use for a text encoder that reads one way, as a language model does. Instead: `bert`. Rotary positions, RMSNorm, SwiGLU."""
+    """Use for a text encoder that reads one way, as a language model does. Instead: `bert`. Learnt positions,
+    the norm before each branch (Radford et al. 2019).
+    """
 
     accepts = ("ids",)
 
@@ -128,13 +130,13 @@ class GPT(Transformer):
         dropout: Fraction = 0.1,
         pooling: Literal["last", "mean", "max", "attention"] = "last",
     ):
-        shape = {k: v for k, v in LLAMA.items() if k != "positions"}
+        shape = {k: v for k, v in GPT2.items() if k != "positions"}
         super().__init__(
             columns,
             width=width,
             layers=layers,
             heads=heads,
-            positions="rotary",
+            positions="learnt",
             dropout=dropout,
             pooling=pooling,
             **shape,
