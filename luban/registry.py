@@ -54,6 +54,7 @@ HEADS = {
     "llama": "luban.nn.heads.text:Llama",
     "gpt": "luban.nn.heads.text:GPT",
     "transformer": "luban.nn.heads.text:Classic",
+    "lstm": "luban.nn.heads.text_rnn:LSTMText",
 }
 EDITS = {
     "quantize_linear": "luban.nn.edits:quantize_linear",

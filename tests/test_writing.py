@@ -29,6 +29,7 @@ HEADS = [
     ("gpt", {}),
     ("transformer", {"order": "post"}),
     ("transformer", {"order": "pre"}),
+    ("lstm", {"layers": 2}),
 ]
 every = pytest.mark.parametrize(("head", "settings"), HEADS, ids=str)
 SOURCE = {"source": TEXTS[:4]}

@@ -30,7 +30,7 @@ def columns(inputs=()):
 def network(head="llama", inputs=(), seed=0, **settings):
     """A small one with weights large enough that what it reads makes a difference."""
     torch.manual_seed(seed)
-    small = {"width": 16, "layers": 2, "heads": 4} | settings
+    small = {"width": 16, "layers": 2} | ({} if head == "lstm" else {"heads": 4}) | settings
     made = build_network(recipe({head: small}, inputs), columns(inputs))
     for p in made.parameters():
         if p.ndim > 1:

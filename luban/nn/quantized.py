@@ -100,12 +100,13 @@ class QuantRecurrent(nn.Module):
     bias_ih_l0 = property(lambda self: self.ih.bias)
     bias_hh_l0 = property(lambda self: self.hh.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        start = x.new_zeros(1, x.shape[0], self.hidden_size)
-        states = (start, start) if self.kind is nn.LSTM else start
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Any]:
+        if states is None:
+            start = x.new_zeros(1, x.shape[0], self.hidden_size)
+            states = (start, start) if self.kind is nn.LSTM else start
         weights = [self.ih.weight, self.hh.weight, self.ih.bias, self.hh.bias]
         found = RUN[self.kind](x, states, weights, True, 1, 0.0, self.training, False, True)
-        return found[0], found[1:]
+        return found[0], found[1:] if self.kind is nn.LSTM else found[1]
 
 
 def unpacked(network: nn.Module) -> nn.Module:
