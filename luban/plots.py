@@ -153,11 +153,12 @@ def heatmap(
     x_label: str = "",
     y_label: str = "",
     by_row: bool = False,
+    signed: bool = False,
 ) -> str:
     """A table of coloured cells, such as a confusion matrix (rows: truth, columns: answer).
 
     `by_row` colours each cell by its share of the row, so that rare classes are seen too. Beyond 40 rows or columns the
-    figures are left to the colours. Values below zero are blue, above it the accent colour.
+    figures are left to the colours. `signed`: red above zero, blue below, as signed bars and words are.
     """
     matrix = np.asarray(matrix, float).reshape(len(rows), len(columns))
     if not matrix.size or not np.isfinite(matrix).any():
@@ -191,7 +192,9 @@ def heatmap(
         for j in range(len(columns)):
             place = (left + cell * j, top + tall * i, cell, tall)
             hint = f"{visible(rows[i])} → {visible(columns[j])}: {said[i][j]}"
-            parts.append(_heat_cell(place, float(shades[i, j]), said[i][j] if show_values else "", hint, shown_size))
+            parts.append(
+                _heat_cell(place, float(shades[i, j]), said[i][j] if show_values else "", hint, shown_size, signed)
+            )
     return svg(max(width, left + cell * len(columns) + (10 if flat else deep - cell / 2)), height + 4, parts, title)
 
 
@@ -220,10 +223,13 @@ def _heat_labels(rows, columns, left, top, cell, tall, size, flat, deep) -> list
     return parts
 
 
-def _heat_cell(place: tuple[float, float, float, float], shade: float, said: str, hint: str, size: float) -> str:
+def _heat_cell(
+    place: tuple[float, float, float, float], shade: float, said: str, hint: str, size: float, signed: bool
+) -> str:
     x, y, w, h = place
     known = math.isfinite(shade)
-    paint = color(0) if known and shade >= 0 else "var(--c2,#d9730d)" if known else "none"
+    above, below = ("var(--pos,#d03b3b)", "var(--neg,#2f6fde)") if signed else (color(0), "var(--c2,#d9730d)")
+    paint = "none" if not known else above if shade >= 0 else below
     strength = 0.05 + 0.9 * abs(shade) if known else 0
     box = tag(
         "rect",

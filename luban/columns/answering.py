@@ -64,10 +64,10 @@ def outputs_of(engine: Engine, examples: Examples, batch: int = BATCH) -> dict[s
             found.setdefault(name, []).append(o)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return {n: np.concatenate(_alike(parts))[back] for n, parts in found.items()}
+    return {n: np.concatenate(alike(parts))[back] for n, parts in found.items()}
 
 
-def _alike(parts: list[np.ndarray]) -> list[np.ndarray]:
+def alike(parts: list[np.ndarray]) -> list[np.ndarray]:
     """Answers (B, T, ...) of several batches as long as the longest, -1 behind their ends."""
     if len({p.shape[1:] for p in parts}) == 1:
         return parts

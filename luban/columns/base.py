@@ -134,6 +134,15 @@ class Column:
         """The answer that one row of a head's output means. Softmax, NMS, CTC live here: every engine shares them."""
         raise DataError("column.not_an_output", name=self.name, type=self.type)
 
+    def numbered(self, array: np.ndarray) -> np.ndarray:
+        """Head outputs (N, ...) -> the answers that they mean, as `score` wants them fixed: (N,), zeros where there are no
+        classes, or ids (N, T) of a text, 0 = padding.
+        """
+        labels = getattr(self, "labels", None)
+        if labels is None:
+            return np.zeros(len(array), np.int64)
+        return np.array([labels.index(a.value) for a in self.decode_all(array)], np.int64)
+
     def decode_all(self, array: np.ndarray, mask: np.ndarray | None = None) -> list[Answer]:
         return [self.decode(a) for a in array]
 

@@ -252,6 +252,9 @@ class Text(Column):
         ids = array[:, 0].astype(np.int64)
         return Answer(self.text(ids), float(np.exp(array[ids >= 0, 1].sum())))
 
+    def numbered(self, array: np.ndarray) -> np.ndarray:
+        return np.maximum(np.asarray(array)[..., 0], 0).astype(np.int64)
+
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (B, T) int64 padded to the longest, mask (B, T)."""
         items = items if isinstance(items, Ragged) else Ragged.of(items)

@@ -22,7 +22,7 @@ def attributions(
 ) -> np.ndarray:
     """Each input position's share of the score of fixed answers (B,), against "nothing there": (B, P), P over all inputs.
 
-    answers: class numbers from 0, zeros where the output has no classes. Features of one position are added up, so that
+    answers: class numbers from 0, zeros where the output has no classes; ids (B, T) of a text. Features of one position are added up, so that
     networks with other embedding sizes can be compared. The network must be in eval mode; its gradients stay untouched.
     """
     batch, blank = Batch.of(arrays), Batch.of(_blank(columns, arrays))
@@ -31,7 +31,8 @@ def attributions(
         start, stop = network.embed(blank), network.embed(batch)
 
     def score(embedded: Mapping[str, Tensor], row: Tensor) -> Tensor:
-        return network.score(network(batch.take(row), embedded), {output: fixed[row]})[output]
+        o = network(batch.take(row).answered(output, fixed[row]), embedded)
+        return network.score(o, {output: fixed[row]})[output]
 
     weights = integrated_gradients(score, stop, start, steps=steps).weights
     parts = [_by_position(weights[n], arrays.inputs[n]) for n in stop]

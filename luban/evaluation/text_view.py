@@ -12,7 +12,7 @@ from luban.columns.examples import cells
 from luban.errors import MissingExtra
 from luban.evaluation import text_metrics
 from luban.evaluation.baselines import Baseline
-from luban.evaluation.intervals import Metric
+from luban.evaluation.intervals import Metric, mean
 from luban.evaluation.ngram import byte_model, xz_sizes
 from luban.evaluation.text_baselines import text_baselines
 from luban.evaluation.views import View
@@ -77,6 +77,15 @@ class TextView(View):
         nats = baseline.losses[self.known] if len(baseline.losses) == len(self.known) else baseline.losses
         size = self.size if len(nats) == len(self.size) else [self.size.sum()]
         return {"bits_per_byte": text_metrics.bits_per_byte(nats, size, seed=self.seed, resamples=resamples)}
+
+    def difference(self, other: TextView) -> dict[str, Metric]:
+        """What another model's answers to the same rows are better by: means over rows."""
+        draws = {"seed": self.seed, "resamples": self.resamples}
+        found = {"bits_per_byte": mean(other._bits() - self._bits(), **draws)}
+        if self.predictions.answers:
+            mine, theirs = (v._scores[v.known] for v in (self, other))
+            found["chrf"] = mean(theirs - mine, **draws)
+        return found
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         pass

@@ -78,6 +78,13 @@ class Batch:
             self, inputs=_taken(self.inputs, index), targets=_taken(self.targets, index), size=size, rows=rows
         )
 
+    def answered(self, output: str, answers: Tensor) -> Batch:
+        """The batch in which the answers to an output are these: a text is scored while it is read, so a network must have it.
+
+        answers: class numbers (B,), which change nothing, or ids (B, T), 0 = padding, ~id = given and not to be scored.
+        """
+        return self if answers.ndim < 2 else replace(self, targets={output: (answers, answers != 0)})
+
     def cut(self, pieces: int) -> list[Batch]:
         """Its examples in so many batches of like size, or as many as there are examples."""
         pieces = max(1, min(pieces, self.size))

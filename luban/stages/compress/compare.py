@@ -117,6 +117,8 @@ def difference(before: Any, after: Any, seed: int, resamples: int) -> dict[str, 
         return paired.of_classes(
             before.truth, before.probabilities, after.probabilities, seed=seed, resamples=resamples
         )
+    if hasattr(before, "texts"):
+        return before.difference(after)
     return paired.of_numbers(before.truth, before.answers, after.answers, seed=seed, resamples=resamples)
 
 
@@ -136,8 +138,7 @@ def explained(before: Bundle, after: Bundle, examples: Examples, count: int, raw
     result = {}
     for name, o in raw.items():
         column = before.columns[name]
-        labels = {label: i for i, label in enumerate(getattr(column, "labels", ()))}
-        answers = np.array([labels.get(a.value, 0) for a in column.decode_all(o[:count])], np.int64)
+        answers = column.numbered(o[:count])
         both = [attributions(b.network, b.columns, arrays, name, answers) for b in (before, after)]
         cosine, rank = likeness(*both)
         result[name] = {"cosine": mean(cosine[~np.isnan(cosine)]), "rank": mean(rank[~np.isnan(rank)])}

@@ -17,15 +17,21 @@ import torch
 
 from luban import registry
 from luban.bundle import Bundle
+from luban.columns.answering import alike
 from luban.columns.base import Answer, Column, take, text_of
 from luban.columns.examples import encode, encode_values, records
-from luban.errors import DataError, RequestError, problem
+from luban.errors import DataError, RequestError, Unsupported, problem
+from luban.generation.writing import respond
+from luban.messages import say
 from luban.report import Report
 from luban.settings import Count, Natural
 from luban.stages.explain import checks
 from luban.stages.explain.game import Example, Masked, Scorer, example, still
 from luban.stages.explain.methods import METHODS, Found, Task, feature_layers
 from luban.stages.explain.page import page
+
+BY_TOKEN = "integrated-gradients"  # the method that is cheap enough to be asked about every token of an answer
+MATRICES, LONGEST = 5, 60  # rows and tokens that are drawn so
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class Explanation:
     deletion: checks.Deletion
     own: Mapping[str, np.ndarray] = field(default_factory=dict)
     without: tuple[str, ...] = ()  # inputs that the method says nothing about
+    by_token: Mapping[int, tuple[list[str], np.ndarray]] = field(
+        default_factory=dict
+    )  # row -> tokens of its answer, (T, S)
 
     def by_column(self) -> list[dict[str, np.ndarray]]:
         return [e.split(w) for e, w in zip(self.examples, self.weights)]
@@ -66,13 +75,16 @@ def explain(
 ) -> Report:
     """Signed weights of every segment of every input, for each row, with the method's own error beside them.
 
-    What is explained is the score of a fixed answer: the log-odds of a class, or a number's value in its own units.
+    What is explained is the score of a fixed answer: the log-odds of a class, a number's value in its own units, or the
+    log-probability of a text, with a matrix of its tokens against the words of the input for the first rows.
     `rows`: how many, from the first held-out row, or positions in the data from 0. `target`: the class to explain instead of
     the predicted one. `samples`: coalitions or masks a row (auto: 512, or eight a segment). `background`: what stands where a
     segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
     `out`: folder for explain.json and explain.html.
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
     """
+    if not bundle.inputs or not bundle.outputs:
+        raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
     data_rows, framed = _rows(bundle, data, rows)
     encoded = encode(bundle.columns, bundle.inputs, (), framed)
     found = explain_rows(
@@ -106,8 +118,8 @@ def explain_rows(
     if method not in METHODS:
         raise RequestError(problem("explain.unknown_method", name=method, allowed=METHODS))
     with still(network), torch.random.fork_rng(devices=[]):
-        answers = _answers(network, columns, values, output)
-        numbers, explained = _fixed(columns[output], answers, target)
+        answers, own = _answers(network, columns, values, output)
+        numbers, explained = _fixed(columns[output], answers, own, target)
         scorer = Scorer(network, columns, output, numbers)
         games = [
             [example(columns, r, record, x, other) for r, record, x in zip(rows, raw, values)]
@@ -125,6 +137,7 @@ def explain_rows(
             checks.deletion(masked[0], found.weights, seed), found.own,
             tuple(n for n, layer in feature_layers(network, list(values[0])).items() if layer is None)
             if method == "grad-cam" else (),
+            _by_token(scorer, columns[output], games[0], steps) if numbers.ndim == 2 and method == BY_TOKEN else {},
         )  # fmt: skip
 
 
@@ -158,19 +171,24 @@ def _output(bundle: Bundle, name: str | None) -> str:
 
 def _answers(
     network: Any, columns: Mapping[str, Column], values: Sequence[Mapping[str, Any]], name: str
-) -> list[Answer]:
-    """What the network answers to each row, 64 at a time."""
-    scorer, answers = Scorer(network, columns, name, np.zeros(0)), []
+) -> tuple[list[Answer], np.ndarray]:
+    """What the network answers to each row, 64 at a time; the same as numbers that can be scored."""
+    scorer, found = Scorer(network, columns, name, np.zeros(0)), []
     for start in range(0, len(values), 64):
         part = values[start : start + 64]
         with torch.no_grad():
-            o = network(scorer.batch({n: [v[n] for v in part] for n in part[0]}, len(part)))[name]
-        answers += columns[name].decode_all(o.float().cpu().numpy())
-    return answers
+            o = respond(network, scorer.batch({n: [v[n] for v in part] for n in part[0]}, len(part)))[name]
+        found.append(o.float().cpu().numpy())
+    whole = np.concatenate(alike(found))
+    return columns[name].decode_all(whole), columns[name].numbered(whole)
 
 
-def _fixed(column: Column, answers: Sequence[Answer], target: Any) -> tuple[np.ndarray, list[Any]]:
-    """The class number (from 0) and the name of the answer explained in each row."""
+def _fixed(column: Column, answers: Sequence[Answer], own: np.ndarray, target: Any) -> tuple[np.ndarray, list[Any]]:
+    """The class number (from 0), or the ids, and the name of the answer explained in each row."""
+    if own.ndim == 2:
+        if target is None:
+            return own, [a.value for a in answers]
+        return np.repeat(column.encode(target)[None].astype(np.int64), len(answers), 0), [target] * len(answers)
     labels = getattr(column, "labels", None)
     if labels is None:
         if target is not None:
@@ -198,6 +216,23 @@ def _backgrounds(columns: Mapping[str, Column], values: Sequence[Mapping[str, An
     if bad:
         raise DataError(problem("explain.background_row", reason=bad[0]))
     return _values(encoded)
+
+
+def _by_token(
+    scorer: Scorer, column: Any, examples: list[Example], steps: int
+) -> dict[int, tuple[list[str], np.ndarray]]:
+    """How much each segment speaks for each token of the answer, what was written before it being given: rows of a matrix."""
+    found = {}
+    for r, e in enumerate(examples[:MATRICES]):
+        ids = scorer.answers[r][scorer.answers[r] != 0][:LONGEST]
+        if not len(ids):
+            continue
+        one = np.where(np.eye(len(ids), dtype=bool), ids, ~ids)
+        each = Scorer(scorer.network, scorer.columns, scorer.output, one)
+        rows = [e] * len(ids)
+        weights = METHODS[BY_TOKEN](Task(each, rows, Masked(each, rows), None, steps, 0)).weights
+        found[r] = ([column.text([i]) or say("explain.end") for i in ids], np.stack(weights))
+    return found
 
 
 def _ends(masked: Masked) -> np.ndarray:

@@ -89,7 +89,9 @@ class Scorer:
 
     def __init__(self, network: Any, columns: Mapping[str, Column], output: str, answers: np.ndarray):
         self.network, self.columns, self.output = network, columns, output
-        self.answers = answers  # (R,) class number of each row; zeros where the output has no classes
+        self.answers = (
+            answers  # (R,) class number of each row; zeros where the output has no classes; (R, T) ids of a text
+        )
         first = next(network.parameters(), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
@@ -101,7 +103,8 @@ class Scorer:
     def score(self, batch: Batch, rows: np.ndarray, embedded: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B,): the score of the answers of `rows`, one for each example of the batch."""
         answers = torch.as_tensor(self.answers[rows], device=self.device)
-        return self.network.score(self.network(batch, embedded), {self.output: answers})[self.output]
+        o = self.network(batch.answered(self.output, answers), embedded)
+        return self.network.score(o, {self.output: answers})[self.output]
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:

@@ -25,7 +25,9 @@ GOOD_GAP, GOOD_SHARE, GOOD_FIT, GOOD_Z, FAIR_Z = 0.01, 0.001, 0.8, 2.0, 1.0
 def page(found: Explanation, columns: Mapping[str, Column], settings: Mapping[str, Any]) -> Report:
     report = Report("explain", say("explain.title", output=found.output), numbers(found, settings))
     report.text(say(f"explain.about.{found.method}"))
-    kind = "map" if found.method == "grad-cam" else "class" if hasattr(columns[found.output], "labels") else "number"
+    answer = columns[found.output]
+    kind = "class" if hasattr(answer, "labels") else "text" if hasattr(answer, "begin") else "number"
+    kind = "map" if found.method == "grad-cam" else kind
     report.text(say(f"explain.scale.{kind}"))
     verdict(report, found)
     overall(report, found)
@@ -47,6 +49,8 @@ def numbers(found: Explanation, settings: Mapping[str, Any]) -> dict[str, Any]:
         row |= {"weights": parts, "segments": {n: s.names for n, s in e.segments.items() if len(s.names) != 1}}
         if found.error is not None:
             row["standard_errors"] = e.split(found.error[i])
+        if i in found.by_token:
+            row["by_token"] = dict(zip(("tokens", "weights"), found.by_token[i]))
         rows.append(row | errors(found, i))
     return {
         "method": found.method,
@@ -164,6 +168,12 @@ def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: in
         if len(w) > 1:
             most = np.abs(w).max()
             report.html(name, columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist()))
+    if i in found.by_token:
+        tokens, matrix = found.by_token[i]
+        segments = [n for s in e.segments.values() for n in s.names]
+        axes = {"x_label": say("explain.segments"), "y_label": say("explain.tokens")}
+        drawn = plots.heatmap(matrix, tokens, segments, show_values=False, signed=True, **axes)
+        report.plot(say("explain.matrix"), drawn, say("explain.matrix_caption"))
     if found.method != "grad-cam" and (len(parts) > 1 or any(len(w) == 1 for w in parts.values())):
         report.plot("", _bars(found, e, parts, i))
 

@@ -57,6 +57,8 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
 
     Raises ExportMismatch where the network cannot be written down for every batch size and length, MissingExtra.
     """
+    if getattr(bundle.network, "written", None) or not bundle.outputs:
+        raise Unsupported("onnx.writes", outputs=list(bundle.outputs) or bundle.recipe.task())
     for module in ("onnx", "onnxscript"):
         need(module, "export")
     if bundle.bytes() > LARGEST:
