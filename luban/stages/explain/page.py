@@ -26,7 +26,7 @@ def page(found: Explanation, columns: Mapping[str, Column], settings: Mapping[st
     report = Report("explain", say("explain.title", output=found.output), numbers(found, settings))
     report.text(say(f"explain.about.{found.method}"))
     answer = columns[found.output]
-    kind = "class" if hasattr(answer, "labels") else "text" if hasattr(answer, "begin") else "number"
+    kind = "class" if hasattr(answer, "labels") else "written" if hasattr(answer, "begin") else "number"
     kind = "map" if found.method == "grad-cam" else kind
     report.text(say(f"explain.scale.{kind}"))
     verdict(report, found)
