@@ -82,7 +82,7 @@ if text:
     made = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\w+|[^\\w\\s]"), "removed", invert=True)
-    made.train_from_iterator(frame["text"][train].iloc[:100_000], trainers.WordLevelTrainer(vocab_size=10_000, show_progress=False))
+    made.train_from_iterator(frame["text"][train].iloc[:100_000], trainers.WordLevelTrainer(vocab_size=10_000, special_tokens=["[UNK]"], show_progress=False))
     x = [np.array(e.ids[:256], np.int32) for i in range(0, len(frame), 1000) for e in made.encode_batch_fast(frame["text"].iloc[i : i + 1000].tolist())]
     rows = len(x)
 else:

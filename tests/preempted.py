@@ -1,6 +1,8 @@
-"""SIGTERM to the command line at chosen and random moments, in forks of a process that has imported everything.
+"""SIGTERM to the process group of a command at chosen and random moments, in forks of a process that has imported everything.
 
 python -m tests.preempted '["first", "validation", ..., 0.4]'    one line of JSON a moment; a number is a share of the run
+
+Attempt i has i % 3 loader workers.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ import torch
 
 from luban.cli import main as luban
 from luban.columns.examples import Examples
-from luban.training import checkpoints, loop
+from luban.training import checkpoints, feed, loop
 from tests import tiny
 from tests.torture import forked, memory
 
@@ -39,7 +41,7 @@ def at_call(owner, name: str, number: int, times: int = 1) -> None:
         if calls[0] == number:
             Path("signalled").touch()
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.killpg(0, signal.SIGTERM)
         return real(*a, **k)
 
     setattr(owner, name, told)
@@ -52,6 +54,8 @@ MOMENTS = {
     "loading": lambda: at_call(Examples, "arrays", 12),
     "after": lambda: after(),
     "twice": lambda: at_call(loop, "evaluate", 2, times=2),
+    "shielded": lambda: in_a_process(signal.SIG_IGN),
+    "unshielded": lambda: in_a_process(signal.SIG_DFL),
     "deaf": lambda: (deaf(), at_call(loop, "evaluate", 2)),
 }
 
@@ -63,7 +67,7 @@ def after() -> None:
     def told(self, *a):
         number = real(self, *a)
         Path("signalled").touch()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.killpg(0, signal.SIGTERM)
         return number
 
     loop.Run.go = told
@@ -80,8 +84,36 @@ def deaf() -> None:
     loop.evaluate = slow
 
 
+def in_a_process(handler) -> None:
+    """Each batch waits for a process of its own, as a loader with worker processes has them; the ninth gets SIGTERM as the
+    whole group does. Luban's own workers are threads: one that SIGTERM ends is the planted fault.
+    """
+
+    def ahead(make, places, workers=0):
+        for number, place in enumerate(places, 1):
+            read, write = os.pipe()
+            worker = os.fork()
+            if not worker:
+                signal.signal(signal.SIGTERM, handler)
+                if number == 9:
+                    Path("signalled").touch()
+                    os.killpg(0, signal.SIGTERM)
+                os.write(write, b"made")
+                os._exit(0)
+            os.close(write)
+            said = os.read(read, 4)
+            os.close(read)
+            os.waitpid(worker, 0)
+            if not said:
+                raise RuntimeError("a loader worker died")
+            yield make(place)
+
+    feed.ahead = ahead
+
+
 def child(words: list[str], moment=None) -> int:
     def work() -> int:
+        os.setpgrp()
         if moment in MOMENTS:
             MOMENTS[moment]()
         real = loop.Run._one
@@ -94,7 +126,10 @@ def child(words: list[str], moment=None) -> int:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         return luban(words)
 
-    return forked(work)
+    process = forked(work)
+    with contextlib.suppress(OSError):  # whoever of the two comes first
+        os.setpgid(process, process)
+    return process
 
 
 def ended(process: int) -> int:
@@ -106,14 +141,14 @@ def weights() -> str:
     return json.loads(Path("m/MANIFEST.json").read_text())["files"]["model.safetensors"]
 
 
-def tried(moment, length: float, whole: str) -> dict:
+def tried(moment, length: float, whole: str, workers: int) -> dict:
     for name in ("m", "steps", "signalled"):
         shutil.rmtree(name, ignore_errors=True) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
-    process = child(["run", "r.yaml", "--out", "m"], moment)
+    process = child(["run", "r.yaml", "--out", "m", "--set", f"train.loader_workers={workers}"], moment)
     if not isinstance(moment, str):
         time.sleep(moment * length)
         Path("signalled").touch()
-        os.kill(process, signal.SIGTERM)
+        os.killpg(process, signal.SIGTERM)
     code = ended(process)
     seconds = time.time() - Path("signalled").stat().st_mtime
     steps = int(Path("steps").read_text() or 0) if Path("steps").exists() else 0
@@ -122,7 +157,7 @@ def tried(moment, length: float, whole: str) -> dict:
         child(["resume", "m"] if Path("m/checkpoints/run.yaml").exists() else ["run", "r.yaml", "--out", "m"])
     )
     left = [p.name for p in Path("m").rglob("*.tmp")]
-    return {"moment": moment, "code": code, "seconds": round(seconds, 2), "steps": steps, "kept": kept, "again": again,
+    return {"moment": moment, "workers": workers, "code": code, "seconds": round(seconds, 2), "steps": steps, "kept": kept, "again": again,
             "exact": again == 0 and weights() == whole, "left": left}  # fmt: skip
 
 
@@ -139,8 +174,8 @@ def main(moments: list) -> None:
         began = time.monotonic()
         assert ended(child(["run", "r.yaml", "--out", "m"])) == 0
         length, whole = time.monotonic() - began, weights()
-        for moment in moments:
-            print(json.dumps(tried(moment, length, whole)), flush=True)
+        for i, moment in enumerate(moments):
+            print(json.dumps(tried(moment, length, whole, i % 3)), flush=True)
     finally:
         os.chdir("/")
         shutil.rmtree(place, ignore_errors=True)

@@ -87,6 +87,20 @@ def test_ray_trains_what_torchrun_does(place):
     assert ranks.weights(place / "ray") == ranks.weights(place / "ddp")
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'luban[ray]'")
+def test_sigterm_under_ray_is_gone_on_with(place):
+    """Ray ends workers without asking them: the driver's signal reaches them as a file, and they save before they end."""
+    running = ranks.start(place, "ray-stopped", *words("ray-stopped", "--set", "scale.engine=ray"))
+    ranks.wait_for(lambda: any((place / "ray-stopped" / "checkpoints").glob("step-5")), running, 240)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=240)
+    assert running.returncode == 143, said[-2000:]
+    stopped = json.loads((place / "ray-stopped" / "history.jsonl").read_text().splitlines()[-1])
+    assert stopped["stopped"] == "signal" and 5 <= stopped["steps"] < 21
+    ranks.run(place, "ray-stopped", verb=("resume", "ray-stopped"))
+    assert ranks.weights(place / "ray-stopped") == ranks.weights(place / "ddp")
+
+
 # -- a rank that fails ----------------------------------------------------------------------------------------------------
 
 

@@ -28,10 +28,12 @@ def sound(result: dict) -> bool:
     return result["code"] == 143 and not late and result["exact"] and not result["left"]
 
 
-def test_at_the_five_chosen_moments_and_twice():
-    results = tried([*CHOSEN, "twice"], 290)
-    assert all(map(sound, results)) and len(results) == 6, results
-    assert results[-1]["seconds"] < 5, "a second one ends the process at once"
+def test_at_the_five_chosen_moments_and_twice_and_with_workers_that_die():
+    """SIGTERM goes to the whole group. The control: a loader's worker process that is not shielded from it ends the run."""
+    *results, twice, shielded, unshielded = tried([*CHOSEN, "twice", "shielded", "unshielded"], 290)
+    assert all(map(sound, [*results, twice])) and len(results) == 5, results
+    assert twice["seconds"] < 5, "a second one ends the process at once"
+    assert sound(shielded) and not sound(unshielded), [shielded, unshielded]
 
 
 @pytest.mark.slow

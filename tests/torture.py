@@ -67,9 +67,13 @@ def _table(kind: str) -> pa.Table:
 
 RECIPES = {
     "mlp": ("number", {}),
+    "mlp, averaged in pieces": ("number", {}),
     "cnn": ("image", {"x": {"cnn": {"channels": [4, 8]}}}),
     "transformer": ("text", {"x": {"transformer": {"dropout": 0.2}}}),
 }
+
+
+SETTINGS = {"mlp, averaged in pieces": {"ema": 0.9, "accumulate": 3}}  # a batch in pieces that are not of one size
 
 
 @cache
@@ -124,7 +128,7 @@ class Chain:
 def trained(name: str, place: Path, settings: dict) -> dict:
     """A run from where the folder has it to its end; digests of all that it left."""
     network, training, validation = copy.deepcopy(built(name))
-    plan = Plan(**{**PLAN, **settings})
+    plan = Plan(**{**PLAN, **SETTINGS.get(name, {}), **settings})
     chain = Chain(place / "ledger")
     fit(
         network, training, validation, plan=plan, objective=supervised, step=chain, folder=place / "checkpoints",
@@ -184,6 +188,13 @@ def no_schedule():
     _after_put_back(anew)
 
 
+def no_average():
+    """The average begins anew with the weights as they are."""
+    _after_put_back(
+        lambda run: [kept.copy_(live) for kept, live in zip(run.state.average.kept, run.state.average.live)]
+    )
+
+
 def no_optimizer():
     _after_put_back(lambda run: [t.zero_() for t in run.state.optimizer.tensors().values()])
 
@@ -209,7 +220,7 @@ def in_place():
     checkpoints.save, checkpoints.newest = save, newest
 
 
-SABOTAGE = {f.__name__: f for f in (no_rng, no_position, no_schedule, no_optimizer, in_place)}
+SABOTAGE = {f.__name__: f for f in (no_rng, no_position, no_schedule, no_optimizer, no_average, in_place)}
 
 
 # -- the killer ----------------------------------------------------------------------------------------------------------
@@ -286,13 +297,15 @@ def tortured(job: dict, root: Path) -> dict:
     began = time.monotonic()
     assert attempt({**job, "sabotage": None}, whole, None) == "ended"
     length = time.monotonic() - began
-    while not wrong and (kills < job["kills"] or not runs):
+    while not wrong and (kills < job["kills"] or runs < job.get("least", 1)):
+        share = -(-job["kills"] // job.get("least", 1)) * (runs + 1)  # of the kills: each of the least runs has some
         place = root / f"run-{runs}"
         place.mkdir()
         outcome = "killed"
         while outcome == "killed":
             before = newest_step(place)
-            after = rng.uniform(0.002, job.get("latest", 0.15) * length) if kills < job["kills"] else None
+            killing = kills < min(share, job["kills"])
+            after = rng.uniform(0.002, job.get("latest", 0.15) * length) if killing else None
             outcome = attempt(job, place, after)
             kills += outcome == "killed"
             newer += outcome == "killed" and newest_step(place) > before
