@@ -38,7 +38,8 @@ def test_edits_break_what_rare_words_mislead():
 def test_first_sentence():
     assert lead("One two. Three.") == "One two." and lead("v1.2 is here! Next") == "v1.2 is here!"
     assert lead("打开文件。然后保存。") == "打开文件。" and lead("  a b\nc") == "a b" and lead("") == ""
-    assert lead("One two three. Four.", 2) == "One two"
+    assert lead("One two three. Four.", 2) == "One two" and lead("One two.", 5) == "One two."
+    assert lead("打开文件。", 2) == "打开"
 
 
 def test_validation_chooses_how_long_the_lead_is():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from luban.evaluation.baselines import Baseline
-from luban.evaluation.text_metrics import chrf_by_row, longest_common
+from luban.evaluation.text_metrics import TOKEN, chrf_by_row, longest_common
 
 SENTENCE = re.compile(r".*?(?:[.!?](?=\s)|[。！？]|\n|\Z)", re.DOTALL)
 BLOCK = 500  # test rows whose similarities are held at once
@@ -64,9 +64,10 @@ def first_sentence(
 
 
 def lead(text: str, words: int = 0) -> str:
-    """The first sentence of a text, cut after `words` words (0: whole)."""
+    """The first sentence of a text, cut after `words` words (0: whole); a Chinese character is a word."""
     sentence = SENTENCE.match(text.strip())[0].strip()
-    return " ".join(sentence.split()[:words]) if words else sentence
+    ends = [word.end() for word in TOKEN.finditer(sentence)] if words else []
+    return sentence[: ends[words - 1]] if 0 < words <= len(ends) else sentence
 
 
 def translation_memory(
