@@ -131,8 +131,9 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
             if t not in kinds
         ],
     )
-    outputs, masked = dict(recipe.outputs), recipe.fusion.type == "masked"
-    if not outputs and not targets and not masked:
+    outputs = dict(recipe.outputs)
+    untold = recipe.fusion.type in ("masked", "match")  # hidden words, or inputs that lie close, are what is learned
+    if not outputs and not targets and not untold:
         raise RequestError(problem("train.no_target", allowed=found))
     inferred = infer(rows, target=targets[0] if targets else next(iter(outputs), None))
     given = {n: Part(t) for n, t in (ask.types or {}).items()}

@@ -38,10 +38,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from luban import files, registry
-from luban.columns import answering
+from luban.columns import answering, searching
 from luban.columns.base import Column, from_json
 from luban.columns.examples import Arrays
-from luban.errors import BundleError, RequestError
+from luban.errors import BundleError, RequestError, Unsupported, problem
 from luban.generation.writing import respond
 from luban.nn.edits import replay
 from luban.nn.quantized import unpacked
@@ -57,6 +57,7 @@ LAYOUT = re.compile(  # everything else is refused, sealed or not
 )
 # What a file with the right hashes and the wrong content can make of the code that reads it.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+ANSWERS = ("explain", "compress", "export", "audit", "serve")  # stages that are about a model's answers
 GIANT = 64  # times the size of the weights' file that a network may have before its edits make it smaller
 
 
@@ -118,6 +119,34 @@ class Bundle:
         (texts,) = generate(self, [prompt], n=n, **settings)
         return texts[0].text if n == 1 else [t.text for t in texts]
 
+    def embed(self, values: Any, input: str | None = None) -> np.ndarray:
+        """Vectors (N, D) of length 1 of some values of an input, the first unless named; for a model with `fusion: match`.
+
+        Their products are cosines. Raises Unsupported for another model, DataError for a value that cannot be read.
+        """
+        return searching.vectors(self.engine, self._input(input), [values] if isinstance(values, str) else list(values))
+
+    def search(self, query: Any, top: int = 5, input: str | None = None) -> list[dict[str, Any]]:
+        """The rows of this model's index (stage `index`) nearest to a value of an input, best first, each with its `score`.
+
+        Raises RequestError without an index, or with one that was made with other weights.
+        """
+        table = self.tables.get("index")
+        if table is None:
+            raise RequestError("search.no_index")
+        if table.schema.metadata.get(b"weights", b"").decode() != self._weights:
+            raise RequestError("search.old_index")
+        return searching.nearest(table, self.embed([query], input)[0], top)
+
+    @cached_property
+    def _weights(self) -> str:
+        return self.fingerprint()
+
+    def _input(self, name: str | None) -> str:
+        if name is not None and name not in self.inputs:
+            raise RequestError(problem("search.no_input", name=name, allowed=self.inputs))
+        return name or self.inputs[0]
+
     def _records(self, rows: Any) -> Sequence[Mapping[str, Any]]:
         if isinstance(rows, Mapping) and not self._are_columns(rows):
             return [rows]
@@ -136,6 +165,8 @@ class Bundle:
     # -- stages as methods; the same names as the command line's verbs --------------------------------------------------
     def _stage(self, name: str, data: Any, settings: dict[str, Any]) -> Any:
         from luban.data.prepare import data_of
+
+        self.refuse_without_outputs(name)
 
         return registry.find("stages", name)(
             self, data_of(data, self.columns, self.recipe) if data is not None else None, **settings
@@ -158,6 +189,14 @@ class Bundle:
 
     def serve(self, **settings: Any) -> None:
         return self._stage("serve", None, settings)
+
+    def refuse_without_outputs(self, stage: str) -> None:
+        """Raises Unsupported where a stage is about answers and this model gives none (`fusion: match`)."""
+        if not self.recipe.outputs and self.recipe.fusion.type == "match" and stage in ANSWERS:
+            raise Unsupported("search.no_answers", stage=stage)
+
+    def index(self, data: Any, **settings: Any) -> Bundle:
+        return self._stage("index", data, settings)
 
     # -- derived Bundles -----------------------------------------------------------------------------------------------
     def with_report(self, report: Report) -> Bundle:
@@ -300,7 +339,16 @@ class TorchEngine:
 
     @torch.inference_mode()
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        if not self.outputs and hasattr(self.network, "vector"):
+            raise Unsupported("match.no_answer")
         return {n: o.float().cpu().numpy() for n, o in respond(self.network, Batch.of(arrays, self.device)).items()}
+
+    @torch.inference_mode()
+    def vectors(self, name: str, arrays: Arrays) -> np.ndarray:
+        """The vectors of one input, (B, D). Raises Unsupported for a network that makes none."""
+        if not hasattr(self.network, "vector"):
+            raise Unsupported("search.no_vectors")
+        return self.network.vector(name, Batch.of(arrays, self.device)).cpu().numpy()
 
 
 def build_network(
@@ -321,6 +369,10 @@ def build_network(
         from luban.nn.networks.generative import Generative
 
         return replay(Generative(recipe, columns), edits)
+    if recipe.fusion.type == "match":
+        from luban.nn.networks.matching import Matching
+
+        return replay(Matching(recipe, columns), edits)
     return replay(Composed(recipe, columns), edits)
 
 

@@ -43,6 +43,9 @@ COMPUTING = (
     "evaluate",
     "predict",
     "generate",
+    "embed",
+    "index",
+    "search",
     "explain",
     "compress",
     "audit",
@@ -323,6 +326,40 @@ def generate(
     _result(plain[0] if n == 1 else plain, *(t.text for t in texts))
 
 
+def embed(folder: str, data: str, *, input: str | None = None, out: str = "") -> None:
+    from luban.requests import named
+
+    if not named(out, "embed").endswith((".npy", ".parquet")):
+        raise RequestError(problem("embed.no_format", place="--out", name=out, allowed=(".npy", ".parquet")))
+    place = _sound(folder, data, out=out)
+    from luban.searching import embedded
+
+    count, size = embedded(_load(folder), data, input, place)
+    console.tell("embed.done", rows=count, size=size)
+    _result({"rows": count, "size": size, "out": out})
+
+
+def index(model: str, data: str, *, input: str | None = None, out: str = "") -> None:
+    from luban.requests import named, own
+
+    place = _sound(None, data, out=named(out, "index"))
+    own(place)
+    from luban.searching import searcher
+
+    bundle = searcher(model, data, input).index(data, input=input)
+    bundle.save(place)
+    _result({"folder": out, "rows": len(bundle.tables["index"])}, say("index.saved", folder=out))
+
+
+def search(folder: str, query: str, *, top: int = 5, input: str | None = None) -> None:
+    if top < 1:
+        raise RequestError(problem("cli.bad_value", place="--top", found=str(top), want="integer >= 1"))
+    _sound(folder)
+    found = _load(folder).search(query, top, input)
+    lines = [(f"{r['score']:.3f}", " | ".join(str(v)[:200] for k, v in r.items() if k != "score")) for r in found]
+    _result(found, *table(lines))
+
+
 def explain(
     folder: str,
     data: str,
@@ -481,6 +518,9 @@ VERBS = (
     evaluate,
     predict,
     generate,
+    embed,
+    index,
+    search,
     explain,
     compress,
     audit,

@@ -158,6 +158,8 @@ class Recipe:
 
     def task(self) -> str:
         """The usual name of the task that this recipe describes, as Hugging Face names it."""
+        if self.fusion.type == "match":
+            return "feature-extraction"
         kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
         answer = answers[0] if answers else ""
         if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
@@ -343,6 +345,9 @@ class Check:
         if isinstance(plain.get("inputs"), Mapping) and isinstance(plain.get("outputs"), Mapping):
             for name in set(plain["inputs"]) & set(plain["outputs"]):
                 yield problem("recipe.both_sides", place=self.place(("outputs", name)), column=name)
+        fusion = plain.get("fusion")
+        if plain.get("outputs") and (fusion == "match" or (isinstance(fusion, Mapping) and "match" in fusion)):
+            yield problem("recipe.match_outputs", place=self.place(("outputs",)))
         yield from self._model(plain.get("model"), columns)
         yield from self._one(plain, "frame", "frames")
         yield from self._one(plain, "fusion", "fusions")

@@ -45,6 +45,7 @@ FUSIONS = {
     "pair": "luban.nn.pair:Pair",
     "memory": "luban.nn.fusion:Memory",
     "masked": "luban.nn.networks.masked:Guess",
+    "match": "luban.nn.match:Match",
     "own": "luban.nn.networks.own:Own",
 }
 HEADS = {
@@ -92,6 +93,7 @@ STAGES = {
     "audit": "luban.stages.audit:audit",
     "explain": "luban.stages.explain:explain",
     "serve": "luban.stages.serve:serve",
+    "index": "luban.stages.index:index",
 }
 SEARCH = {
     "tune": "luban.tuning.search:search",

@@ -36,6 +36,7 @@ HIGHER = {
         "precision": True, "recall": True, "f1": True, "roc_auc": True, "average_precision": True,
         "log_loss": False, "ece": False, "brier": False,
     },
+    "match": {"recall_1": True, "recall_5": True, "recall_10": True, "mrr": True},
     "number": {"r2": True, "mse": False, "rmse": False, "mae": False, "median_absolute_error": False},
     "hidden": {"accuracy": True, "perplexity": False},
     "text": {"chrf": True, "bleu": True, "rouge_l": True, "exact_match": True, "word_error_rate": False, "bits_per_byte": False, "perplexity": False},

@@ -43,7 +43,7 @@ ORDER = [
     {"card", "bundle"},
     {"training", "evaluation"},
     {"stages", "predictions", "predicting"},
-    {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling"},
+    {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling", "searching"},
     {"comparing"},
     {"tuning"},
     {"planning"},

@@ -8,7 +8,7 @@ from luban import plots
 from luban.bundle import Bundle
 from luban.columns.examples import records
 from luban.errors import DataError, problem
-from luban.evaluation import views
+from luban.evaluation import retrieval, views
 from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Table, table
 from luban.markup import escape, tag
@@ -36,6 +36,12 @@ def evaluate(
     unknown = [c for c in slices if c not in data.table.column_names]
     if unknown:
         raise DataError(*(problem("evaluate.no_slice", name=c, allowed=data.table.column_names) for c in unknown))
+    if bundle.recipe.fusion.type == retrieval.KIND:
+        at = bundle.recipe.seed if seed is None else seed
+        report = retrieval.judged(bundle, data, part, rows, baselines=baselines, resamples=resamples, seed=at)
+        report.numbers |= seen_rows(bundle, data, rows)
+        warn_seen(report)
+        return report
     judged = table(bundle, data, rows)
     if not judged.outputs:
         raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))

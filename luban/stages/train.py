@@ -132,6 +132,7 @@ def train(
     )
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
+    asked["rates"] = shares.usual(network, asked["rates"]) if adapters is None else asked["rates"]
     shares.check(network, asked["freeze"], asked["rates"])
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
     if here().world > 1 and not network.separable:
