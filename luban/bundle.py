@@ -212,9 +212,10 @@ class Bundle:
         return copy.deepcopy(self.network)
 
     def parameters(self) -> int:
-        """Weights, those stored as int8 included."""
-        buffers = (b for b in self.network.buffers() if b.dtype == torch.int8)
-        return sum(t.numel() for t in (*self.network.parameters(), *buffers))
+        """Weights, those stored as integers included, of which four bits hold two a byte."""
+        own = sum(p.numel() for p in self.network.parameters())
+        stored = {torch.int8: 1, torch.uint8: 2}
+        return own + sum(b.numel() * stored.get(b.dtype, 0) for b in self.network.buffers())
 
     def bytes(self) -> int:
         """Size of the weights, as saved."""

@@ -58,11 +58,15 @@ def linear(network: nn.Module) -> list[str]:
 
 def arguments(name: str, model: Bundle) -> dict | None:
     """Arguments that suit this network; None where there is nothing to change."""
+    from luban.nn.grouped import in_groups
     from luban.nn.quantized import stand_in
 
     network = model.network
     if name == "quantize_linear":
         return {"layers": [n for n, m in network.named_modules() if stand_in(m) is not None]}
+    if name == "quantize_groups":
+        layers = [n for n, m in network.named_modules() if in_groups(m) is not None]
+        return {"layers": layers} if layers else None
     if name == "prune_magnitude":
         return {"layers": channels.prunable(network), "share": 0.4}
     if name == "halve":
@@ -78,6 +82,8 @@ def arguments(name: str, model: Bundle) -> dict | None:
         return {}
     batch = batch_of(model)
     found = [r for r in (channels.readers(network, batch, n) for n in channels.prunable(network)) if r]
+    if not found:
+        return None
     count = len(next(iter(found[0].columns.values())))
     return found[0].edit(torch.arange(0, count, 2))
 

@@ -11,6 +11,7 @@ import torch
 
 import luban
 from luban.errors import Unsupported
+from luban.nn.grouped import GROUP, packed, unpacked_rows
 from luban.nn.tokens import Batch
 from luban.stages.explain import explain_rows
 from tests import tiny
@@ -110,6 +111,17 @@ def test_compressed_it_writes_nearly_the_same():
     assert small.bytes() < 0.5 * model().bytes()
     same = [a["echo"] == b["echo"] for a, b in zip(small.predict(rows(20)), model().predict(rows(20)))]
     assert np.mean(same) > 0.9
+
+
+def test_in_four_bits():
+    small = model().compress(rows(30), quantize="int4", explain=0)
+    assert small.bytes() < 0.3 * model().bytes() and small.parameters() >= model().parameters()
+    same = [a["echo"] == b["echo"] for a, b in zip(small.predict(rows(20)), model().predict(rows(20)))]
+    assert np.mean(same) > 0.5
+    weight = model().network.writer.embedding.weight.detach()
+    q, scale = packed(weight)
+    gap = (unpacked_rows(q, scale, weight.shape[1]) - weight).abs().unflatten(1, (-1, GROUP)).amax(2)
+    assert (gap <= scale.float() * 0.51 + 1e-6).all() and q.numel() * 2 == weight.numel()
 
 
 def test_what_cannot_be_is_said(tmp_path):

@@ -18,6 +18,7 @@ from luban.evaluation.text_baselines import text_baselines
 from luban.evaluation.views import View
 from luban.messages import say
 
+BEGUN, GOES_ON = 8, 80  # words of a text that a language model is given, tokens that it writes
 SHOWN = 400  # characters of a text that a table shows
 LATELY = 8 << 20  # bytes of training text that a baseline of a language model reads, the last ones
 NAMES = ("chrf", "bleu", "rouge_l", "exact_match", "word_error_rate")
@@ -89,6 +90,18 @@ class TextView(View):
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         pass
+
+    def samples(self, report: Any, bundle: Any) -> None:
+        """How a language model goes on from the beginnings of held-out texts, and from nothing."""
+        if self.predictions.answers:
+            return
+        begun = [" ".join(t.split(" ")[:BEGUN]) for t in self.truth[:: max(1, len(self.truth) // 3)][:3]]
+        texts = [
+            bundle.generate(b, tokens=GOES_ON, temperature=0.8, seed=self.seed + i) for i, b in enumerate([*begun, ""])
+        ]
+        report.heading(say("evaluate.samples"), 3)
+        head = [say("evaluate.begun"), say("evaluate.goes_on")]
+        report.table("", head, [[b or "–", t] for b, t in zip([*begun, ""], texts)])
 
     def per_row(self) -> np.ndarray:
         """chrF of each answer; of a language model minus the bits of each byte."""

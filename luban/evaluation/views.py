@@ -99,6 +99,9 @@ class View:
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         raise NotImplementedError
 
+    def samples(self, report: Any, bundle: Any) -> None:
+        """What the model makes by itself, where it makes something."""
+
     def per_row(self) -> np.ndarray:
         """A score per row, higher is better: for slices."""
         raise NotImplementedError

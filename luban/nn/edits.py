@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luban import registry
 from luban.errors import BundleError
+from luban.nn.grouped import in_groups
 from luban.nn.quantized import Quantized, stand_in
 
 
@@ -45,6 +46,16 @@ def quantize_linear(network: nn.Module, *, layers: list[str]) -> nn.Module:
     """Use for a file of a quarter the size: linear, convolution and embedding weights as int8, one scale a channel."""
     for name in layers:
         module = stand_in(network.get_submodule(name))
+        if module is None:
+            raise ValueError(name)
+        put(network, name, module)
+    return network
+
+
+def quantize_groups(network: nn.Module, *, layers: list[str]) -> nn.Module:
+    """Use for a file of a seventh the size: linear and embedding weights in four bits, one scale for each 32 of a row."""
+    for name in layers:
+        module = in_groups(network.get_submodule(name))
         if module is None:
             raise ValueError(name)
         put(network, name, module)

@@ -114,11 +114,13 @@ def unpacked(network: nn.Module) -> nn.Module:
 
     The network itself where nothing of it is quantised.
     """
-    if not any(isinstance(m, Quantized) for m in network.modules()):
+    from luban.nn.grouped import Grouped
+
+    if not any(isinstance(m, (Quantized, Grouped)) for m in network.modules()):
         return network
     twin = copy.deepcopy(network)
     for module in twin.modules():
-        if isinstance(module, Quantized) and not isinstance(module, QuantEmbedding):
+        if isinstance(module, Grouped) or (isinstance(module, Quantized) and not isinstance(module, QuantEmbedding)):
             module.dense = module.weight.detach()
     return twin
 

@@ -54,6 +54,7 @@ def evaluate(
         view = views.view(name, predictions, judged, resamples=resamples, seed=seed)
         report.numbers["outputs"][name] = view.numbers(rivals.get(name, []))
         view.write(report, rivals.get(name, []))
+        view.samples(report, bundle)
         if worst:
             _worst(report, bundle, judged, view, worst)
         if slices:

@@ -60,6 +60,9 @@ class Masked(Composed):
             found[name] = torch.stack([sums[0], hidden.sum(1).float(), sums[1]], 1)
         return found
 
+    def divergence(self, *_: Any, **__: Any) -> Any:
+        raise Unsupported("masked.no_answers")
+
     def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         return {n: (t[:, 0], t[:, 1].detach()) for n, t in o.items()}
 

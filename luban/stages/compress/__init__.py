@@ -29,7 +29,7 @@ def compress(
     distill: str | None = None,
     prune: Annotated[float, Range(low=0, high=0.99)] | None = None,
     kind: Literal["structured", "magnitude"] = "structured",
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     epochs: Natural = 0,
     healing: Natural = 3,
     share: Fraction = 0.7,
@@ -43,7 +43,7 @@ def compress(
     `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains), `share` of the loss
     against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
     weights (`magnitude`: zeros, which only pack better), then `healing` epochs of training on. `explain`: rows whose
-    explanations are compared. `seed`: of what is trained and resampled, the recipe's unless given. `data` of a
+    explanations are compared. `quantize`: int8, or int4 where weights are most of the file (one scale for 32 weights). `seed`: of what is trained and resampled, the recipe's unless given. `data` of a
     file are split as the recipe says where that file was trained on or something is to be learned from it; without data
     and without the training rows only sizes are known.
     Raises RequestError, DataError without rows to learn from, Unsupported where the network cannot be changed so.
@@ -60,8 +60,8 @@ def compress(
         result, sentence = _pruned(result, data, prune, kind, healing)
         done += sentence
     if quantize is not None:
-        result = methods.quantised(result)
-        done.append(say("compress.did.quantize"))
+        result = methods.quantised(result, quantize)
+        done.append(say("compress.did.quantize" if quantize == "int8" else "compress.did.groups"))
     tell("compress.measuring")
     zeros = prune is not None and kind == "magnitude" and distill is None and quantize is None
     found = compared(bundle, result, data, explain=explain, resamples=resamples, zeros=zeros)

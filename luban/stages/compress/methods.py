@@ -7,6 +7,7 @@ Distillation: Hinton et al. 2015.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from luban.errors import RequestError, Unsupported, problem
 from luban.messages import say
 from luban.nn import channels
 from luban.nn.edits import replay
+from luban.nn.grouped import in_groups
 from luban.nn.lora import LORA
 from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
@@ -48,16 +50,24 @@ def merged(bundle: Bundle) -> Bundle:
     return edited(bundle, {"edit": "merge_lora"}) if thin else bundle
 
 
-def quantised(bundle: Bundle) -> Bundle:
-    """Every layer that can be, with int8 weights. Raises Unsupported where there is none."""
-    layers = [
-        n
-        for n, m in bundle.network.named_modules()
-        if n and stand_in(m) is not None and sum(p.numel() for p in m.parameters()) >= LEAST
-    ]
+def quantised(bundle: Bundle, kind: str = "int8") -> Bundle:
+    """Every layer that can be, with weights in eight bits, or in four and what cannot be in eight.
+
+    Raises Unsupported where there is none.
+    """
+    if kind == "int4":
+        layers = _layers(bundle.network, in_groups)
+        bundle = edited(bundle, {"edit": "quantize_groups", "layers": layers}) if layers else bundle
+        return quantised(bundle) if _layers(bundle.network, stand_in) else bundle
+    layers = _layers(bundle.network, stand_in)
     if not layers:
         raise Unsupported("compress.nothing_to_quantise")
     return edited(bundle, {"edit": "quantize_linear", "layers": layers})
+
+
+def _layers(network: nn.Module, way: Callable[[nn.Module], nn.Module | None]) -> list[str]:
+    large = [(n, m) for n, m in network.named_modules() if n and sum(p.numel() for p in m.parameters()) >= LEAST]
+    return [n for n, m in large if way(m) is not None]
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""Layers whose weights are stored in four bits: runs of `GROUP` weights of a row share one scale.
+
+weight[o, i] = (q[o, i] - 8) * scale[o, i // GROUP], q from 1 to 15, two of them in a byte; scales in half precision: four and a half bits a
+weight. Only storage: the product is made in floating point, as in `luban.nn.quantized`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 32
+MOST, MIDDLE = 7, 8
+
+
+def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight (O, I) -> q uint8 (O, ceil(I / GROUP) * GROUP / 2), scale float16 (O, ceil(I / GROUP))."""
+    rows, columns = weight.shape
+    groups = F.pad(weight.detach().float(), (0, -columns % GROUP)).view(rows, -1, GROUP)
+    scale = (groups.abs().amax(2) / MOST).half()
+    over = torch.where(scale > 0, scale, torch.ones_like(scale)).float()[..., None]
+    q = (torch.round(groups / over).clamp(-MOST, MOST) + MIDDLE).to(torch.uint8).flatten(1)
+    return q[:, ::2] | (q[:, 1::2] << 4), scale
+
+
+def unpacked_rows(q: Tensor, scale: Tensor, columns: int) -> Tensor:
+    """q (..., I / 2), scale (..., G) -> weights (..., columns)."""
+    both = torch.stack([q & 15, q >> 4], -1).flatten(-2).to(torch.float32) - MIDDLE
+    return (both.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]).flatten(-2)[..., :columns]
+
+
+class Grouped(nn.Module):
+    """What both layers share. `dense`: the product, kept by an engine that makes it once."""
+
+    dense: Tensor | None = None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        q, scale = packed(weight)
+        self.columns = weight.shape[1]
+        self.register_buffer("q", q)
+        self.register_buffer("scale", scale)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.dense if self.dense is not None else unpacked_rows(self.q, self.scale, self.columns)
+
+
+class GroupedLinear(Grouped):
+    """In the place of nn.Linear: (..., I) -> (..., O)."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.weight, layer.bias)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class GroupedEmbedding(Grouped):
+    """In the place of nn.Embedding; only the rows that are looked up are made."""
+
+    def __init__(self, layer: nn.Embedding):
+        super().__init__(layer.weight)
+        self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dense is not None:
+            return F.embedding(x, self.dense)
+        return unpacked_rows(self.q[x], self.scale[x], self.columns)
+
+
+def in_groups(layer: Any) -> nn.Module | None:
+    """The layer with weights in four bits that can stand in the place of this one; None where there is none."""
+    if type(layer) is nn.Linear:
+        return GroupedLinear(layer)
+    if type(layer) is nn.Embedding and layer.max_norm is None and layer.embedding_dim >= GROUP:
+        return GroupedEmbedding(layer)
+    return None
