@@ -41,7 +41,7 @@ def generate(
     """
     seed, sampling = bundle.recipe.seed if seed is None else seed, checked(**sampling)
     network = writer_of(bundle)
-    texts, batch = _begun(bundle, network, [p for p in prompts for _ in range(n)], tokens, stop)
+    texts, batch = begun(network, bundle.columns, bundle.inputs, [p for p in prompts for _ in range(n)], tokens, stop)
     for i, t in enumerate(texts):
         t.sampling = Sampling(seed=seed + i % n, **sampling)
     written(network, texts, batch)
@@ -59,7 +59,7 @@ def stream(
 ) -> Iterator[str]:
     """One text piece by piece, as `generate` writes it."""
     network = writer_of(bundle)
-    (text,), batch = _begun(bundle, network, [prompt], tokens, stop)
+    (text,), batch = begun(network, bundle.columns, bundle.inputs, [prompt], tokens, stop)
     text.sampling = Sampling(seed=bundle.recipe.seed if seed is None else seed, **checked(**sampling))
     return streamed(network, text, batch)
 
@@ -70,16 +70,22 @@ def writer_of(bundle: Any) -> Any:
     return bundle.engine.network
 
 
-def _begun(
-    bundle: Any, network: Any, prompts: Sequence[Prompt], tokens: int, stop: Sequence[str]
+def begun(
+    network: Any,
+    columns: Mapping[str, Any],
+    inputs: Sequence[str],
+    prompts: Sequence[Prompt | np.ndarray],
+    tokens: int,
+    stop: Sequence[str],
 ) -> tuple[list[Text], Batch | None]:
+    """The texts to write and the inputs of each; a prompt may be ids already. Raises DataError for an input that cannot be."""
     column = network.outputs[network.written]
-    if not bundle.inputs:
-        given = [column.prompt(p) for p in prompts]
+    if not inputs:
+        given = [p if isinstance(p, np.ndarray) else column.prompt(p) for p in prompts]
         most = tokens or network.window
         return [Text(list(map(int, ids)), most, stop=tuple(stop)) for ids in given], None
-    rows = [p if isinstance(p, Mapping) else {bundle.inputs[0]: p} for p in prompts]
-    examples, bad = encode_values(bundle.columns, bundle.inputs, rows)
+    rows = [p if isinstance(p, Mapping) else {inputs[0]: p} for p in prompts]
+    examples, bad = encode_values(columns, inputs, rows)
     if bad:
         raise DataError("generate.bad_input", number=min(bad) + 1, reason=bad[min(bad)])
     batch = Batch.of(examples.arrays(np.arange(len(examples))), next(network.parameters()).device)

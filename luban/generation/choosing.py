@@ -16,14 +16,17 @@ from luban.generation.sampling import Sampling
 
 
 def choose(
-    logits: Tensor, settings: Sequence[Sampling], read: Sequence[Sequence[int]]
+    logits: Tensor, settings: Sequence[Sampling], read: Sequence[Sequence[int]], begun: Sequence[int] = ()
 ) -> tuple[list[int], list[float]]:
-    """logits (B, V), per text its settings and the ids read so far -> ids, and their log-probabilities to the network."""
+    """logits (B, V), per text its settings and the ids read so far -> ids, and their log-probabilities to the network.
+
+    `begun`: how many of the ids read were given, 0 each unless told.
+    """
     plain = logits.log_softmax(-1)
-    if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
+    if all(s.temperature == 0 and not s.penalised for s in settings):
         found = plain.max(-1)
         return found.indices.tolist(), found.values.tolist()
-    z = penalised(logits, settings, read)
+    z = penalised(logits, settings, read, begun or [0] * len(settings))
     column = lambda name: torch.tensor([[getattr(s, name)] for s in settings], device=z.device, dtype=z.dtype)  # noqa: E731
     warm = torch.tensor([s.temperature > 0 for s in settings], device=z.device)
     p = (z / column("temperature").clamp(min=1e-6)).softmax(-1)
@@ -35,12 +38,17 @@ def choose(
     return ids.tolist(), plain.gather(1, ids[:, None])[:, 0].tolist()
 
 
-def penalised(logits: Tensor, settings: Sequence[Sampling], read: Sequence[Sequence[int]]) -> Tensor:
-    """Logits in which tokens that were read are less likely."""
-    if all(s.repetition_penalty == 1 for s in settings):
+def penalised(
+    logits: Tensor, settings: Sequence[Sampling], read: Sequence[Sequence[int]], begun: Sequence[int]
+) -> Tensor:
+    """Logits in which tokens that were read, or written, are less likely."""
+    if not any(s.penalised for s in settings):
         return logits
     z = logits.clone()
-    for row, s, ids in zip(z, settings, read):
+    for row, s, ids, first in zip(z, settings, read, begun):
+        if s.presence_penalty or s.frequency_penalty:
+            own, count = (torch.as_tensor(a, device=z.device) for a in np.unique(ids[first:], return_counts=True))
+            row[own.long()] -= s.presence_penalty + s.frequency_penalty * count
         if s.repetition_penalty != 1:
             index = torch.as_tensor(sorted(set(ids)), device=z.device)
             found = row[index]

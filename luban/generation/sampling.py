@@ -9,12 +9,17 @@ from luban.errors import RequestError, Unsupported, problem, raise_all
 from luban.recipe import Check, Recipe
 from luban.settings import Fraction, Natural, NonNegative, Positive, Range, schema_of
 
+Penalty = Annotated[float, Range(low=-2, high=2)]
+# Why a text ends: by itself, no more room, one of the words it was to stop at.
+END, LENGTH, STOP = ("end", "length", "stop")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """`temperature` 0 takes the likeliest token. `top_k` likeliest tokens (0 = all); the fewest whose probability reaches
     `top_p` (Holtzman et al. 2020); those with `min_p` times the probability of the likeliest (Nguyen et al. 2024).
     `repetition_penalty`: tokens that stand in the text already, logits divided by it (Keskar et al. 2019); 1 = none.
+    `presence_penalty` is taken from the logits of tokens that were written, not only read; `frequency_penalty` each time.
     """
 
     temperature: NonNegative = 1.0
@@ -22,7 +27,13 @@ class Sampling:
     top_p: Annotated[float, Range(above=0, high=1)] = 1.0
     min_p: Fraction = 0.0
     repetition_penalty: Positive = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
     seed: Natural = 0
+
+    @property
+    def penalised(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 GREEDY = Sampling(temperature=0.0)

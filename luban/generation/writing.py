@@ -12,14 +12,9 @@ from torch import Tensor
 
 from luban.errors import Unsupported
 from luban.generation.choosing import choose
-from luban.generation.sampling import GREEDY, Sampling
+from luban.generation.sampling import END, GREEDY, LENGTH, STOP, Sampling
 from luban.nn.tokens import Batch
 
-END, LENGTH, STOP = (
-    "end",
-    "length",
-    "stop",
-)  # why a text ends: by itself, no more room, one of the words it was to stop at
 BROKEN = "\ufffd"  # what half a character is decoded to
 
 
@@ -40,10 +35,7 @@ class Text:
     text: str = ""  # all that is sure to stay, without the word that ended it
     streamed: bool = False  # `text` is wanted after every token
     cut: int = 0  # tokens of the prompt that were left out at its beginning, for lack of room
-
-    @property
-    def read(self) -> list[int]:
-        return [*self.prompt, *self.ids]
+    read: list[int] = field(default_factory=list)  # the prompt and what is written, once it has begun
 
 
 class Writer:
@@ -81,16 +73,19 @@ class Writer:
             text.cut = len(text.prompt) - room
             text.prompt = [text.prompt[0], *text.prompt[text.cut + 1 :]]
         text.most = min(text.most, self.network.window - len(text.prompt))
+        text.read = [*text.prompt, *text.ids]
 
     @torch.inference_mode()
     def step(self) -> list[Text]:
         """One more token of each text; those that are done with it, which leave."""
         if not self.texts:
             return []
-        ids, chances = choose(self.logits, [t.sampling for t in self.texts], [t.read for t in self.texts])
+        sampling, read = [t.sampling for t in self.texts], [t.read for t in self.texts]
+        ids, chances = choose(self.logits, sampling, read, [len(t.prompt) for t in self.texts])
         for t, i, p in zip(self.texts, ids, chances):
             t.log_probabilities.append(p)
             t.ids.append(i)
+            t.read.append(i)
             self._look(t)
         done = [t for t in self.texts if t.reason]
         if done:

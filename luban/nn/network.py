@@ -131,6 +131,14 @@ class Composed(Headed):
         fused = self.fusion(self.tokens(batch, embedded))
         return {n: head(fused).float() for n, head in self._heads()}  # losses are computed in fp32
 
+    def pooled(self, name: str, batch: Batch) -> Tensor:
+        """The mean over the real positions that the encoder of an input gives, (B, D); other inputs may be absent."""
+        i = next(i for i, names in enumerate(self.groups) if names[0] == name)
+        x, mask = batch.inputs[name]
+        t = self.encoders[i](self.encoders[i].embed(x, mask), mask)
+        real = t.mask[..., None].to(t.x.dtype)
+        return (t.x * real).sum(1) / real.sum(1).clamp(min=1)
+
     @staticmethod
     def _gather(batch: Batch, names: list[str], many: bool) -> tuple[Tensor, Tensor]:
         if not many:

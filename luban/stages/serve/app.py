@@ -15,12 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from luban.stages.serve import page
+from luban.stages.serve.openai import shapes
 from luban.stages.serve.refusal import Refusal, plain
 from luban.stages.serve.schema import openapi
 from luban.stages.serve.service import Call, Service, to_json
 
 OPEN = ("/healthz", "/readyz", "/docs")  # answered without a key: they tell nothing about the model
-WORK = ("/predict", "/explain")
+WORK = ("/predict", "/explain", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"), (b"referrer-policy", b"no-referrer"))
 HOME = ("127.0.0.1", "localhost", "::1")
 
@@ -28,7 +29,8 @@ HOME = ("127.0.0.1", "localhost", "::1")
 def make(service: Service) -> Any:
     """The ASGI application of a service."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    document = to_json(openapi(service))
+    api = _api(service)
+    document = to_json(openapi(service, api.kinds if api else ()))
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
@@ -57,25 +59,29 @@ def make(service: Service) -> Any:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        text = service.metrics.text(service.inside, len(service.batcher.waiting), not service.draining)
+        text = service.metrics.text(service.inside, service.waiting, not service.draining)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
-        return _refused(service, error)
+        return _refused(service, error, request.url.path)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         id = "serve.wrong_method" if error.status_code == 405 else "serve.no_such_path"
-        answer = _refused(service, Refusal(error.status_code, id, place=request.url.path[:80]))
+        answer = _refused(service, Refusal(error.status_code, id, place=request.url.path[:80]), request.url.path)
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         service.failed(error)
-        return _refused(service, Refusal(500, "serve.failed"))
+        return _refused(service, Refusal(500, "serve.failed"), request.url.path)
 
+    if api:
+        from luban.stages.serve.openai.routes import mount
+
+        mount(app, api, _call)
     return Guard(app, service)
 
 
@@ -107,7 +113,7 @@ class Guard:
                 entered = True
             await self.app(scope, receive, sent)
         except Refusal as e:
-            await _refused(self.service, e)(scope, receive, sent)
+            await _refused(self.service, e, scope["path"])(scope, receive, sent)
         finally:
             if entered:
                 self.service.leave()
@@ -170,6 +176,19 @@ def _json(status: int, body: Any) -> Response:
     return Response(to_json(body), status, media_type="application/json")
 
 
-def _refused(service: Service, error: Refusal) -> Response:
+def _refused(service: Service, error: Refusal, path: str) -> Response:
+    """In our own words or, below /v1/, in those of the API that is spoken there."""
     service.metrics.errors[error.problem.id] += 1
-    return Response(to_json({"error": plain(error.problem)}), error.status, error.headers, "application/json")
+    body = shapes.refused(error.status, error.problem) if path.startswith("/v1/") else {"error": plain(error.problem)}
+    return Response(to_json(body), error.status, error.headers, "application/json")
+
+
+def _api(service: Service) -> Any:
+    """OpenAI's API for a network that writes or reads texts, None for other models and engines."""
+    network = getattr(service.engine.engine, "network", None)
+    if network is None:
+        return None
+    from luban.stages.serve.openai.api import Api
+
+    found = Api(service)
+    return found if found.kinds else None

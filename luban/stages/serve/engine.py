@@ -24,8 +24,9 @@ from luban.stages.serve.refusal import placed
 class Guarded:
     """An engine whose rows come from strangers: no value may name a file to open."""
 
-    def __init__(self, engine: Engine, name: str, explainer: Explainer | None = None):
+    def __init__(self, engine: Engine, name: str, explainer: Explainer | None = None, model: str = ""):
         self.engine, self.name, self.explainer = engine, name, explainer
+        self.model = model or "model"  # what it is called, its folder's name
         self.columns = {n: c.guarded() for n, c in engine.columns.items()}
         self.inputs, self.outputs = tuple(engine.inputs), tuple(engine.outputs)
 
@@ -107,7 +108,7 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
 
 
 def _torch(bundle: Any) -> Guarded:
-    return Guarded(bundle.engine, "torch", Explainer(lambda: bundle))
+    return Guarded(bundle.engine, "torch", Explainer(lambda: bundle), bundle.path.name if bundle.path else "")
 
 
 def _onnx(path: Path, threads: int | None) -> Engine:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-ENDPOINTS = ("/predict", "/explain", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")
+ENDPOINTS = (
+    "/predict", "/explain", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/completions",
+    "/v1/chat/completions", "/v1/embeddings",
+)  # fmt: skip
 
 
 class Histogram:

@@ -10,10 +10,12 @@ from luban.errors import Problem, problem
 class Refusal(Exception):
     """A request that is not answered. `status`: HTTP; `again`: seconds for Retry-After; `close`: hang up afterwards."""
 
-    def __init__(self, status: int, id: str, *, place: str = "", again: int = 0, close: bool = False, **values: Any):
-        super().__init__(id)
+    def __init__(
+        self, status: int, id: str | Problem, *, place: str = "", again: int = 0, close: bool = False, **values: Any
+    ):
+        super().__init__(id if isinstance(id, str) else id.id)
         self.status, self.again, self.close = status, again, close
-        self.problem = problem(id, place=place, **values)
+        self.problem = problem(id, place=place, **values) if isinstance(id, str) else id
 
     @property
     def headers(self) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from luban import __version__
 from luban.messages import say
+from luban.stages.serve.openai.wanted import SCHEMAS
 from luban.stages.serve.rows import LARGEST
 from luban.stages.serve.service import Service
 
@@ -13,10 +15,13 @@ STATUSES = (400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 HIGHEST = 1.7976931348623157e308
 
 
-def openapi(service: Service) -> dict[str, Any]:
-    """OpenAPI 3.1 of the endpoints; `components.schemas.Row` is a row of this model."""
-    posts = {name: {"post": _post(name, service)} for name in ("predict", "explain")}
+def openapi(service: Service, kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """OpenAPI 3.1 of the endpoints; `components.schemas.Row` is a row of this model. `kinds`: paths below /v1/."""
+    answers = ("predict", "explain") if service.engine.inputs else ()
+    posts = {name: {"post": _post(name, service)} for name in answers}
+    posts |= {f"v1/{name}": {"post": _kept(name)} for name in kinds}
     gets = {name: {"get": _get(name)} for name in ("healthz", "readyz", "metrics", "docs", "openapi.json")}
+    gets |= {"v1/models": {"get": _get("v1/models")}} if kinds else {}
     document = {
         "openapi": "3.1.0",
         "info": {"title": say("serve.api.title", outputs=service.engine.outputs), "version": __version__},
@@ -45,10 +50,32 @@ def _post(name: str, service: Service) -> dict[str, Any]:
     }
 
 
+EXAMPLES = {
+    "completions": {"prompt": "", "max_tokens": 32},
+    "chat/completions": {"messages": [{"role": "user", "content": ""}]},
+    "embeddings": {"input": ""},
+}
+
+
+def _kept(name: str) -> dict[str, Any]:
+    """One path of OpenAI's API, as far as it is kept."""
+    schema = bounded(SCHEMAS[name], int(LARGEST))
+    content = {"application/json": {"schema": schema, "example": EXAMPLES[name]}}
+    return {
+        "summary": say(f"serve.api.v1/{name}"),
+        "operationId": name.replace("/", "_"),
+        "requestBody": {"required": True, "content": content},
+        "responses": {
+            "200": {"description": say("serve.status.200")},
+            **{str(s): {"description": say(f"serve.status.{s}")} for s in STATUSES},
+        },
+    }
+
+
 def _get(name: str) -> dict[str, Any]:
     return {
         "summary": say(f"serve.api.{name}"),
-        "operationId": name.partition(".")[0],
+        "operationId": name.partition(".")[0].replace("/", "_"),
         "responses": {"200": {"description": say("serve.status.200")}},
     }
 
@@ -120,6 +147,10 @@ def bounded(schema: dict[str, Any], most: int) -> dict[str, Any]:
     result = ends | schema
     if isinstance(result.get("items"), dict):
         result["items"] = bounded(result["items"], most)
+    if isinstance(result.get("anyOf"), list):
+        result["anyOf"] = [bounded(s, most) for s in result["anyOf"]]
+    if isinstance(result.get("additionalProperties"), dict):
+        result["additionalProperties"] = bounded(result["additionalProperties"], most)
     if isinstance(result.get("properties"), dict):
         result["properties"] = {k: bounded(v, most) for k, v in result["properties"].items()}
     return result

@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
         try:
             super().run(sockets=[self.socket])
         finally:
-            service.batcher.close()
+            service.close()
             self.socket.close()
         if not self.force_exit:
             console.tell("serve.stopped")

@@ -60,6 +60,7 @@ class Service:
         self.engine, self.limits, self.local = engine, limits, local
         self.metrics = Metrics()
         self.inside, self.draining = 0, False
+        self.desk: Any = None  # writes, where the model does (`luban.stages.serve.openai`)
         self._logged, self._hidden = 0.0, 0
         self.batcher = Batcher(
             partial(engine.answers, batch=limits.batch), workers=limits.workers, batch=limits.batch,
@@ -79,6 +80,16 @@ class Service:
     def leave(self) -> None:
         self.inside -= 1
 
+    @property
+    def waiting(self) -> int:
+        """Requests that nobody has begun to answer."""
+        return len(self.batcher.waiting) + (len(self.desk.waiting) if self.desk else 0)
+
+    def close(self) -> None:
+        self.batcher.close()
+        if self.desk:
+            self.desk.close()
+
     # -- the work --------------------------------------------------------------------------------------------------
     async def predict(self, call: Call) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer. 422 where no row could be answered. Raises Refusal."""
@@ -88,7 +99,10 @@ class Service:
         good = [i for i, p in enumerate(problems) if p is None]
         results: list[Any] = list(problems)
         if good:
-            found = await self._wait(Job([asked.rows[i] for i in good]), call, until)
+            try:
+                found = await self.wait(Job([asked.rows[i] for i in good]), call, until)
+            except LubanError as e:
+                return 422, {"error": plain(e.problems[0])}
             for i, f in zip(good, found):
                 results[i] = placed(f, f"rows[{i}].{f.place}".rstrip(".")) if isinstance(f, Problem) else f
         answered = sum(not isinstance(r, Problem) for r in results)
@@ -112,11 +126,15 @@ class Service:
         if odd is not None:
             raise Refusal(422, "serve.bad_setting", place=odd)
         try:
-            return 200, await self._wait(Job(call=partial(explainer, asked.rows, asked.settings)), call, until)
+            return 200, await self.wait(Job(call=partial(explainer, asked.rows, asked.settings)), call, until)
         except LubanError as e:
             return 422, {"error": plain(e.problems[0])}
 
     async def _asked(self, call: Call, until: float, most: int, settings: Sequence[str] = ()) -> reading.Asked:
+        return reading.parse(await self.body(call, until), self.engine.inputs, most, settings)
+
+    async def body(self, call: Call, until: float) -> bytes:
+        """All of a request's body. Raises Refusal for one that is no JSON by its head, too large or too slow."""
         limit = self.limits.body
         reading.check_head(call.headers, limit)
         body = bytearray()
@@ -128,12 +146,12 @@ class Service:
                         raise reading.too_large(limit)
         except TimeoutError:
             raise Refusal(408, "serve.slow_body", limit=self.limits.deadline, close=True) from None
-        return reading.parse(bytes(body), self.engine.inputs, most, settings)
+        return bytes(body)
 
     def _checked(self, rows: Sequence[Any]) -> list[Problem | None]:
         return [reading.check(r, i, self.engine.inputs, self.engine.outputs) for i, r in enumerate(rows)]
 
-    async def _wait(self, job: Job, call: Call, until: float) -> Any:
+    async def wait(self, job: Job, call: Call, until: float) -> Any:
         """The result of a job, unless its client goes or its time runs out first: then nobody computes it any more."""
         self.batcher.submit(job)
         gone = asyncio.ensure_future(call.gone())
