@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -98,8 +98,7 @@ class Text(Column):
 
     def _measured(self, texts: Sequence[str]) -> Self:
         """How long the texts are, in tokens."""
-        batches = (self.tokenizer.encode_batch_fast(texts[i : i + BATCH], add_special_tokens=False) for i in range(0, len(texts), BATCH))  # fmt: skip
-        lengths = np.fromiter((len(e.ids) for batch in batches for e in batch), np.int64, len(texts))
+        lengths = np.fromiter(map(len, self._ids(texts)), np.int64, len(texts))
         learned = self.learned(
             seen=int(lengths.sum()), longest=int(lengths.max()), cut=float((lengths > self.room).mean())
         )
@@ -202,12 +201,26 @@ class Text(Column):
         return Ragged.of(self._encoded(to_list(values)))
 
     def _encoded(self, values: Sequence[Any]) -> list[np.ndarray]:
-        result: list[np.ndarray] = []
-        for start in range(0, len(values), BATCH):
-            texts = [self._clean(v) for v in values[start : start + BATCH]]
-            found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            result += [np.array(self._framed(e.ids), np.int32) for e in found]
-        return result
+        return [np.array(self._framed(ids), np.int32) for ids in self._ids([self._clean(v) for v in values])]
+
+    def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """All ids of each text: of plain words in ASCII by a quick road, of everything else by the tokenizer."""
+        quick = self._quick
+        for start in range(0, len(texts), BATCH):
+            some = texts[start : start + BATCH]
+            plain = [quick is not None and t.isascii() for t in some]
+            found = self.tokenizer.encode_batch_fast(
+                [t for t, p in zip(some, plain) if not p], add_special_tokens=False
+            )
+            others = iter(found)
+            yield from (quick(t) if p else next(others).ids for t, p in zip(some, plain))
+
+    @property
+    def _quick(self) -> Callable[[str], list[int]] | None:
+        if "_words" not in self.__dict__:
+            made = tokenizers.quick(self.state["tokenizer"]) if self.state.get("tokens") == "words" else None
+            object.__setattr__(self, "_words", made)
+        return self.__dict__["_words"]
 
     def _framed(self, ids: list[int]) -> list[int]:
         """As many ids as there is room for, between the control tokens; one of padding where there is nothing."""

@@ -7,7 +7,8 @@ Normalisation is part of the tokenizer, so what trains is what serves. The vocab
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from luban.errors import BundleError
@@ -16,6 +17,7 @@ PADDING, UNKNOWN = 0, 1
 PAD, UNK = "⟨pad⟩", "⟨unk⟩"  # no cutter below gives a token with both a bracket and a letter in it
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = rf"[{UNSPACED}]|[\w&&[^{UNSPACED}]]+(?:['’][\w&&[^{UNSPACED}]]+)*|[^\w\s]"
+ASCII_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]", re.ASCII)  # what WORD is there
 
 
 def train(
@@ -96,6 +98,31 @@ def load(plain: dict[str, Any], control: bool = False) -> Any:
         if type(e) not in (Exception, ValueError, TypeError):
             raise
         raise BundleError("bundle.bad_column", reason=str(e)[:200]) from e
+
+
+def quick(plain: dict[str, Any]) -> Callable[[str], list[int]] | None:
+    """Text in ASCII -> its ids, several times as fast as the library; None where the tokenizer is not one of our words.
+
+    In ASCII composing changes nothing, lower case is one letter for one, and no script goes without spaces.
+    """
+    steps = [s.get("type") for s in (plain.get("normalizer") or {}).get("normalizers", ())]
+    cutter, model = plain.get("pre_tokenizer") or {}, plain["model"]
+    own = cutter.get("pattern") == {"Regex": WORD} and cutter.get("behavior") == "Removed" and cutter.get("invert")
+    if (
+        not own
+        or model.get("type") != "WordLevel"
+        or not {*steps} <= {"NFKC", "Lowercase"}
+        or plain.get("added_tokens")
+    ):
+        return None
+    vocabulary, lower = _Known(model["vocab"]), "Lowercase" in steps
+    ids, cut = vocabulary.__getitem__, ASCII_WORD.findall
+    return lambda text: list(map(ids, cut(text.lower() if lower else text)))
+
+
+class _Known(dict[str, int]):
+    def __missing__(self, word: str) -> int:
+        return UNKNOWN
 
 
 def words(plain: dict[str, Any]) -> list[str]:
