@@ -139,7 +139,7 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
     given = {n: Part(t) for n, t in (ask.types or {}).items()}
     for name in targets:
         kind = inferred[name].type
-        outputs[name] = given.get(name) or outputs.get(name) or Part("number" if kind == "number" else "category")
+        outputs[name] = given.get(name) or outputs.get(name) or Part(kind if kind in ("number", "tags") else "category")
     inputs, packs = dict(recipe.inputs), recipe.frame.type == "pack"  # packed texts stand for themselves
     if not inputs and not packs:
         named = list(ask.inputs) or [n for n in found if n not in outputs]

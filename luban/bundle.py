@@ -39,7 +39,7 @@ from torch.overrides import TorchFunctionMode
 
 from luban import files, registry
 from luban.columns import answering, searching
-from luban.columns.base import Column, from_json
+from luban.columns.base import Column, from_json, together
 from luban.columns.examples import Arrays
 from luban.errors import BundleError, RequestError, Unsupported, problem
 from luban.generation.writing import respond
@@ -77,6 +77,9 @@ class Bundle:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     reports: dict[str, Report] = field(default_factory=dict)
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.columns = together(self.columns)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from luban.columns.base import from_json
+from luban.columns.base import from_json, together
 from luban.columns.examples import Arrays
 from luban.errors import BundleError, need
 
@@ -46,7 +46,7 @@ class OnnxEngine:
         self.recipe = about["luban.recipe"]
         self.weights = about.get("luban.weights", "")  # SHA-256 of the weights it was made from
         plain = _json(about["luban.columns"], self.path, list)
-        self.columns = {c.name: c for c in (from_json(_dict(p, self.path)) for p in plain)}
+        self.columns = together({c.name: c for c in (from_json(_dict(p, self.path)) for p in plain)})
         feeds = _json(about["luban.feeds"], self.path, dict)
         try:
             self.feeds = [(str(n), str(x), str(mask)) for n, x, mask in feeds["inputs"]]

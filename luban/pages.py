@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from luban.bundle import Bundle
 
 ORDER = ("evaluate", "tune", "curve", "explain", "compress", "audit", "export")
-HEADLINE = {"category": ("accuracy", True), "number": ("r2", True), "match": ("mrr", True)}
+HEADLINE = {"category": ("accuracy", True), "number": ("r2", True), "match": ("mrr", True), "tags": ("f1", True)}
 
 
 def first_metric(output: Mapping[str, Any]) -> tuple[str, bool]:

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from luban import console, files
-from luban.columns.answering import Engine, Row, answer, finite, outputs_of
-from luban.columns.examples import Examples, encode, records
+from luban.columns.answering import Engine, Row, answer, decoded, finite, outputs_of
+from luban.columns.examples import Examples, cells, encode, records
 from luban.data.frames import Framed
 from luban.data.prepare import raw
 from luban.data.rows import Rows
@@ -112,12 +112,13 @@ def answers(engine: Engine, table: Any) -> list[Row]:
         except DataError:  # some value cannot be read: row by row, to know which
             found = answer(engine, records(table))
         else:
-            found = _decoded(engine, examples)
+            found = _decoded(engine, examples, table)
     return [_sound(r) for r in found]
 
 
-def _decoded(engine: Engine, examples: Examples) -> list[Row]:
-    answers = {n: engine.columns[n].decode_all(o) for n, o in outputs_of(engine, examples).items()}
+def _decoded(engine: Engine, examples: Examples, table: Any) -> list[Row]:
+    outputs = outputs_of(engine, examples)
+    answers = {n: decoded(engine.columns[n], o, lambda of: cells(table[of])) for n, o in outputs.items()}
     return [Row(dict(zip(answers, found))) for found in zip(*answers.values())]
 
 
@@ -184,7 +185,7 @@ class Csv(_File):
 
     def write(self, rows: Sequence[Row]) -> None:
         for plain in (r.plain() for r in rows):
-            self.csv.writerow([harmless(plain.get(n)) for n in self.names])
+            self.csv.writerow([harmless(flat(plain.get(n))) for n in self.names])
 
 
 class Parquet(_File):
@@ -203,7 +204,7 @@ class Parquet(_File):
 
         plain = [r.plain() for r in rows]
         if plain:
-            values = [pa.array([p.get(f.name) for p in plain], f.type) for f in self.schema]
+            values = [pa.array([flat(p.get(f.name)) for p in plain], f.type) for f in self.schema]
             self.parquet.write_table(pa.Table.from_arrays(values, schema=self.schema))
 
     def end(self) -> None:
@@ -233,7 +234,17 @@ def columns_of(engine: Engine) -> dict[str, str]:
             found[f"{name}.probability"] = "number"
             labels = column.labels if len(column.labels) <= LABELS else ()
             found |= {f"{name}.probability.{label}": "number" for label in labels}
+        if column.along:
+            found |= {f"{name}.probability": "number", f"{name}.entities": "text"}
     return found | {"error": "text"}
+
+
+def flat(value: Any) -> Any:
+    """A value as one cell of a table: tags with blanks between, all else that is nested as JSON."""
+    if not isinstance(value, (list, dict)):
+        return value
+    words = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return " ".join(value) if words and value else json.dumps(value, ensure_ascii=False)
 
 
 def harmless(cell: Any) -> Any:

@@ -170,6 +170,8 @@ class Recipe:
         if answer == "text":
             written = {"text": "text2text-generation", "image": "image-to-text", "tabular": "text-generation"}
             return written[kind]
+        if answer == "tags":
+            return "token-classification"
         return f"{kind}-" + {"category": "classification", "number": "regression"}.get(answer, answer)
 
     def resolved(self) -> Recipe:
@@ -179,7 +181,7 @@ class Recipe:
         frame = fill("frames", self.frame, self.size)
         clean = self.data.get("clean") or {}
         inputs = columns({n: _cleaning(_packed(p, frame), clean) for n, p in brought.items()})
-        outputs = columns({n: _written(p, frame) for n, p in self.outputs.items()})
+        outputs = columns({n: _written(p, frame) for n, p in self.along().items()})
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
         encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
         model = {} if own else encoders | {n: self.model[n] for n in inputs if self.shared(n)}
@@ -196,6 +198,17 @@ class Recipe:
             stages=tuple(fill("stages", s, self.size) for s in self.stages),
             scale=_filled("run", "scale", self.scale, self.size),
         )
+
+    def along(self) -> dict[str, Part]:
+        """The outputs; one with an answer for each position of an input knows which, where only one can be meant."""
+        ids = [n for n, p in self.inputs.items() if registry.schema("columns", p.type).get("x-form") == "ids"]
+        told = {}
+        for name, part in self.outputs.items():
+            alone = (
+                registry.schema("columns", part.type).get("x-along") and not part.settings.get("of") and len(ids) == 1
+            )
+            told[name] = Part(part.type, {**part.settings, "of": ids[0]}) if alone else part
+        return told
 
     def encoder(self, name: str) -> Part:
         """The encoder of an input: named for the column, else for its type, else the type's own default."""
@@ -348,6 +361,7 @@ class Check:
         fusion = plain.get("fusion")
         if plain.get("outputs") and (fusion == "match" or (isinstance(fusion, Mapping) and "match" in fusion)):
             yield problem("recipe.match_outputs", place=self.place(("outputs",)))
+        yield from self._alongs(plain)
         yield from self._model(plain.get("model"), columns)
         yield from self._one(plain, "frame", "frames")
         yield from self._one(plain, "fusion", "fusions")
@@ -383,6 +397,44 @@ class Check:
         for key, shape in shapes.items():
             if data.get(key) is not None:
                 yield from self.value(data[key], shape, ("data", key))
+
+    def _alongs(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
+        """Inputs that can be none, outputs that are `of:` no input, and encoders that give no state for each position."""
+        names = {side: self._types(plain.get(side)) for side in ("inputs", "outputs")}
+        for name, (kind, _) in names["inputs"].items():
+            if kind in registry.names("columns") and not registry.schema("columns", kind)["x-encoder"]:
+                fitting = [k for k in registry.names("columns") if registry.schema("columns", k)["x-encoder"]]
+                yield problem("recipe.no_input", place=self.place(("inputs", name)), kind=kind, allowed=fitting)
+        ids = [
+            n for n, (k, _) in names["inputs"].items()
+            if k in registry.names("columns") and registry.schema("columns", k)["x-form"] == "ids"
+        ]  # fmt: skip
+        for name, (kind, settings) in names["outputs"].items():
+            if kind not in registry.names("columns") or not registry.schema("columns", kind).get("x-along"):
+                continue
+            of = settings.get("of")
+            if names["inputs"] and of not in ids and (of or len(ids) != 1):
+                place = self.place(("outputs", name, kind, "of") if of else ("outputs", name))
+                yield problem("tags.of", place=place, name=str(of), allowed=ids)
+                continue
+            of = of or next(iter(ids), None)
+            model = plain.get("model") if isinstance(plain.get("model"), Mapping) else {}
+            encoder, _ = self._named(model.get(of))
+            if encoder in registry.names("encoders") and not registry.schema("encoders", encoder).get("x-sequences"):
+                fitting = [n for n in registry.names("encoders") if registry.schema("encoders", n).get("x-sequences")]
+                place = self.place(("model", of))
+                yield problem("tags.one_vector", place=place, encoder=encoder, output=name, allowed=fitting)
+
+    def _types(self, parts: Any) -> dict[str, tuple[str | None, Mapping[str, Any]]]:
+        return {n: self._named(v) for n, v in parts.items()} if isinstance(parts, Mapping) else {}
+
+    @staticmethod
+    def _named(value: Any) -> tuple[str | None, Mapping[str, Any]]:
+        """Name and settings of a part that may be anything yet."""
+        if isinstance(value, Mapping) and len(value) == 1:
+            ((name, settings),) = value.items()
+            return (name if isinstance(name, str) else None), settings if isinstance(settings, Mapping) else {}
+        return (value if isinstance(value, str) else None), {}
 
     def _model(self, model: Any, columns: Mapping[str, Any]) -> Iterator[Problem]:
         if model is None:

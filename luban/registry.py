@@ -20,6 +20,7 @@ COLUMNS = {
     "category": "luban.columns.category:Category",
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
+    "tags": "luban.columns.tags:Tags",
 }
 FRAMES = {
     "row": "luban.data.frames:row",
@@ -51,6 +52,7 @@ FUSIONS = {
 HEADS = {
     "category": "luban.nn.heads.category:CategoryHead",
     "number": "luban.nn.heads.number:NumberHead",
+    "tags": "luban.nn.heads.tags:TagsHead",
     "text": "luban.nn.heads.text:Llama",
     "llama": "luban.nn.heads.text:Llama",
     "gpt": "luban.nn.heads.text:GPT",
@@ -167,11 +169,11 @@ def describe(thing: Any) -> dict[str, Any]:
     """The schema of a thing from its signature, with what it says about itself (what it accepts, its default encoder)."""
     from luban.settings import schema_of
 
-    result = schema_of(thing, skip=("state",))
+    result = schema_of(thing, skip=("state", "text_column"))
     for mark in ("accepts", "form", "encoder", "head", "output", "brings", "student"):
         if isinstance(value := getattr(thing, mark, None), (str, tuple, dict)):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
-    return result
+    return result | {"x-" + mark: True for mark in ("along", "sequences") if getattr(thing, mark, None) is True}
 
 
 def everything() -> dict[str, Any]:

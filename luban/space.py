@@ -40,6 +40,7 @@ HIGHER = {
     "number": {"r2": True, "mse": False, "rmse": False, "mae": False, "median_absolute_error": False},
     "hidden": {"accuracy": True, "perplexity": False},
     "text": {"chrf": True, "bleu": True, "rouge_l": True, "exact_match": True, "word_error_rate": False, "bits_per_byte": False, "perplexity": False},
+    "tags": {"f1": True, "precision": True, "recall": True, "f1_macro": True, "accuracy": True},
 }  # fmt: skip
 
 

@@ -35,7 +35,13 @@ VALUES = {
     "category": ["a", "b", None, "", "a", NASTY, "b"],
     "text": ["Good, really good film", "它很好看。 ok", None, "", "  ", NASTY, "don't 😀👍🏽 \ud800 \0 ﬁn"],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
+    "tags": ["O B-PER I-PER", ["O", "B-LOC"], None, "", '[{"start": 0, "end": 5, "label": "PER"}]', "O", "I-LOC O O"],
 }
+# A column `of:` another gets the other's value beside its own; any text where a value is none of these.
+TEXTS = dict(
+    zip(map(repr, VALUES["tags"]), ["mr de Lee", ["in", "Rome"], "no tag", None, "Smith said", "word", "a b c"])
+)
+WORDS = make("text", "text", {}).fit(["mr de lee in rome", "smith said a b c", "word", "mr de lee a b c in"])
 VARIANTS = [
     *((n, {}) for n in registry.COLUMNS),
     *(("text", {"tokens": t}) for t in ("characters", "words", "bpe")),
@@ -44,12 +50,33 @@ VARIANTS = [
     ("image", {"shape": "pad", "channels": 1}),
     ("image", {"side": [9, 5], "shape": "stretch"}),
     ("number", {"scale": "none"}),
+    ("tags", {"scheme": "bioes"}),
 ]
 every = pytest.mark.parametrize(("type", "settings"), VARIANTS, ids=str)
 
 
 def fitted(type, settings):
-    return make("x", type, settings).fit(VALUES[type]), VALUES[type]
+    return learned(make("x", type, settings), VALUES[type]), VALUES[type]
+
+
+def beside(column):
+    return replace(column, of="text").beside({"text": WORDS}) if column.along else column
+
+
+def learned(column, values):
+    return beside(column).fit(values, of=texts(values)) if column.along else column.fit(values)
+
+
+def texts(values):
+    return [TEXTS.get(repr(v), "word") for v in values]
+
+
+def encode(column, value):
+    return column.encode(value, of=texts([value])[0]) if column.along else column.encode(value)
+
+
+def encode_all(column, values):
+    return column.encode_all(values, of=texts(values)) if column.along else column.encode_all(values)
 
 
 def test_every_type_has_values():
@@ -95,13 +122,13 @@ def faulty(fault):
 
 # -- one road ----------------------------------------------------------------------------------------------------------
 def same_road(column, values):
-    together = column.encode_all(values)
+    together = encode_all(column, values)
     items = [
         together.take(np.array([i]))[0] if isinstance(together, Ragged) else together[i] for i in range(len(values))
     ]
     return all(
         a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-        for a, b in zip(items, map(column.encode, values))
+        for a, b in zip(items, [encode(column, v) for v in values])
     )
 
 
@@ -109,7 +136,7 @@ def same_road(column, values):
 def test_one_and_many_encode_alike(type, settings):
     column, values = fitted(type, settings)
     assert same_road(column, values)
-    assert isinstance(column.encode_all(values), Ragged) == column.ragged
+    assert isinstance(encode_all(column, values), Ragged) == column.ragged
     assert len(column.encode_all([])) == 0
 
 
@@ -120,8 +147,8 @@ def test_control_one_road():
 @every
 def test_fitting_changes_nothing_but_a_new_column(type, settings):
     empty = make("x", type, settings)
-    column = empty.fit(VALUES[type])
-    assert empty.state == {} and column.state and column == empty.fit(VALUES[type])
+    column = learned(empty, VALUES[type])
+    assert empty.state == {} and column.state and column == learned(empty, VALUES[type])
     with pytest.raises(DataError):
         empty.fit([None, None])
 
@@ -129,15 +156,15 @@ def test_fitting_changes_nothing_but_a_new_column(type, settings):
 @every
 def test_survives_json(type, settings):
     column, values = fitted(type, settings)
-    again = from_json(json.loads(json.dumps(column.to_json(), allow_nan=False)))
+    again = beside(from_json(json.loads(json.dumps(column.to_json(), allow_nan=False))))
     assert again == column and same_road(again, values)
-    x, y = (c.collate(take(c.encode_all(values), np.arange(len(values)))) for c in (column, again))
+    x, y = (c.collate(take(encode_all(c, values), np.arange(len(values)))) for c in (column, again))
     assert np.array_equal(x[0], y[0]) and np.array_equal(x[1], y[1])
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
 def batch(column, values, index=None):
-    return column.collate(take(column.encode_all(values), np.arange(len(values)) if index is None else index))
+    return column.collate(take(encode_all(column, values), np.arange(len(values)) if index is None else index))
 
 
 def padding_is_marked(column, values):
@@ -151,10 +178,10 @@ def padding_is_marked(column, values):
 def test_collate(type, settings):
     column, values = fitted(type, settings)
     x, mask = batch(column, values)
-    ranks = {"scalar": 1, "index": 1, "ids": 2, "vectors": 3, "grid": 4}
+    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "vectors": 3, "grid": 4}
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"
-    if column.form in ("ids", "index"):
+    if column.form in ("ids", "index", "tags"):
         assert x.min() >= 0 and x.max() < column.size
     if column.form != "grid":
         assert padding_is_marked(column, values)
@@ -199,7 +226,7 @@ def test_what_is_of_an_image_moves_with_it():
 # -- segments ------------------------------------------------------------------------------------------------------------
 def ablates_well(column, values):
     for value in values:
-        x, (names, index) = column.encode(value), column.segments(value)
+        x, (names, index) = encode(column, value), column.segments(value)
         if (
             index.max(initial=-1) >= len(names)
             or index.min(initial=0) < -1
@@ -231,7 +258,7 @@ def test_control_ablation(fault):
 @every
 def test_hiding_a_segment_changes_its_positions_only(type, settings):
     column, values = fitted(type, settings)
-    x, (names, index) = column.encode(values[0]), column.segments(values[0])
+    x, (names, index) = encode(column, values[0]), column.segments(values[0])
     gone = column.ablate(x, index, np.arange(len(names)) != len(names) - 1)
     changed = np.broadcast_to(column.spread(index == len(names) - 1, x), x.shape)
     assert np.array_equal(gone[~changed], x[~changed])
@@ -246,7 +273,7 @@ def test_schema_is_valid_and_its_example_is_one(type, settings):
     json.dumps(schema, allow_nan=False)
     assert schema["type"] and schema["examples"]
     for example in schema["examples"]:
-        column.guarded().encode(example)
+        encode(column.guarded(), example)
 
 
 @every
@@ -297,7 +324,7 @@ def test_control_render():
 def test_a_strange_value_is_encoded_or_refused_in_a_sentence(type, value):
     column, _ = fitted(type, {})
     try:
-        assert np.isfinite(column.collate([column.encode(value)])[0].astype(float)).all()
+        assert np.isfinite(column.collate([encode(column, value)])[0].astype(float)).all()
     except DataError as e:
         assert str(e) and len(str(e)) < 1000
 

@@ -109,7 +109,7 @@ def run(encoder, x, mask):
 def answer(encoder, x, mask):
     """What a fusion sees: one vector an example."""
     torch.manual_seed(1)
-    return Pool(encoder.pooling, encoder.size, encoder.length)(run(encoder, x, mask))
+    return Pool(encoder.pooling, encoder.size, encoder.length, encoder.ways)(run(encoder, x, mask))
 
 
 class Sloppy(Encoder):
@@ -207,7 +207,7 @@ def test_embedded_is_what_counts(name, form, settings):
     encoder, (x, mask) = made(name, form, **settings)
     embedded = encoder.embed(x, mask).detach().requires_grad_(True)
     assert torch.equal(encoder(embedded, mask).x, run(encoder, x, mask).x)
-    answer_of = Pool(encoder.pooling, encoder.size, encoder.length)(encoder(embedded, mask))
+    answer_of = Pool(encoder.pooling, encoder.size, encoder.length, encoder.ways)(encoder(embedded, mask))
     (slope,) = torch.autograd.grad(answer_of.square().sum(), embedded)
     assert slope.abs().sum() > 0
 
@@ -286,7 +286,7 @@ def test_an_example_is_answered_alike_alone_and_in_company(name, form, settings)
 class Whole(nn.Module):
     def __init__(self, encoder):
         super().__init__()
-        self.encoder, self.pool = encoder, Pool(encoder.pooling, encoder.size, encoder.length)
+        self.encoder, self.pool = encoder, Pool(encoder.pooling, encoder.size, encoder.length, encoder.ways)
 
     def forward(self, x, mask):
         return self.pool(self.encoder(self.encoder.embed(x, mask), mask))

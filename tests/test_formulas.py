@@ -236,7 +236,7 @@ def test_both_ways_means_each_sequence_reversed_within_its_own_length():
     encoder = BiLSTM([Text("t").fit(["a b c d"] * 2)], hidden=5, embedding=4, dropout=0.0).double().eval()
     ids = torch.tensor([[2, 3, 4, 0, 0]])
     e = encoder.embed(ids, ids > 0)
-    y = array(Pool("last", 10)(encoder(e, ids > 0))[0])
+    y = array(Pool("last", 10, ways=2)(encoder(e, ids > 0))[0])
     xs = array(e[0])
     forward = recurrence("lstm", encoder.forwards[0].layer, xs[:3])[-1]
     backward = recurrence("lstm", encoder.backwards[0].layer, xs[2::-1])[-1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from luban.columns.base import Answer, Column
+from luban.columns.base import Answer, Column, Encoded, Ragged
 from luban.columns.examples import Arrays, Examples, encode_values
 
 BATCH = 256
@@ -45,6 +45,7 @@ class Row:
             if probabilities and answer.probability is not None:
                 result[f"{name}.probability"] = answer.probability
                 result |= {f"{name}.probability.{label}": p for label, p in answer.candidates}
+            result |= {f"{name}.{key}": value for key, value in answer.details.items()}
         return result
 
 
@@ -54,17 +55,28 @@ def finite(found: Answer) -> bool:
     return all(math.isfinite(n) for n in numbers if isinstance(n, float))
 
 
-def outputs_of(engine: Engine, examples: Examples, batch: int = BATCH) -> dict[str, np.ndarray]:
-    """Raw head outputs of all examples in their order, (N, ...). Long and short examples are run apart."""
+def outputs_of(engine: Engine, examples: Examples, batch: int = BATCH) -> dict[str, Encoded]:
+    """Raw head outputs of all examples in their order, (N, ...); Ragged for one answer a position (see `unpadded`).
+
+    Long and short examples are run apart.
+    """
     lengths = examples.lengths()
     order = np.arange(len(examples)) if lengths is None else np.argsort(lengths, kind="stable")
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, list[Any]] = {}
     for index in _chunks(order, lengths, batch):
-        for name, o in engine.run(examples.arrays(index)).items():
-            found.setdefault(name, []).append(o)
+        arrays = examples.arrays(index)
+        for name, o in engine.run(arrays).items():
+            column = engine.columns[name]
+            found.setdefault(name, []).append(unpadded(column, o, arrays) if column.along else o)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return {n: np.concatenate(alike(parts))[back] for n, parts in found.items()}
+    return {n: _joined(parts, back) for n, parts in found.items()}
+
+
+def _joined(parts: list[Any], back: np.ndarray) -> Encoded:
+    if isinstance(parts[0], list):
+        return Ragged.of([row for part in parts for row in part])[back]
+    return np.concatenate(alike(parts))[back]
 
 
 def alike(parts: list[np.ndarray]) -> list[np.ndarray]:
@@ -74,6 +86,22 @@ def alike(parts: list[np.ndarray]) -> list[np.ndarray]:
     longest = max(p.shape[1] for p in parts)
     wide = lambda p: [(0, 0), (0, longest - p.shape[1]), *[(0, 0)] * (p.ndim - 2)]  # noqa: E731
     return [np.pad(p, wide(p), constant_values=-1) for p in parts]
+
+
+def unpadded(column: Column, o: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
+    """The rows of an output with an answer for each position of the column that it is `of:`, without those of padding.
+
+    Lines before the first position, such as the worth of their order, stay.
+    """
+    x, mask = arrays.inputs[column.of]  # type: ignore[attr-defined]
+    before = o.shape[1] - x.shape[1]
+    real = np.where(mask.any(1), mask.shape[1] - mask[:, ::-1].argmax(1), 0)
+    return [row[: before + n] for row, n in zip(o, real)]
+
+
+def decoded(column: Column, o: Encoded, cells: Callable[[str], Any]) -> list[Answer]:
+    """The answers of an output; `cells` gives the raw values of another column for the same rows."""
+    return column.decode_all(o, of=cells(column.of)) if column.along else column.decode_all(o)  # type: ignore[attr-defined]
 
 
 def _chunks(order: np.ndarray, lengths: np.ndarray | None, batch: int) -> list[np.ndarray]:
@@ -91,11 +119,11 @@ def _chunks(order: np.ndarray, lengths: np.ndarray | None, batch: int) -> list[n
 def answer(engine: Engine, records: Sequence[Mapping[str, Any]], batch: int = BATCH) -> list[Row]:
     """One Row per record, in order; a record that cannot be read gets its error, never a gap."""
     examples, bad = encode_values(engine.columns, engine.inputs, records)
-    decoded: dict[str, list[Answer]] = {}
+    found: dict[str, list[Answer]] = {}
     if len(examples):
         for name, o in outputs_of(engine, examples, batch).items():
-            decoded[name] = engine.columns[name].decode_all(o)
+            found[name] = decoded(engine.columns[name], o, lambda of: [records[i][of] for i in examples.rows])
     rows: list[Row] = [Row(None, bad.get(i)) for i in range(len(records))]
     for k, i in enumerate(examples.rows):
-        rows[i] = Row({n: answers[k] for n, answers in decoded.items()})
+        rows[i] = Row({n: answers[k] for n, answers in found.items()})
     return rows

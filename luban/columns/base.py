@@ -10,7 +10,7 @@ battery in `tests/test_contract_columns.py` runs over every registered type.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -31,11 +31,15 @@ class Segments(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """One decoded output. `probability` is of `value`; `candidates` are (value, probability), best first."""
+    """One decoded output. `probability` is of `value`; `candidates` are (value, probability), best first.
+
+    `details`: what else the answer tells, as plain JSON by name, such as the entities that a sequence of tags means.
+    """
 
     value: Any
     probability: float | None = None
     candidates: tuple[tuple[Any, float], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,10 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: Any) -> Any:
+        """One item, or a Ragged of some (a slice, an array of numbers or of truth)."""
+        if not isinstance(i, (int, np.integer)):
+            return self.take(np.arange(len(self))[i])
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
@@ -92,8 +99,9 @@ class Column:
 
     type: ClassVar[str]
     form: ClassVar[str]  # what x is: scalar (B,), index (B,), ids (B, T), vectors (B, T, D), grid (B, C, H, W)
-    encoder: ClassVar[str]  # the encoder used when the recipe names none
+    encoder: ClassVar[str]  # the encoder used when the recipe names none; "" = it cannot be an input
     head: ClassVar[str] = ""  # the head used when the column is an output; "" = it cannot be one
+    along: ClassVar[bool] = False  # as an output it has an answer for each position of the column that it is `of:`
 
     @property
     def size(self) -> int:
@@ -143,7 +151,8 @@ class Column:
             return np.zeros(len(array), np.int64)
         return np.array([labels.index(a.value) for a in self.decode_all(array)], np.int64)
 
-    def decode_all(self, array: np.ndarray, mask: np.ndarray | None = None) -> list[Answer]:
+    def decode_all(self, array: Any, mask: np.ndarray | None = None, of: Any = None) -> list[Answer]:
+        """`of`: the raw values of the column that this one is `of:`, where it is one."""
         return [self.decode(a) for a in array]
 
     # -- what explains, heals and protects it -----------------------------------------------------------------------
@@ -174,6 +183,10 @@ class Column:
     def follow(self, x: np.ndarray, change: Any) -> np.ndarray:
         """Follow the change of the column that this one is `of:`."""
         return x
+
+    def beside(self, others: Mapping[str, Column]) -> Self:
+        """The column among the others of its recipe: one that is `of:` another gets to know it."""
+        return self
 
     def guarded(self) -> Self:
         """The column as a server uses it: values come from strangers, so none of them may name a file to open."""
@@ -206,7 +219,7 @@ class Column:
         """Make what is made of the state now, so that a bad file is found on load. Raises BundleError."""
 
     def settings(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "state")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "state", "text_column")}
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "type": self.type, "settings": self.settings(), "state": self.state}
@@ -218,10 +231,15 @@ class Column:
 def make(name: str, type: str, settings: dict[str, Any]) -> Column:
     """The unfitted column that a recipe asks for."""
     kind = registry.find("columns", type)
-    known = {f.name for f in fields(kind)}
+    known = {f.name for f in fields(kind)} - {"name", "state", "text_column"}
     return kind(
         name, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known and v is not None}
     )
+
+
+def together(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns of a recipe, each knowing the one that it is `of:`."""
+    return {n: c.beside(columns) for n, c in columns.items()}
 
 
 def from_json(plain: dict[str, Any]) -> Column:

@@ -106,7 +106,7 @@ class Category(Column):
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         return self.decode_all(np.asarray(array)[None])[0]
 
-    def decode_all(self, array: np.ndarray, mask: np.ndarray | None = None) -> list[Answer]:
+    def decode_all(self, array: Any, mask: np.ndarray | None = None, of: Any = None) -> list[Answer]:
         p = self.probabilities(array)
         order = np.argsort(-p, axis=1, kind="stable")[:, :CANDIDATES]
         labels = self.labels

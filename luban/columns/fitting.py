@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,20 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
     chosen = parts if names is None else {n: parts[n] for n in parts if n in names}
     own = [n for n in chosen if not (n in recipe.inputs and recipe.shared(n))]
     sharers = {n: [m for m in recipe.inputs if recipe.shared(m) == n] for n in recipe.inputs}
-    found = {n: _fitted(make(n, chosen[n].type, dict(chosen[n].settings)), framed, sharers.get(n, ())) for n in own}
-    return {n: found[n] if n in found else replace(found[recipe.shared(n)], name=n) for n in chosen}
+    found: dict[str, Column] = {}
+    for n in own:  # inputs come first, so that an output finds the one that it is `of:`
+        if n in recipe.outputs:
+            found |= _shared(recipe, chosen, found)
+        column = make(n, chosen[n].type, dict(chosen[n].settings)).beside(found)
+        found[n] = _fitted(column, framed, sharers.get(n, ()))
+    found |= _shared(recipe, chosen, found)
+    return {n: found[n] for n in chosen}
+
+
+def _shared(recipe: Recipe, chosen: Mapping[str, Any], found: Mapping[str, Column]) -> dict[str, Column]:
+    """Inputs that take what another's column has learned."""
+    pairs = {n: recipe.shared(n) for n in chosen if n in recipe.inputs}
+    return {n: replace(found[of], name=n) for n, of in pairs.items() if of and of in found}
 
 
 def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
@@ -32,10 +44,10 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
     few = framed.some(column.sampled) if column.sampled else framed
     if len(few) < len(framed):
         tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))
-    values = cells(few.only(column.name))
+    values, of = cells(few.only(column.name)), getattr(column, "of", None)
     for name in sharers:
         values = [*to_list(values), *to_list(cells(few.only(name)))]
-    fitted = column.fit(values)
+    fitted = column.fit(values, of=cells(few.only(of))) if of else column.fit(values)
     if (cut := fitted.state.get("cut")) and not framed.pack:
         tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=fitted.room)
     return fitted

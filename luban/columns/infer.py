@@ -28,6 +28,7 @@ FEW = 50  # distinct words up to which a column is a category whatever its lengt
 LONG = 30  # characters on average from which strings are texts
 _NUMBER = r"^\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*$"
 _DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?\s*$"
+_TAGS = r"^\s*(O|[BIMELSU]-\S+)(\s+(O|[BIMELSU]-\S+))*\s*$"
 _CODE = r"^[A-Za-z0-9_\-./#]{1,40}$"
 _ID_NAME = re.compile(
     r"(^|[_\W])(id|uuid|guid|key|index|rowid|row_number|编号|序号)$|^(id|unnamed|column_1$)", re.IGNORECASE
@@ -38,7 +39,7 @@ _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test"}
 
 @dataclass(frozen=True)
 class Inferred:
-    """`type`: number, category, text, image or skip. `reason`: one sentence. `settings`: for the column."""
+    """`type`: number, category, text, image, tags (of a target) or skip. `reason`: one sentence. `settings`: for the column."""
 
     type: str
     reason: str
@@ -65,6 +66,9 @@ def _column(name: str, column: pa.ChunkedArray, target: bool) -> Inferred:
     if isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _because("image", "infer.pixels")
     cells = column.filter(pa.array(~missing(column)))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        words = pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+        return _because("tags", "infer.tags") if target else _because("text" if words else "skip", "infer.lists")
     if not len(cells):
         return _because("category" if target else "skip", "infer.all_missing")
     distinct = pc.count_distinct(cells).as_py()
@@ -125,6 +129,8 @@ def _strings(name: str, cells: pa.ChunkedArray, distinct: int, target: bool) -> 
 
 
 def _words(name: str, cells: pa.ChunkedArray, distinct: int, count: int, numbers: float, target: bool) -> Inferred:
+    if target and _share(cells, _TAGS) >= 0.99 and _share(cells, r"[BIMELSU]-\S") > 0.01 and _share(cells, " ") > 0.5:
+        return _because("tags", "infer.tags")
     length = pc.mean(pc.utf8_length(cells)).as_py()
     spaced = _share(cells, r"\S\s+\S")
     chinese = _share(cells, _CJK)

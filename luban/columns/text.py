@@ -14,6 +14,7 @@ import numpy as np
 from luban.columns import checkpoint
 from luban.columns import tokenizer as tokenizers
 from luban.columns.base import Answer, Column, Ragged, Segments, coloured, text_of, to_list
+from luban.data.tagged import joined
 from luban.errors import DataError
 from luban.settings import Count, Dial, File, Fraction, Model
 
@@ -36,7 +37,8 @@ class Text(Column):
 
     `tokens` auto takes characters where the training text is mostly in a script without spaces, else words. A text longer
     than `length` positions loses its end (`keep: start`) or its beginning (`keep: end`). An empty or missing text is one
-    padding position, so its mask is False everywhere. What a user types is always plain text: no token is special.
+    padding position, so its mask is False everywhere. A list of words is the text
+    that they make with blanks between. What a user types is always plain text: no token is special.
 
     `tokens_of` takes the tokenizer of a pretrained checkpoint instead (`tokens`, `vocabulary`, `least`, `lower`, `normalise`
     and `whitespace` are then its own): its control tokens stand around the text, which is cut to the positions it has.
@@ -236,9 +238,7 @@ class Text(Column):
 
     def _clean(self, value: Any) -> str:
         """Text that any tokenizer can take: lone surrogates replaced, absurd lengths cut. Raises DataError for no text."""
-        if isinstance(value, (list, dict, bytes)):
-            raise DataError("column.not_text", name=self.name, value=str(value)[:60])
-        text = text_of(value) or ""
+        text = self._joined(value)
         most = self.length * LONG
         if len(text) > most:
             text = text[:most] if self.keep == "start" else text[-most:]
@@ -267,6 +267,24 @@ class Text(Column):
 
     def numbered(self, array: np.ndarray) -> np.ndarray:
         return np.maximum(np.asarray(array)[..., 0], 0).astype(np.int64)
+
+    def _joined(self, value: Any) -> str:
+        if isinstance(value, list) and value and all(isinstance(w, str) for w in value):
+            return joined(value)[0]
+        if isinstance(value, (list, dict, bytes)):
+            raise DataError("column.not_text", name=self.name, value=str(value)[:60])
+        return text_of(value) or ""
+
+    def offsets(self, value: Any) -> np.ndarray:
+        """(T, 2): the characters of the value that each position of x stands for, from and to; -1 for control tokens.
+
+        (0, 2) for an empty value without them.
+        """
+        text = self._clean(value)
+        moved = len(self._joined(value)) - len(text) if self.keep == "end" else 0
+        found = self._cut(self.tokenizer.encode(text, add_special_tokens=False).offsets)
+        before, after = (np.full((len(self.state.get(k, ())), 2), -1, np.int64) for k in ("before", "after"))
+        return np.concatenate([before, np.array(found, np.int64).reshape(-1, 2) + moved, after])
 
     def collate(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (B, T) int64 padded to the longest, mask (B, T)."""
@@ -337,7 +355,8 @@ class Text(Column):
         return self.featurizer(values)(values)
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["string", "null"], "examples": [self.state["example"]]}
+        words = {"type": "string"}
+        return {"type": ["string", "array", "null"], "items": words, "examples": [self.state["example"]]}
 
     def render(self, value: Any, weights: Sequence[float] | None = None) -> str:
         text = self._clean(value)

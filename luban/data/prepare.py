@@ -13,6 +13,7 @@ from luban.data.frames import Framed
 from luban.data.rows import Rows
 from luban.data.sources import read, typed
 from luban.data.streams import by_blocks
+from luban.data.tagged import flat, tagged
 from luban.errors import DataError
 from luban.recipe import Part, Recipe
 
@@ -65,8 +66,9 @@ def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
         )
     types = {n: p.type for n, p in parts.items()}
     decimal = recipe.data.get("decimal") or "."
+    alongs = {n: p.settings for n, p in recipe.along().items() if p.settings.get("of")}
     rows = by_blocks(
-        rows, lambda r: _with_truth(located(typed(r, types, decimal=decimal), types), tuple(recipe.outputs))
+        rows, lambda r: _with_truth(_read(typed(r, types, decimal=decimal), types, alongs), tuple(recipe.outputs))
     )
     cleaning = {k: v for k, v in (recipe.data.get("clean") or {}).items() if v is not None}
     settings = {k: v for k, v in (recipe.data.get("split") or {}).items() if v is not None}
@@ -103,7 +105,21 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Se
     """Any source as typed rows, for a model that is already there: columns absent from it are left to the caller."""
     rows = source if isinstance(source, Rows) else read(source, missing=missing)
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
-    return by_blocks(rows, lambda r: located(typed(r, types, decimal=decimal), types))
+    alongs = {n: _as_fitted(columns[n]) for n in types if columns[n].along and columns[n].of in types}
+    return by_blocks(rows, lambda r: _read(typed(r, types, decimal=decimal), types, alongs))
+
+
+def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Typed rows with files located, lists of words as text, tags held against their text. `alongs`: settings by column."""
+    rows = flat(located(rows, types), [n for n, kind in types.items() if kind == "text"])
+    for name, settings in alongs.items():
+        rows = tagged(rows, name, settings["of"], settings.get("unit") or "auto", settings.get("scheme") or "auto")
+    return rows
+
+
+def _as_fitted(column: Any) -> dict[str, Any]:
+    """How a fitted column of tags reads them, whatever these rows look like."""
+    return {"of": column.of, "unit": column.state.get("unit"), "scheme": column.state.get("scheme")}
 
 
 def located(rows: Rows, types: Mapping[str, str]) -> Rows:
@@ -134,6 +150,7 @@ def data_of(source: Any, columns: Mapping[str, Any], recipe: Recipe | None = Non
 
 def _with_truth(rows: Rows, outputs: Sequence[str]) -> Rows:
     """Rows in which every output is missing teach nothing: they go to the quarantine, said."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     if not outputs:
@@ -146,7 +163,7 @@ def _with_truth(rows: Rows, outputs: Sequence[str]) -> Rows:
             if "double" in str(column.type) or "float" in str(column.type)
             else pc.is_null(column)
         )
-        if "string" in str(column.type):
+        if pa.types.is_string(column.type):
             null = pc.or_(null, pc.equal(pc.fill_null(column, ""), ""))
         empty &= null.to_numpy()
     return rows.drop(empty, "data.no_truth", columns=", ".join(outputs)) if empty.any() else rows

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from luban.data import csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
+from luban.data import conll, csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
 from luban.data.rows import Rows
 from luban.data.typed import typed
 from luban.errors import DataError, problem
 
 __all__ = ["FORMATS", "read", "typed"]
 
-FORMATS = ("auto", "csv", "tsv", "jsonl", "parquet", "arrow", "images", "idx", "cifar")
+FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "images", "idx", "cifar")
 ENDINGS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -37,6 +37,7 @@ ENDINGS = {
     ".arrow": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",
+    **dict.fromkeys(conll.ENDINGS, "conll"),
 }
 
 
@@ -133,6 +134,8 @@ def _text(data: bytes, source: str, kind: str, missing: Sequence[str], path: Pat
     text_file.refuse_foreign(data[:512], source)
     data, notes = text_file.as_utf8(data, source)
     root = path.parent if path else None
+    if kind == "conll":
+        return replace(conll.parse(data, source).noted(*notes), root=root)
     untold = kind == "auto" and (path is None or path.suffix.lower() not in ENDINGS)
     if kind == "jsonl" or (untold and data.lstrip()[:1] in (b"{", b"[")):
         return replace(json_lines.parse(data, source).noted(*notes), root=root)
@@ -190,6 +193,8 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}:  # an image of `datasets`
         files = pc.struct_field(column, "bytes")
         return files if files.null_count < len(files) else pc.struct_field(column, "path")
+    if _is_words(kind):
+        return column
     if pa.types.is_nested(kind):
         return None
     if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -197,6 +202,15 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return column.cast(pa.float64())
     return column
+
+
+def _is_words(kind: pa.DataType) -> bool:
+    """Lists of words, tags or class numbers, and names by their place in a text."""
+    if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+        return False
+    inside = kind.value_type
+    named = pa.types.is_struct(inside) and {"start", "end", "label"} <= {f.name for f in inside}
+    return named or pa.types.is_string(inside) or pa.types.is_large_string(inside) or pa.types.is_integer(inside)
 
 
 def _missing_words(rows: Rows, missing: Sequence[str]) -> Rows:

@@ -30,6 +30,11 @@ def of_numbers(truth: Any, before: Any, after: Any, *, seed: int = 0, resamples:
     return _differences(*statistics, len(truth), NUMBERS, seed, resamples)
 
 
+def of_counts(before: Any, after: Any, *, seed: int = 0, resamples: int = 500) -> dict[str, Metric]:
+    """after - before, of two `entities.Counts` over the same rows."""
+    return _differences(before.statistic, after.statistic, len(after), after.names, seed, resamples)
+
+
 def _in_row_order(truth: np.ndarray, answers: np.ndarray) -> Any:
     """`_errors` wants weights in the order of the errors; two models have two orders."""
     order = np.argsort(np.abs(truth - answers), kind="stable")

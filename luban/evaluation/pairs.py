@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from luban.evaluation import paired, views
+from luban.evaluation.entities import Counts
 from luban.evaluation.table import Predictions, Table, table
 from luban.space import HIGHER
 
@@ -27,7 +28,7 @@ def between(before: Table, after: Table, output: str, metric: str = "auto", seed
     first, second = before.outputs[output], after.outputs[output]
     kind = second.column.type
     metric = views.MAIN[kind][0] if metric == "auto" else metric
-    compared = (_classes if kind == "category" else _numbers)(first, second, seed)
+    compared = {"category": _classes, "tags": _tags}.get(kind, _numbers)(first, second, seed)
     found = compared[metric]
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
@@ -52,6 +53,17 @@ def _classes(first: Predictions, second: Predictions, seed: int) -> dict[str, An
         truth[told] = own[p.truth[told].astype(int) - 1]
     spread = [_over(p, labels)[known] for p in (first, second)]
     return paired.of_classes(truth[known], *spread, seed=seed)
+
+
+def _tags(first: Predictions, second: Predictions, seed: int) -> dict[str, Any]:
+    known = first.known & second.known
+    counts = [
+        Counts(
+            [t for t, k in zip(p.truth, known) if k], [a.value for a, k in zip(p.answers, known) if k], p.column.kind
+        )
+        for p in (first, second)
+    ]
+    return paired.of_counts(*counts, seed=seed)
 
 
 def _over(p: Predictions, labels: list[str]) -> np.ndarray:

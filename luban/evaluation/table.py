@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from luban.columns import answering
-from luban.columns.base import Answer, Column
+from luban.columns.base import Answer, Column, to_list
 from luban.columns.examples import cells, encode
 from luban.evaluation.likelihood import hidden, likelihood
 
@@ -17,16 +17,22 @@ from luban.evaluation.likelihood import hidden, likelihood
 class Predictions:
     """One output over N rows.
 
-    raw: head outputs (N, ...); truth: encoded truth as the column encodes it; known: bool (N,), False where the truth is missing.
+    raw: head outputs (N, ...); truth: encoded truth as the column encodes it, or of a column with an answer a position, what its
+    `truth` gives; known: bool (N,), False where the truth is missing.
     Of a text that is written, `losses` (N, 2), of hidden tokens (N, 3), as `luban.evaluation.likelihood` gives them; without inputs there are no `raw` and no answers.
     """
 
     column: Column
-    raw: np.ndarray
-    truth: np.ndarray
+    raw: Any
+    truth: Any
     known: np.ndarray
     answers: list[Answer]
     losses: np.ndarray | None = None
+
+
+def _truths(column: Column, values: Any, texts: Any) -> list[Any]:
+    """Of a column with an answer a position the truth as a person writes it, beyond what the network sees, too."""
+    return [column.truth(v, t) for v, t in zip(to_list(values), to_list(texts))]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,11 @@ def _judged(bundle: Any, framed: Any, examples: Any, raw: dict[str, np.ndarray])
                     if hasattr(given, "to_pylist")
                     else known
                 )
-            outputs[name] = Predictions(column, o, truth, known, column.decode_all(o))
+            answers = answering.decoded(column, o, lambda of: cells(framed.table[of]))
+            if column.along:
+                truth = _truths(column, cells(framed.table[name]), cells(framed.table[column.of]))
+                known = np.array([t is not None for t in truth])
+            outputs[name] = Predictions(column, o, truth, known, answers)
     return outputs
 
 

@@ -14,14 +14,20 @@ from luban.evaluation import calibration, metrics
 from luban.evaluation.baselines import Baseline, baselines
 from luban.evaluation.slices import slices as sliced
 from luban.evaluation.table import Predictions, Table
+from luban.evaluation.tag_baselines import tag_baselines
 from luban.messages import say
 
 MAIN = {
     "category": ("accuracy", True),
     "number": ("r2", True),
+    "tags": ("f1", True),
 }  # the metric that baselines are compared by; higher is better
 
 CURVES = 10  # classes that one plot can still tell apart
+
+
+class Shown(str):
+    """Finished HTML, where a value would be escaped."""
 
 
 @dataclass
@@ -32,6 +38,7 @@ class View:
     predictions: Predictions
     resamples: int
     seed: int
+    judged: Any = None  # the table of rows that it is a view of
 
     kind = ""
 
@@ -278,7 +285,10 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         found = (TextView if predictions.losses.shape[1] == 2 else HiddenView)(name, predictions, resamples, seed)
         found.texts = text_of(judged.cells[name])
         return found
-    return VIEWS[predictions.column.type](name, predictions, resamples, seed)
+    from luban.evaluation.tag_view import TagsView
+
+    kind = TagsView if predictions.column.along else VIEWS[predictions.column.type]
+    return kind(name, predictions, resamples, seed, judged)
 
 
 def _beside(metric: Any) -> str:
@@ -303,14 +313,20 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
             return {n: unigram(bundle.columns[n], tables["train"][n]) for n in written}
         return {n: rivals_of(n, bundle.inputs, tables, bundle.recipe.seed) for n in written}
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
+    alongs = {n: p.column for n, p in judged.outputs.items() if p.column.along}
+    result = {
+        n: tag_baselines(c, (cells(train[n]), cells(train[c.of])), cells(judged.cells[c.of])) for n, c in alongs.items()
+    }
+    others = [n for n in judged.outputs if n not in alongs]
+    if not others:
+        return result
     made = {n: bundle.columns[n].featurizer(cells(train[n])) for n in bundle.inputs}
     joined = [
         hstack([made[n](cells(t[n])) for n in bundle.inputs]).tocsr() if t.num_rows else None
         for t in (train, valid, judged.cells)
     ]
     tabular = all(bundle.columns[n].form in ("scalar", "index") for n in bundle.inputs)
-    result = {}
-    for name in judged.outputs:
+    for name in others:
         column = bundle.columns[name]
         (y_train, keep), (y_valid, keep_valid) = (_truths(column, t[name]) for t in (train, valid))
         x_valid = joined[1][keep_valid] if joined[1] is not None else None

@@ -30,17 +30,26 @@ class Concat(nn.Module):
         norm: bool = False,
     ):
         super().__init__()
-        self.pools = nn.ModuleList(Pool(e.pooling, e.size, e.length) for e in encoders)
+        self.pools = nn.ModuleList(Pool(e.pooling, e.size, e.length, e.ways) for e in encoders)
         self.dropout = nn.Dropout(dropout)
         if layers == "auto":
             layers = [] if len(encoders) == 1 and encoders[0].deep else [width, max(1, width // 2)]
         self.layers = Dense(sum(p.size for p in self.pools), layers, activation, dropout, norm)
         self.size = self.layers.out
+        self.sizes = [e.size + (self.size if len(encoders) > 1 else 0) for e in encoders]
 
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
         h = torch.cat([pool(t) for pool, t in zip(self.pools, tokens)], dim=1)  # (B, sum of sizes)
         h = self.layers(self.dropout(h) if not len(self.layers) else h)
         return Tokens(h[:, None], h.new_ones(h.shape[0], 1, dtype=torch.bool))
+
+    def positions(self, tokens: Sequence[Tokens], which: int) -> Tokens:
+        """The positions of one encoder, (B, T, sizes[which]): as they are; beside them, of several inputs, what all say."""
+        found = tokens[which]
+        if len(tokens) == 1:
+            return found
+        whole = self(tokens).x.expand(-1, found.x.shape[1], -1)
+        return found._replace(x=torch.cat([found.x, whole], dim=2))
 
 
 class Memory(nn.Module):
@@ -57,6 +66,7 @@ class Memory(nn.Module):
         alike = len(sizes) == 1 and sizes[0] == self.size
         self.projections = nn.ModuleList(nn.Linear(s, self.size) for s in ([] if alike else sizes))
         self.origin = nn.Parameter(torch.randn(len(sizes), self.size) * 0.02) if len(sizes) > 1 else None
+        self.sizes = [self.size] * len(sizes)
 
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
         parts, spans, start = [], [], 0
@@ -68,3 +78,9 @@ class Memory(nn.Module):
         if len(parts) == 1:
             return Tokens(parts[0], tokens[0].mask, tuple(spans))
         return Tokens(torch.cat(parts, 1), torch.cat([t.mask for t in tokens], 1), tuple(spans))
+
+    def positions(self, tokens: Sequence[Tokens], which: int) -> Tokens:
+        """The positions of one encoder, (B, T, D)."""
+        before = sum(t.x.shape[1] for t in tokens[:which])
+        found, length = self(tokens), tokens[which].x.shape[1]
+        return Tokens(found.x[:, before : before + length], tokens[which].mask, tokens[which].spans)

@@ -41,6 +41,7 @@ class Join(nn.Module):
             Shape(width, layers, heads, positions="none", dropout=dropout, depth=stochastic_depth)
         )
         self.size = width
+        self.sizes = [width] * len(encoders)
 
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
         first = tokens[0].x
@@ -51,3 +52,9 @@ class Join(nn.Module):
             masks.append(t.mask)
         mask = torch.cat(masks, 1)
         return Tokens(self.layers(torch.cat(parts, 1), mask), mask)
+
+    def positions(self, tokens: Sequence[Tokens], which: int) -> Tokens:
+        """The positions of one encoder as all inputs' positions see them, (B, T, width)."""
+        before = 1 + sum(t.x.shape[1] for t in tokens[:which])
+        found, length = self(tokens), tokens[which].x.shape[1]
+        return Tokens(found.x[:, before : before + length], tokens[which].mask, tokens[which].spans)

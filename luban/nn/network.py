@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from luban import registry
 from luban.columns.base import Answer, Column
+from luban.errors import RecipeError, problem
 from luban.nn.forms import MANY
-from luban.nn.tokens import Batch, Span, Tokens
+from luban.nn.tokens import Batch, Encoder, Span, Tokens
 from luban.recipe import Part, Recipe
 
 
@@ -84,7 +85,8 @@ class Composed(Headed):
     """Inputs -> encoders -> fusion -> heads.
 
     Scalar and index inputs that ask for the same encoder share one (x (B, F)); every other input has its own, or that of
-    another input (`share`), the same module.
+    another input (`share`), the same module. A head that answers for each position of an input reads that input's positions
+    instead of the pooled vector.
     """
 
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
@@ -98,7 +100,17 @@ class Composed(Headed):
         }
         self.encoders = nn.ModuleList(made[recipe.shared(names[0]) or names[0]] for names in self.groups)
         self.fusion = build("fusions", recipe.fusion, list(self.encoders))
-        self.heads = nn.ModuleList(build("heads", recipe.head(n), c, self.fusion.size) for n, c in self.outputs.items())
+        self.places = [_place(recipe, n, c, self.groups, list(self.encoders)) for n, c in self.outputs.items()]
+        if any(at is not None for at in self.places) and not hasattr(self.fusion, "positions"):
+            name = next(n for n, at in zip(self.outputs, self.places) if at is not None)
+            fitting = [n for n in registry.names("fusions") if hasattr(registry.find("fusions", n), "positions")]
+            raise RecipeError(
+                problem("tags.fusion", place="fusion", fusion=recipe.fusion.type, output=name, allowed=fitting)
+            )
+        sizes = [self.fusion.size if at is None else self.fusion.sizes[at] for at in self.places]
+        self.heads = nn.ModuleList(
+            build("heads", recipe.head(n), c, size) for (n, c), size in zip(self.outputs.items(), sizes)
+        )
         self.many = [columns[names[0]].form in MANY for names in self.groups]
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
@@ -128,8 +140,10 @@ class Composed(Headed):
         return result
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        fused = self.fusion(self.tokens(batch, embedded))
-        return {n: head(fused).float() for n, head in self._heads()}  # losses are computed in fp32
+        tokens = self.tokens(batch, embedded)
+        fused = {None: self.fusion(tokens)} if None in self.places else {}
+        fused |= {at: self.fusion.positions(tokens, at) for at in {*self.places} - {None}}
+        return {n: head(fused[at]).float() for (n, head), at in zip(self._heads(), self.places)}  # losses are in fp32
 
     def pooled(self, name: str, batch: Batch) -> Tensor:
         """The mean over the real positions that the encoder of an input gives, (B, D); other inputs may be absent."""
@@ -154,6 +168,27 @@ def build(room: str, part: Part, *sources: Any) -> Any:
     """The module that a part of a resolved recipe names, made for what it reads."""
     settings = {k: v for k, v in part.settings.items() if v is not None}
     return registry.find(room, part.type)(*sources, **settings)
+
+
+def _place(
+    recipe: Recipe, name: str, column: Column, groups: Sequence[Sequence[str]], encoders: Sequence[Encoder]
+) -> int | None:
+    """The number of the encoder whose positions the head of an output reads; None for the pooled vector.
+
+    Raises RecipeError where that encoder gives one vector for all.
+    """
+    if not column.along:
+        return None
+    at = next((i for i, group in enumerate(groups) if column.of in group), None)
+    if at is None:
+        raise RecipeError(problem("tags.of", place=f"outputs.{name}.of", name=str(column.of), allowed=recipe.inputs))
+    if encoders[at].length is not None:
+        part = recipe.encoder(column.of)
+        fitting = [n for n in registry.names("encoders") if registry.schema("encoders", n).get("x-sequences")]
+        raise RecipeError(
+            problem("tags.one_vector", place=f"model.{column.of}", encoder=part.type, output=name, allowed=fitting)
+        )
+    return at
 
 
 def _groups(recipe: Recipe, columns: Mapping[str, Column]) -> list[list[str]]:

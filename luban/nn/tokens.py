@@ -108,6 +108,7 @@ class Encoder(nn.Module):
     `accepts` lists the forms of x that it reads (see `Column.form`). `size` is D; `length` is T where every example
     has the same, else None; `pooling` is how a fusion turns its Tokens into one vector; `feature_layer` is the
     module whose output Grad-CAM reads, None where there is none. `deep`: its vector needs no further layers before a head.
+    `ways`: how many directions stand side by side in D. `sequences`: of a sequence it can give a state for each position.
     """
 
     accepts: tuple[str, ...] = ()
@@ -115,6 +116,8 @@ class Encoder(nn.Module):
     length: int | None = None
     pooling: str = "mean"
     deep: bool = False
+    ways: int = 1
+    sequences: bool = False
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         """The first differentiable form of x."""
@@ -131,14 +134,15 @@ class Encoder(nn.Module):
 class Pool(nn.Module):
     """Tokens -> one vector (B, size), looking at real positions only.
 
-    first: the first position; last: the last real one; mean, max: over real ones; root: their sum / sqrt(T), so that a longer text may be surer
+    first: the first position; last: the last real one (of a backward layer's half the first, where it has read all); mean,
+    max: over real ones; root: their sum / sqrt(T), so that a longer text may be surer
     (as unit-length TF-IDF rows are); attention: softmax over time of V tanh(W h_t), then the
     weighted sum (Bahdanau et al. 2015); flatten: all T positions side by side (T fixed).
     """
 
-    def __init__(self, kind: str, size: int, length: int | None = None):
+    def __init__(self, kind: str, size: int, length: int | None = None, ways: int = 1):
         super().__init__()
-        self.kind = kind
+        self.kind, self.ways = kind, ways
         if kind == "attention":
             self.energy = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1, bias=False))
         self.size = size * length if kind == "flatten" and length else size
@@ -151,7 +155,9 @@ class Pool(nn.Module):
             return x[:, 0]
         if self.kind == "last":
             last = (mask.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-            return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+            h = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+            half = x.shape[2] // 2
+            return torch.cat([h[:, :half], x[:, 0, half:]], dim=1) if self.ways == 2 else h
         if self.kind == "max":
             return x.masked_fill(~mask[..., None], float("-inf")).amax(1).nan_to_num(neginf=0.0)
         if self.kind == "attention":

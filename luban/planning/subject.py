@@ -13,7 +13,7 @@ from torch import Tensor
 
 from luban.asking import Ask, is_recipe, recipe_from
 from luban.bundle import build_network
-from luban.columns.base import Column, Ragged, make
+from luban.columns.base import Column, Ragged, make, together
 from luban.columns.examples import Examples, Pairs, encode
 from luban.columns.fitting import fit_columns
 from luban.data.prepare import prepare
@@ -129,7 +129,7 @@ def _with_data(recipe: Recipe, found: Any, rows: int | None) -> Subject:
 def _without_data(recipe: Recipe, rows: int | None) -> Subject:
     """Columns as their settings allow them at most, and rows made up."""
     parts = {**recipe.inputs, **recipe.outputs}
-    columns = {n: make(n, p.type, dict(p.settings)).supposed() for n, p in parts.items()}
+    columns = together({n: make(n, p.type, dict(p.settings)).supposed() for n, p in parts.items()})
     split = recipe.data["split"]
     count = rows or ROWS
     training = max(1, round(count * (1 - split["validation"] - split["test"])))
@@ -147,6 +147,9 @@ def _made_up(recipe: Recipe, columns: Mapping[str, Column], count: int) -> Examp
     random = np.random.default_rng(0)
 
     def one(column: Column) -> Any:
+        if column.along:
+            length = columns[column.of].state["longest"]
+            return Ragged(random.integers(1, column.size, count * length, np.int32), np.arange(count + 1) * length)
         if column.form == "ids":
             length = column.state["longest"]
             return Ragged(random.integers(2, column.size, count * length, np.int32), np.arange(count + 1) * length)
@@ -241,5 +244,6 @@ def _hollow(examples: Examples, count: int, lengths: Mapping[str, int]) -> Batch
 
     blocks = [(names, like(x), like(mask)) for names, x, mask in real.inputs.blocks]
     others = {n: (like(x, n), like(mask, n)) for n, (x, mask) in real.inputs.others.items()}
-    targets = {n: (like(x), like(mask)) for n, (x, mask) in real.targets.items()}
+    alike = lambda n: n if n in lengths else getattr(examples.columns[n], "of", None) or ""  # noqa: E731
+    targets = {n: (like(x, alike(n)), like(mask, alike(n))) for n, (x, mask) in real.targets.items()}
     return Batch(Pairs(blocks, others), targets, count)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from luban import console, errors, files
 from luban.bundle import Bundle, build_network
-from luban.columns.base import from_json
+from luban.columns.base import from_json, together
 from luban.data.prepare import Data
 from luban.data.rows import Rows
 from luban.data.splits import Splits
@@ -67,7 +67,7 @@ def read(folder: Path) -> tuple[Bundle, Data]:
     """What every rank begins with."""
     plain = about(folder)
     recipe = Recipe.of(plain["recipe"])
-    columns = {c.name: c for c in map(from_json, plain["columns"])}
+    columns = together({c.name: c for c in map(from_json, plain["columns"])})
     bundle = Bundle(recipe, columns, edits=plain["edits"], history=plain["history"])
     if (folder / "start.safetensors").is_file():
         from safetensors.torch import load_file

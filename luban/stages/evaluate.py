@@ -77,7 +77,8 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     head = [say("evaluate.row"), *view.row_names(), *names]
     body = []
     for i, value in zip(order, values):
-        plain = [tag("td", escape(v)) for v in (int(judged.rows[i]), *view.row(int(i)))]
+        told = (int(judged.rows[i]), *view.row(int(i)))
+        plain = [tag("td", v if isinstance(v, views.Shown) else escape(v)) for v in told]
         body.append(tag("tr", *plain, *(tag("td", bundle.columns[n].render(value[n])) for n in names)))
     table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
     report.heading(say("evaluate.worst"), 3)

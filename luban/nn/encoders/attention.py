@@ -26,6 +26,7 @@ class Attention(Encoder):
 
     accepts = ("ids", "vectors")
     deep = True
+    sequences = True  # of kind "self"
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class CNN(Encoder):
 
     accepts = ("grid", "ids", "vectors")
     deep = True
+    sequences = True
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class Pretrained(Encoder):
     brings = "tokens_of"  # the column's setting that `name` is also put into
     student = "transformer"  # what it is distilled into where only a size is asked for
     deep = True
+    sequences = True
     plenty = 400  # rows from which on fewer epochs do
     share = 0.015  # of the rate: 2e-3 for new layers is 3e-5 for these
 

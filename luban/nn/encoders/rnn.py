@@ -28,8 +28,8 @@ class Recurrent(Encoder):
 
     accepts = ("ids", "vectors")
     deep = True
+    sequences = True
     kind = "rnn"
-    ways = 1
 
     def __init__(
         self,
@@ -65,15 +65,7 @@ class Recurrent(Encoder):
                 turned = self.backwards[i](rearranged(h, back))
                 states = torch.cat([states, rearranged(turned, back)], dim=2)
             h = states
-        if back is not None and self.pooling == "last":
-            h = self._with_whole_backward(h, mask)
         return Tokens(h, mask)
-
-    def _with_whole_backward(self, h: Tensor, mask: Tensor) -> Tensor:
-        """At the last real position the backward layer has read one word; the state that has read all stands first."""
-        half = h.shape[2] // 2
-        at = (torch.arange(h.shape[1], device=h.device) == mask.sum(1, keepdim=True) - 1)[..., None]  # (B, T, 1)
-        return torch.cat([h[..., :half], torch.where(at, h[:, :1, half:], h[..., half:])], dim=2)
 
 
 class RNN(Recurrent):

@@ -29,6 +29,7 @@ class Transformer(Encoder):
 
     accepts = ("ids", "vectors", "grid")
     deep = True
+    sequences = True
 
     def __init__(
         self,

@@ -140,6 +140,10 @@ def _one_output(
     report: Report, bundle: Bundle, name: str, predictions: Predictions, groups: list[str], positive: str | None
 ) -> dict[str, Any]:
     seed, column = bundle.recipe.seed, predictions.column
+    if column.along:
+        found = grouping.of_tags(predictions, groups, seed)
+        grouping.write_tags(report, name, found)
+        return {"groups": found}
     if not hasattr(column, "probabilities"):
         found = grouping.of_numbers(predictions, groups, seed)
         grouping.write_numbers(report, name, found)

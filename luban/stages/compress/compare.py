@@ -11,7 +11,8 @@ import torch
 
 from luban.bundle import Bundle
 from luban.columns import answering
-from luban.columns.examples import Examples, encode
+from luban.columns.base import to_list
+from luban.columns.examples import Examples, cells, encode
 from luban.evaluation import paired, views
 from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.intervals import Metric, mean
@@ -74,7 +75,8 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     if data is None:
         return found
     found.part, rows = data.held_out()
-    examples = encode(before.columns, before.inputs, (), data.framed(rows, before.recipe.frame))
+    framed = data.framed(rows, before.recipe.frame)
+    examples = encode(before.columns, before.inputs, (), framed)
     found.rows = len(examples)
     if not found.rows:
         return found
@@ -84,10 +86,12 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     _judge(found, before, after, data, rows, resamples)
     raw = [answering.outputs_of(b.engine, examples) for b in (before, after)]
     for name in raw[0]:
-        found.agreement[name] = agreement(before.columns[name], raw[0][name], raw[1][name])
+        cells_of = lambda of: cells(framed.table[of])  # noqa: E731
+        answers = [answering.decoded(b.columns[name], o[name], cells_of) for b, o in zip((before, after), raw)]
+        found.agreement[name] = agreement(*answers)
     if explain and all(hasattr(before.network, v) for v in ("embed", "score")):
         found.explained = min(explain, found.rows)
-        found.explanations = explained(before, after, examples, found.explained, raw[0])
+        found.explanations = explained(before, after, examples, framed, found.explained, raw[0])
     return found
 
 
@@ -113,6 +117,8 @@ def _judge(found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np
 
 def difference(before: Any, after: Any, seed: int, resamples: int) -> dict[str, Metric]:
     """Paired differences of every metric of two views of the same rows, by what the views hold."""
+    if hasattr(before, "counts"):
+        return paired.of_counts(before.counts, after.counts_over(before.counts.types), seed=seed, resamples=resamples)
     if hasattr(before, "probabilities"):
         return paired.of_classes(
             before.truth, before.probabilities, after.probabilities, seed=seed, resamples=resamples
@@ -122,9 +128,8 @@ def difference(before: Any, after: Any, seed: int, resamples: int) -> dict[str, 
     return paired.of_numbers(before.truth, before.answers, after.answers, seed=seed, resamples=resamples)
 
 
-def agreement(column: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+def agreement(first: list[Any], second: list[Any]) -> dict[str, Any]:
     """How often both give the same answer; for numbers their correlation and mean distance in raw units."""
-    first, second = (column.decode_all(o) for o in (before, after))
     if first[0].probability is not None:
         return {"same": mean(np.array([a.value == b.value for a, b in zip(first, second)], float))}
     a, b = (np.array([x.value for x in side], float) for side in (first, second))
@@ -132,13 +137,20 @@ def agreement(column: Any, before: np.ndarray, after: np.ndarray) -> dict[str, A
     return {"correlation": float(np.corrcoef(a, b)[0, 1]) if varies else None, "distance": mean(np.abs(a - b))}
 
 
-def explained(before: Bundle, after: Bundle, examples: Examples, count: int, raw: dict[str, Any]) -> dict[str, Any]:
+def explained(
+    before: Bundle, after: Bundle, examples: Examples, framed: Any, count: int, raw: dict[str, Any]
+) -> dict[str, Any]:
     """Per output: cosine and rank correlation of the two models' integrated gradients, for the answers given before."""
     arrays = examples.arrays(np.arange(count))
     result = {}
     for name, o in raw.items():
         column = before.columns[name]
-        answers = column.numbered(o[:count])
+        if column.along:
+            found = answering.decoded(column, o[:count], lambda of: to_list(cells(framed.table[of]))[:count])
+            texts = to_list(cells(framed.table[column.of]))[:count]
+            answers = column.collate([column.fixed(a, None, t)[0] for a, t in zip(found, texts)])[0]
+        else:
+            answers = column.numbered(o[:count])
         both = [attributions(b.network, b.columns, arrays, name, answers) for b in (before, after)]
         cosine, rank = likeness(*both)
         result[name] = {"cosine": mean(cosine[~np.isnan(cosine)]), "rank": mean(rank[~np.isnan(rank)])}

@@ -17,9 +17,9 @@ import torch
 
 from luban import registry
 from luban.bundle import Bundle
-from luban.columns.answering import alike
-from luban.columns.base import Answer, Column, take, text_of
-from luban.columns.examples import encode, encode_values, records
+from luban.columns import answering
+from luban.columns.base import Answer, Column, Ragged, take, text_of
+from luban.columns.examples import Arrays, encode, encode_values, records
 from luban.errors import DataError, RequestError, Unsupported, problem
 from luban.generation.writing import respond
 from luban.messages import say
@@ -78,8 +78,8 @@ def explain(
     What is explained is the score of a fixed answer: the log-odds of a class, a number's value in its own units, or the
     log-probability of a text, with a matrix of its tokens against the words of the input for the first rows.
     `rows`: how many, from the first held-out row, or positions in the data from 0. `target`: the class to explain instead of
-    the predicted one. `samples`: coalitions or masks a row (auto: 512, or eight a segment). `background`: what stands where a
-    segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
+    the predicted one; of tags a type, a tag, or one at a place (see `luban.columns.tags.Tags.fixed`). `samples`: coalitions
+    or masks a row (auto: 512, or eight a segment). `background`: what stands where a segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
     `out`: folder for explain.json and explain.html.
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
     """
@@ -118,8 +118,8 @@ def explain_rows(
     if method not in METHODS:
         raise RequestError(problem("explain.unknown_method", name=method, allowed=METHODS))
     with still(network), torch.random.fork_rng(devices=[]):
-        answers, own = _answers(network, columns, values, output)
-        numbers, explained = _fixed(columns[output], answers, own, target)
+        answers, own = _answers(network, columns, values, output, raw)
+        numbers, explained = _fixed(columns[output], answers, own, target, raw)
         scorer = Scorer(network, columns, output, numbers)
         games = [
             [example(columns, r, record, x, other) for r, record, x in zip(rows, raw, values)]
@@ -170,21 +170,40 @@ def _output(bundle: Bundle, name: str | None) -> str:
 
 
 def _answers(
-    network: Any, columns: Mapping[str, Column], values: Sequence[Mapping[str, Any]], name: str
-) -> tuple[list[Answer], np.ndarray]:
-    """What the network answers to each row, 64 at a time; the same as numbers that can be scored."""
-    scorer, found = Scorer(network, columns, name, np.zeros(0)), []
+    network: Any,
+    columns: Mapping[str, Column],
+    values: Sequence[Mapping[str, Any]],
+    name: str,
+    raw: Sequence[Mapping[str, Any]],
+) -> tuple[list[Answer], np.ndarray | None]:
+    """What the network answers to each row, 64 at a time; the same as numbers that can be scored, where it takes no more
+    than them to know."""
+    scorer, found, column = Scorer(network, columns, name, np.zeros(0)), [], columns[name]
     for start in range(0, len(values), 64):
         part = values[start : start + 64]
+        batch = scorer.batch({n: [v[n] for v in part] for n in part[0]}, len(part))
         with torch.no_grad():
-            o = respond(network, scorer.batch({n: [v[n] for v in part] for n in part[0]}, len(part)))[name]
-        found.append(o.float().cpu().numpy())
-    whole = np.concatenate(alike(found))
-    return columns[name].decode_all(whole), columns[name].numbered(whole)
+            o = respond(network, batch)[name].float().cpu().numpy()
+        found.append(answering.unpadded(column, o, _as_arrays(batch)) if column.along else o)
+    if column.along:
+        rows = Ragged.of([row for part in found for row in part])
+        return answering.decoded(column, rows, lambda of: [r[of] for r in raw]), None
+    whole = np.concatenate(answering.alike(found))
+    return column.decode_all(whole), column.numbered(whole)
 
 
-def _fixed(column: Column, answers: Sequence[Answer], own: np.ndarray, target: Any) -> tuple[np.ndarray, list[Any]]:
-    """The class number (from 0), or the ids, and the name of the answer explained in each row."""
+def _as_arrays(batch: Any) -> Arrays:
+    pairs = {n: (x.cpu().numpy(), mask.cpu().numpy()) for n, (x, mask) in batch.inputs.items()}
+    return Arrays(pairs, {}, batch.size)
+
+
+def _fixed(
+    column: Column, answers: Sequence[Answer], own: np.ndarray | None, target: Any, raw: Sequence[Mapping[str, Any]]
+) -> tuple[Any, list[Any]]:
+    """What `score` takes, the class number (from 0), the ids, the tags, and the name of the answer explained in each row."""
+    if own is None:
+        pairs = [column.fixed(a, target, r[column.of]) for a, r in zip(answers, raw)]  # type: ignore[attr-defined]
+        return [n for n, _ in pairs], [name for _, name in pairs]
     if own.ndim == 2:
         if target is None:
             return own, [a.value for a in answers]

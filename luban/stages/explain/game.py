@@ -87,11 +87,10 @@ def _instead(column: Column, blank: np.ndarray, other: np.ndarray, index: np.nda
 class Scorer:
     """The score of one output's fixed answers, for batches in numpy. Use inside `still`."""
 
-    def __init__(self, network: Any, columns: Mapping[str, Column], output: str, answers: np.ndarray):
+    def __init__(self, network: Any, columns: Mapping[str, Column], output: str, answers: Any):
         self.network, self.columns, self.output = network, columns, output
-        self.answers = (
-            answers  # (R,) class number of each row; zeros where the output has no classes; (R, T) ids of a text
-        )
+        # of each row what `score` takes: (R,) numbers, (R, T) ids of a text, or R arrays that differ in length
+        self.answers = answers
         first = next(network.parameters(), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
@@ -102,9 +101,14 @@ class Scorer:
 
     def score(self, batch: Batch, rows: np.ndarray, embedded: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B,): the score of the answers of `rows`, one for each example of the batch."""
-        answers = torch.as_tensor(self.answers[rows], device=self.device)
+        answers = torch.as_tensor(self.fixed(rows), device=self.device)
         o = self.network(batch.answered(self.output, answers), embedded)
         return self.network.score(o, {self.output: answers})[self.output]
+
+    def fixed(self, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self.answers, np.ndarray):
+            return self.answers[rows]
+        return self.columns[self.output].collate([self.answers[r] for r in rows])[0]
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from luban.bundle import Bundle
+from luban.columns.answering import unpadded
 from luban.columns.examples import Arrays, Examples
 from luban.engines import OnnxEngine
 from luban.errors import ExportMismatch, Problem, problem, raise_all
@@ -33,7 +34,8 @@ def passes(bundle: Bundle, path: Path, examples: Examples) -> dict[str, Any]:
         found = engine.run(arrays)
         rows += arrays.size
         for name, want in expected.items():
-            difference = distance(want, found[name])
+            column, o = bundle.columns[name], found[name]
+            difference = max(map(distance, want, unpadded(column, o, arrays) if column.along else o), default=0.0)
             worst = max(worst, difference)
             if not difference <= CLOSE:
                 values = {"output": name, "size": arrays.size, "difference": f"{difference:.2g}", "most": CLOSE}
@@ -49,7 +51,8 @@ def axes(bundle: Bundle, engine: OnnxEngine, arrays: Arrays) -> list[Problem]:
     for name, *pair in engine.feeds:
         for key, array in zip(pair, arrays.inputs[name]):
             expected[key] = (array.shape, 2 if bundle.columns[name].ragged and array.ndim > 1 else 1)
-    expected |= {n: (o.shape, 1) for n, o in bundle.engine.run(arrays).items()}
+    outputs = bundle.engine.run(arrays)
+    expected |= {n: (o.shape, 2 if bundle.columns[n].along else 1) for n, o in outputs.items()}
     wrong = []
     for key, (shape, free) in expected.items():
         found = list(declared[key])
@@ -90,10 +93,12 @@ def _resized(arrays: Arrays, names: list[str], size: int, stretch: bool = False)
     return Arrays(pairs, {}, arrays.size)
 
 
-def one_by_one(bundle: Bundle, arrays: Arrays) -> dict[str, np.ndarray]:
+def one_by_one(bundle: Bundle, arrays: Arrays) -> dict[str, list[np.ndarray]]:
     """The network's answers to single rows, each as long as its own real positions."""
-    found = [bundle.engine.run(_row(bundle, arrays, i)) for i in range(arrays.size)]
-    return {n: np.concatenate([o[n] for o in found]) for n in found[0]}
+    alone = [_row(bundle, arrays, i) for i in range(arrays.size)]
+    found = [bundle.engine.run(a) for a in alone]
+    one = lambda c, o, a: unpadded(c, o, a)[0] if c.along else o[0]  # noqa: E731
+    return {n: [one(bundle.columns[n], o[n], a) for o, a in zip(found, alone)] for n in found[0]}
 
 
 def _row(bundle: Bundle, arrays: Arrays, i: int) -> Arrays:

@@ -104,7 +104,9 @@ def _schemas(service: Service) -> dict[str, Any]:
     string = {"type": "string", "maxLength": 1000}
     error = _object({"id": string, "message": string, "place": string})
     chance = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
-    value = {"type": ["string", "number", "null"], "maxLength": limits.body, "minimum": -HIGHEST, "maximum": HIGHEST}
+    most = {"maxLength": limits.body, "minimum": -HIGHEST, "maximum": HIGHEST}
+    tags = {"maxItems": limits.body, "items": {"type": "string", "maxLength": limits.body}}
+    value = {"type": ["string", "number", "array", "null"], **most, **tags}
     candidates = {"type": "array", "maxItems": 100, "items": _object({"value": value, "probability": chance})}
     answer = _object({"value": value, "probability": chance, "candidates": candidates})
     answered = _object({"answers": _object(dict.fromkeys(engine.outputs, answer))})

@@ -196,7 +196,7 @@ def _shown(result: Mapping[str, Answer] | Problem) -> dict[str, Any]:
 
 def _answer(found: Answer) -> dict[str, Any]:
     candidates = [{"value": v, "probability": p} for v, p in found.candidates]
-    return {"value": found.value, "probability": found.probability, "candidates": candidates}
+    return {"value": found.value, "probability": found.probability, "candidates": candidates, **found.details}
 
 
 def to_json(value: Any) -> bytes:
