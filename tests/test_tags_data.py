@@ -8,7 +8,7 @@ import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
 from luban.columns.base import make
-from luban.data import peoples_daily
+from luban.data.samples import peoples_daily
 from luban.data.sources import read
 from luban.data.tagged import Bad, Entity, Scheme, aligned, placed, scheme_of, tagged, unit_of
 from luban.errors import DataError
