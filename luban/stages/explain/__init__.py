@@ -137,7 +137,7 @@ def explain_rows(
             checks.deletion(masked[0], found.weights, seed), found.own,
             tuple(n for n, layer in feature_layers(network, list(values[0])).items() if layer is None)
             if method == "grad-cam" else (),
-            _by_token(scorer, columns[output], games[0], steps) if numbers.ndim == 2 and method == BY_TOKEN else {},
+            _by_token(scorer, columns[output], games[0], steps) if own is not None and own.ndim == 2 and method == BY_TOKEN else {},
         )  # fmt: skip
 
 
