@@ -1,4 +1,4 @@
-"""The rival of recipes/peoples-daily.yaml: a linear-chain CRF (CRFsuite, L-BFGS) over hand-made features of characters.
+"""What a network has to beat on the sample set peoples-daily: a linear-chain CRF (CRFsuite, L-BFGS) over hand-made features of characters.
 
     python -m benchmarks.ner_crf --tune            every setting of GRID, judged on the validation days
     python -m benchmarks.ner_crf [--json FILE]     the chosen setting, judged once on the test days
