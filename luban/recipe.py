@@ -79,6 +79,14 @@ class Part:
 DEFAULT = (Part("train"), Part("evaluate"))  # the stages of a recipe that names none
 
 
+MUON = {"optimizer": "muon", "rate": 0.01}
+READER = {  # the encoder of a text that another text is written from, by the recipe's size
+    "nano": {"width": 128, "layers": 2, "positions": "rotary"},
+    "small": {"width": 256, "layers": 4, "positions": "rotary"},
+    "base": {"width": 512, "layers": 6, "heads": 8, "positions": "rotary"},
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe. Frozen: a change makes a new one. `load`, `of` raise RecipeError with every mistake."""
@@ -195,7 +203,7 @@ class Recipe:
             frame=frame,
             model=model,
             fusion=fill("fusions", self.fusion, self.size),
-            stages=tuple(fill("stages", s, self.size) for s in self.stages),
+            stages=tuple(fill("stages", self._learning(s), self.size) for s in self.stages),
             scale=_filled("run", "scale", self.scale, self.size),
         )
 
@@ -214,10 +222,10 @@ class Recipe:
         """The encoder of an input: named for the column, else for its type, else the type's own default."""
         name = self.shared(name) or name
         kind = self.inputs[name].type
-        usual = registry.schema("columns", kind)["x-encoder"]
+        usual = Part(registry.schema("columns", kind)["x-encoder"])
         if self.writes and registry.schema("columns", kind)["x-form"] == "ids":
-            usual = "transformer"  # a state for every token, for a decoder to read
-        return self.model.get(name) or self.model.get(kind) or Part(usual)
+            usual = Part("transformer", READER[self.size])  # a state for every token, for a decoder to read
+        return self.model.get(name) or self.model.get(kind) or usual
 
     @property
     def writes(self) -> bool:
@@ -242,6 +250,13 @@ class Recipe:
 
     def head(self, name: str) -> Part:
         return self.model.get(name) or Part(registry.schema("columns", self.outputs[name].type)["x-head"])
+
+    def _learning(self, stage: Part) -> Part:
+        """Networks that write, or say hidden words, learn several times faster by Muon; what a recipe names comes first."""
+        named = any(stage.settings.get(k) is not None for k in MUON)
+        if stage.type != "train" or named or not (self.writes or self.fusion.type == "masked"):
+            return stage
+        return Part("train", {**stage.settings, **MUON})
 
     def _repr_html_(self) -> str:
         import html

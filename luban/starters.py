@@ -38,6 +38,20 @@ FILLERS = (
     "friday",
     "thanks",
 )
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 HANDLING = {
     "fine": ("dry", "careful", "upright", "padded", "sealed"),
     "rough": ("dropped", "wet", "torn", "leaking", "crushed"),
@@ -51,6 +65,7 @@ class Starter:
     rows: Callable[[Path], str]
     recipe: Mapping[str, Any]
     epochs: int
+    explained: bool = True
 
 
 def write_starter(task: str, folder: str | Path) -> tuple[str, str]:
@@ -82,13 +97,14 @@ def _recipe(task: str, rows: str, starter: Starter) -> str:
     """The recipe as YAML; every key has its comment above it, out of the catalogue."""
     from luban.yaml_file import dump
 
-    stages = [{"train": {"epochs": starter.epochs}}, {"evaluate": {}}, {"explain": {"rows": 4}}]
+    stages: list[dict[str, Any]] = [{"train": {"epochs": starter.epochs}}, {"evaluate": {}}]
+    stages += [{"explain": {"rows": 4}}] if starter.explained else []
     plain = {"luban": 1, "data": {"rows": rows, "split": {"validation": 0.1, "test": 0.2}}, **starter.recipe}
     plain |= {"size": "nano", "stages": stages, "seed": 0}
     lines = _comment(f"starter.about.{task}")
     for line in dump({k: v for k, v in plain.items() if v != {}}).splitlines():
         key = line.partition(":")[0]
-        if key == "outputs" and not plain["inputs"]:
+        if key == "outputs" and plain.get("inputs") == {}:
             lines += ["", *_comment("starter.note.inputs")]
         if key in plain and key != "luban":
             lines += ["", *_comment(f"starter.note.{key}")]
@@ -132,6 +148,18 @@ def _messages(folder: Path) -> str:
     return _csv(folder / "messages.csv", ("message", "topic"), lines)
 
 
+def _days(folder: Path) -> str:
+    """1,500 days of two centuries, in figures and as a letter says them."""
+    import datetime
+
+    import numpy as np
+
+    days = np.random.default_rng(0).choice(73_000, 1500, replace=False)
+    dates = [datetime.date(1900, 1, 1) + datetime.timedelta(int(d)) for d in days]
+    lines = [(d.isoformat(), f"{d.day} {MONTHS[d.month - 1]} {d.year}") for d in dates]
+    return _csv(folder / "days.csv", ("day", "letter"), lines)
+
+
 def _parcels(folder: Path) -> str:
     """400 parcels: a picture, a note, a weight. Damaged when two of three say so: a dark dent, a rough word, 20 kg."""
     import numpy as np
@@ -169,6 +197,17 @@ STARTERS = {
     ),
     "tabular-regression": Starter(_sample("diabetes"), {"inputs": {}, "outputs": {"progression": "number"}}, 30),
     "text-classification": Starter(_messages, {"inputs": {"message": "text"}, "outputs": {"topic": "category"}}, 10),
+    "text-generation": Starter(
+        _messages, {"outputs": {"message": "text"}, "frame": {"pack": {"length": 64}}}, 10, explained=False
+    ),
+    "text2text-generation": Starter(
+        _days,
+        {
+            "inputs": {"day": {"text": {"tokens": "characters"}}},
+            "outputs": {"letter": {"text": {"tokens": "characters", "whitespace": True}}},
+        },
+        15,
+    ),
     "image-classification": Starter(
         _sample("digits"), {"inputs": {"image": "image"}, "outputs": {"label": "category"}}, 10
     ),
