@@ -355,3 +355,24 @@ def test_likelihood_is_that_of_the_chain():
 def test_examples_are_of_ragged_targets():
     found = Ragged.of([np.arange(3), np.arange(5)])
     assert Examples({}, {}, {"t": found}, np.arange(2), 2).lengths().tolist() == [3, 5]
+
+
+# -- int8 ----------------------------------------------------------------------------------------------------------------------
+def test_a_quantised_writer_is_saved_writes_and_makes_no_table_twice(tmp_path, monkeypatch):
+    """Its answers are those of the weights that int8 stands for; the table that gives the logits is made once, not every token."""
+    from luban.bundle import Bundle
+    from luban.nn.quantized import QuantEmbedding, Quantized
+    from tests import tiny
+
+    small = Bundle.load(tiny.writer(tmp_path)).compress(quantize="int8")
+    small.save(tmp_path / "small")
+    small = Bundle.load(tmp_path / "small")
+    assert isinstance(small.network.writer.embedding, QuantEmbedding)
+    text = small.generate("good", tokens=8, temperature=0.0)
+    prompt = small.columns["review"].prompt("good").tolist()
+    assert text == small.columns["review"].text(greedy(small.network, prompt, 8))
+    made = []
+    real = Quantized.weight.fget
+    monkeypatch.setattr(Quantized, "weight", property(lambda self: (made.append(self.dense is None), real(self))[1]))
+    assert small.generate("good", tokens=8, temperature=0.0) == text
+    assert made and not any(made)

@@ -80,6 +80,8 @@ class QuantEmbedding(Quantized):
         self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.dense is not None:
+            return F.embedding(x, self.dense)
         return F.embedding(x, self.q).to(self.scale.dtype) * self.scale[x][..., None]
 
 
@@ -119,8 +121,12 @@ def unpacked(network: nn.Module) -> nn.Module:
     if not any(isinstance(m, (Quantized, Grouped)) for m in network.modules()):
         return network
     twin = copy.deepcopy(network)
+    whole = (
+        set(twin.writer.modules()) if hasattr(twin, "writer") else ()
+    )  # its table may give the logits of every token
     for module in twin.modules():
-        if isinstance(module, Grouped) or (isinstance(module, Quantized) and not isinstance(module, QuantEmbedding)):
+        few = isinstance(module, QuantEmbedding) and module not in whole  # only the rows that are looked up are made
+        if isinstance(module, (Grouped, Quantized)) and not few:
             module.dense = module.weight.detach()
     return twin
 

@@ -136,7 +136,9 @@ class Layer(nn.Module):
         return self._add(h, self.between, self.dense)
 
     def _add(self, h: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        change = self.depth(self.dropout(branch(norm(h) if self.pre else h)))
+        change = branch(norm(h) if self.pre else h)
+        if self.training:  # else both do nothing, and a token is soon written
+            change = self.depth(self.dropout(change))
         return h + change if self.pre else norm(h + change)
 
 
@@ -169,12 +171,13 @@ class Attention(nn.Module):
         if self.memory:
             q, (k, v) = self._split(self.query(x), self.heads), self._remembered(memory, past)
         else:
-            wide = [self.heads * self.size, self.kv * self.size, self.kv * self.size]
-            q, k, v = (
-                self._split(part, n) for part, n in zip(self.inner(x).split(wide, 2), (self.heads, self.kv, self.kv))
-            )
+            both = self.heads + self.kv
+            wide = self._split(self.inner(x), both + self.kv)  # (B, heads of q, k, v, T, d)
             if turn is not None:
-                q, k = turned(q, turn), turned(k, turn)
+                q, k = turned(wide[:, :both], turn).split([self.heads, self.kv], 1)
+                v = wide[:, both:]
+            else:
+                q, k, v = wide.split([self.heads, self.kv, self.kv], 1)
             if past is not None:
                 k, v = past[0].put(past[1], k, v)
         h = F.scaled_dot_product_attention(q, k, v, real, is_causal=causal, enable_gqa=self.kv != self.heads)
@@ -213,7 +216,7 @@ class Dense(nn.Module):
             h = F.silu(gate) * h
         else:
             h = F.relu(h) if self.relu else F.gelu(h, approximate=self.tanh)
-        return self.outer(self.dropout(h))
+        return self.outer(self.dropout(h) if self.training else h)
 
 
 # -- the past of a decoder ---------------------------------------------------------------------------------------------
@@ -276,11 +279,12 @@ class Past:
             self._grow(max(end, 2 * self.slots))
         keys, values, at = self.keys[layer], self.values[layer], self.places(count)
         if isinstance(at, slice):
-            keys[:, :, at], values[:, :, at] = k, v
+            keys.narrow(2, self.longest, count).copy_(k)
+            values.narrow(2, self.longest, count).copy_(v)
         else:
-            rows = torch.arange(len(k), device=k.device)[:, None]
-            keys[rows, :, at], values[rows, :, at] = k.transpose(1, 2), v.transpose(1, 2)
-        return keys[:, :, :end], values[:, :, :end]
+            for kept, new in ((keys, k), (values, v)):
+                kept.scatter_(2, at[:, None, :, None].expand_as(new), new)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def read(self, mask: Tensor) -> None:
         """The positions just put count where they are real, mask (B, n)."""

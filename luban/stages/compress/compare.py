@@ -75,6 +75,11 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     if data is None:
         return found
     found.part, rows = data.held_out()
+    if not before.inputs:  # a language model answers nothing: how likely it finds the texts is all there is to compare
+        found.rows = len(rows)
+        if found.rows:
+            _judge(found, before, after, data, rows, resamples)
+        return found
     framed = data.framed(rows, before.recipe.frame)
     examples = encode(before.columns, before.inputs, (), framed)
     found.rows = len(examples)

@@ -1,0 +1,164 @@
+"""Tokens a second of generation: Luban's `Writer` beside `transformers.generate`, the same weights, batches of 1 and 8.
+
+    python -m benchmarks.language.generate [--size 10m | gpt2] [--new 128] [--prompt 32] [--pairs 5] [--json FILE]
+
+A GPT of the GPT-2 shape with random weights is made in Luban and written as a GPT-2 folder, which `transformers` loads. Both write greedily from
+the same random prompts, the same number of tokens, and `same` counts the tokens that are equal. Both sides in turns within one process, A B A B,
+each turn in CPU seconds of the process; the rival is the fastest of what its documentation offers, chosen by a trial of each (`hf_generate`),
+and its default. `limit`: tokens a second if every weight had to be read once a step and nothing else took time, at the memory's speed as measured
+here by a product of a matrix and a vector of that size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.common import finish
+from benchmarks.language import hf_generate
+from luban.bundle import build_network
+from luban.columns.text import Text as Column
+from luban.generation.writing import Text, written
+from luban.recipe import Recipe, fill
+
+SIZES = {"10m": (384, 6, 6, 2000, 256), "gpt2": (768, 12, 12, 50_256, 256)}  # width, layers, heads, vocabulary, length
+
+
+class Ids(Column):
+    """A vocabulary without words: neither side makes a text of what it writes."""
+
+    def text(self, ids: Any) -> str:
+        return ""
+
+
+def network(size: str) -> Any:
+    """A GPT with random weights, large enough that what is read makes a difference; its vocabulary is that of no text."""
+    width, layers, heads, vocabulary, length = SIZES[size]
+    column = {"text": {"vocabulary": vocabulary, "length": length}}
+    model = {"text": {"gpt": {"width": width, "layers": layers, "heads": heads}}}
+    recipe = Recipe.of({"luban": 1, "outputs": {"text": column}, "model": model}).resolved()
+    learned = Ids("text", **fill("columns", recipe.outputs["text"], "small").settings).supposed()
+    torch.manual_seed(0)
+    made = build_network(recipe, {"text": learned}).eval()
+    for p in made.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, 0, 0.08)
+    return made
+
+
+def folder(made: Any, place: Path) -> Path:
+    """The same weights as GPT-2 names them."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    layers, width = made.writer.layers, made.writer.layers.shape.width
+    config = GPT2Config(
+        vocab_size=made.writer.embedding.num_embeddings, n_positions=layers.shape.length, n_embd=width,
+        n_layer=len(layers.layers), n_head=layers.shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    found = {"wte.weight": made.writer.embedding.weight, "wpe.weight": layers.positions}
+    parts = {"ln_1": "before", "ln_2": "between", "attn.c_attn": "attention.inner", "attn.c_proj": "attention.outer",
+             "mlp.c_fc": "dense.inner", "mlp.c_proj": "dense.outer"}  # fmt: skip
+    for i, layer in enumerate(layers.layers):
+        for theirs, ours in parts.items():
+            module = layer.get_submodule(ours)
+            found[f"h.{i}.{theirs}.weight"] = module.weight.T if "c_" in theirs else module.weight
+            found[f"h.{i}.{theirs}.bias"] = module.bias
+    found |= {"ln_f.weight": layers.norm.weight, "ln_f.bias": layers.norm.bias}
+    model = GPT2LMHeadModel(config)
+    model.transformer.load_state_dict({k: v.detach().clone() for k, v in found.items()})
+    model.save_pretrained(place)
+    return place
+
+
+def mine(made: Any, ids: torch.Tensor, new: int) -> tuple[float, list[list[int]]]:
+    """CPU seconds, and the tokens of each."""
+    texts = [Text(row, new) for row in ids.tolist()]
+    column, end = made.outputs["text"], made.outputs["text"].state["end"]
+    column.state["end"] = -2  # nothing ends a text, as on the other side
+    started = time.process_time()
+    written(made, texts)
+    seconds = time.process_time() - started
+    column.state["end"] = end
+    return seconds, [t.ids for t in texts]
+
+
+def theirs(model: Any, ids: torch.Tensor, new: int, more: dict[str, Any]) -> tuple[float, list[list[int]]]:
+    settings = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0, **more}
+    started = time.process_time()
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return time.process_time() - started, out[:, ids.shape[1] :].tolist()
+
+
+def bandwidth(values: int) -> float:
+    """Bytes a CPU second that a matrix of so many floats is read with, in a product with a vector."""
+    a, x = torch.randn(values // 1024, 1024), torch.randn(1024)
+    found = []
+    for _ in range(7):
+        started = time.process_time()
+        for _ in range(4):
+            a @ x
+        found.append(4 * a.numel() * 4 / max(time.process_time() - started, 1e-9))
+    return max(found)
+
+
+def compared(made: Any, place: Path, batch: int, new: int, prompt: int, pairs: int) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    ids = hf_generate.prompts(batch, prompt, made.writer.embedding.num_embeddings - 1, 0)
+    sides = hf_generate.sides(str(place), ids, max(new // 4, 8), 1)
+    weights = sum(p.numel() for p in made.parameters())
+    limit = batch * bandwidth(weights) / (4 * weights)
+    rows = {}
+    for side in ("default", "best"):
+        dtype, cache = sides[side]["dtype"], sides[side]["cache"]
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype)).eval()
+        more = {"cache_implementation": "static"} if cache == "static" else {}
+        mine(made, ids, new), theirs(model, ids, 8, more)
+        turns = [(mine(made, ids, new), theirs(model, ids, new, more)) for _ in range(pairs)]
+        ratios = [b[0] / a[0] for a, b in turns]
+        (_, ours), (_, other) = turns[0]
+        equal = sum(x == y for p, q in zip(ours, other) for x, y in zip(p, q))
+        speed = batch * new / statistics.median(a[0] for a, _ in turns)
+        rows[side] = {
+            "luban": speed, "rival": batch * new / statistics.median(b[0] for _, b in turns),
+            "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": pairs,
+            "same": equal / (batch * new), "rival_settings": f"{dtype}, {cache}", "trials": sides["trials"],
+            "limit": limit, "fraction_of_limit": speed / limit,
+        }  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="10m")
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--json")
+    a = parser.parse_args()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    made = network(a.size)
+    with tempfile.TemporaryDirectory() as place, torch.inference_mode():
+        folder(made, Path(place))
+        rows = {f"batch {b}": compared(made, Path(place), b, a.new, a.prompt, a.pairs) for b in a.batches}
+    sizes = {"parameters": sum(p.numel() for p in made.parameters()), "new": a.new, "prompt": a.prompt}
+    about = {"size": a.size, **sizes, "transformers": transformers.__version__}
+    finish("language.generate", {**about, **rows}, a.json)
+
+
+if __name__ == "__main__":
+    main()
