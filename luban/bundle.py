@@ -57,7 +57,7 @@ LAYOUT = re.compile(  # everything else is refused, sealed or not
 )
 # What a file with the right hashes and the wrong content can make of the code that reads it.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
-ANSWERS = ("explain", "compress", "export", "audit", "serve")  # stages that are about a model's answers
+ANSWERS = ("explain", "compress", "export", "audit")  # stages that are about a model's answers
 GIANT = 64  # times the size of the weights' file that a network may have before its edits make it smaller
 
 

@@ -171,6 +171,34 @@ def test_embeddings():
         assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 404
 
 
+def test_vectors_that_were_learned_from_pairs(tmp_path):
+    (tmp_path / "rows.csv").write_text("q,a\n" + "".join(f"red {w} one,blue {w} two\n" for w in "abcdefgh" * 4))
+    recipe = {
+        "luban": 1,
+        "data": {"rows": str(tmp_path / "rows.csv")},
+        "inputs": {"q": "text", "a": "text"},
+        "model": {"q": {"bag": {"embedding": 8}}, "a": {"share": "q"}},
+        "fusion": "match",
+        "size": "nano",
+    }
+    model = luban.train(recipe, epochs=1, evaluate=False)
+    with serving(model) as (server, client):
+        found = client_of(server).embeddings.create(model="model", input=["red one", "two"])
+        wanted = model.embed(["red one", "two"])
+        for one, v in zip(found.data, wanted):
+            assert one.embedding == pytest.approx(v.tolist(), abs=1e-6)
+        reply = client.post("/predict", json={"q": "red", "a": "blue"})
+        assert reply.status_code == 404 and reply.json()["error"]["id"] == "serve.answers_nothing"
+        assert not {"/predict", "/explain"} & set(client.get("/openapi.json").json()["paths"])
+
+
+def test_a_quantised_writer_is_served(bundle):
+    small = bundle.compress(quantize="int8", resamples=20)
+    with serving(small) as (server, _):
+        found = client_of(server).completions.create(model="writer", prompt="good", max_tokens=6, temperature=0)
+    assert found.choices[0].text == small.generate("good", tokens=6, temperature=0.0)
+
+
 # -- side by side ----------------------------------------------------------------------------------------------------------
 
 PROMPTS = ["good", "", "bad odd", "odd", "good bad odd good", "bad"]

@@ -17,7 +17,7 @@ HIGHEST = 1.7976931348623157e308
 
 def openapi(service: Service, kinds: Sequence[str] = ()) -> dict[str, Any]:
     """OpenAPI 3.1 of the endpoints; `components.schemas.Row` is a row of this model. `kinds`: paths below /v1/."""
-    answers = ("predict", "explain") if service.engine.inputs else ()
+    answers = ("predict", "explain") if service.engine.inputs and service.engine.outputs else ()
     posts = {name: {"post": _post(name, service)} for name in answers}
     posts |= {f"v1/{name}": {"post": _kept(name)} for name in kinds}
     gets = {name: {"get": _get(name)} for name in ("healthz", "readyz", "metrics", "docs", "openapi.json")}

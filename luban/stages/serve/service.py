@@ -93,6 +93,7 @@ class Service:
     # -- the work --------------------------------------------------------------------------------------------------
     async def predict(self, call: Call) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer. 422 where no row could be answered. Raises Refusal."""
+        self._answers()
         until = time.monotonic() + self.limits.deadline
         asked = await self._asked(call, until, self.limits.batch)
         problems = self._checked(asked.rows)
@@ -113,6 +114,7 @@ class Service:
 
     async def explain(self, call: Call) -> tuple[int, dict[str, Any]]:
         """The numbers of an explanation. Raises Refusal where the engine cannot explain, or a row cannot be read."""
+        self._answers()
         explainer = self.engine.explainer
         if explainer is None:
             raise Refusal(404, "serve.cannot_explain", engine=self.engine.name)
@@ -129,6 +131,11 @@ class Service:
             return 200, await self.wait(Job(call=partial(explainer, asked.rows, asked.settings)), call, until)
         except LubanError as e:
             return 422, {"error": plain(e.problems[0])}
+
+    def _answers(self) -> None:
+        """Refuse what needs an output where there is none: such a model gives vectors."""
+        if not self.engine.outputs:
+            raise Refusal(404, "serve.answers_nothing")
 
     async def _asked(self, call: Call, until: float, most: int, settings: Sequence[str] = ()) -> reading.Asked:
         return reading.parse(await self.body(call, until), self.engine.inputs, most, settings)
