@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, registry
-from luban.data.prepare import Data, prepare, read_for
+from luban.data.prepare import Data, gathered, prepare, read_for
 from luban.errors import DataError, Problem, RecipeError, RequestError, problem, raise_all
 from luban.messages import say
-from luban.recipe import KEYS, SHARE, Part, Recipe
+from luban.recipe import KEYS, SHARE, Part, Recipe, usual_fusion
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
         from luban.data.sources import read
 
         rows = read(source)
+    rows = gathered(rows, {n: p.type for n, p in recipe.outputs.items()} | dict(ask.types or {}))
     recipe, inferred = _with_columns(recipe, rows, ask)
     plain = recipe.plain() | ({"model": dict(ask.model)} if ask.model else {})
     if ask.size:
@@ -77,7 +78,7 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         return Part(part.type, {k: near(v) if k in named else v for k, v in part.settings.items()})
 
     inputs = {n: beside("columns", p) for n, p in recipe.inputs.items()}
-    model = {n: p if n in recipe.outputs else beside("encoders", p) for n, p in recipe.model.items()}
+    model = {n: beside("heads" if n in recipe.outputs else "encoders", p) for n, p in recipe.model.items()}
     return replace(recipe, data=data, inputs=inputs, model=model)
 
 
@@ -98,7 +99,9 @@ def _absent_files(recipe: Recipe) -> list[Problem]:
 
     places = [(f"inputs.{n}", "columns", p) for n, p in recipe.inputs.items()]
     places += [
-        (f"model.{n}", "encoders", p) for n, p in recipe.model.items() if n not in recipe.outputs and p.type != SHARE
+        (f"model.{n}", "heads" if n in recipe.outputs else "encoders", p)
+        for n, p in recipe.model.items()
+        if p.type != SHARE
     ]
     asked = [(f"{place}.{p.type}.{k}", p.settings[k]) for place, room, p in places for k in _named(room, p, "model")]
     return [models.absent(v, place) for place, v in asked if not models.possible(v)] + [
@@ -139,8 +142,11 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
     given = {n: Part(t) for n, t in (ask.types or {}).items()}
     for name in targets:
         kind = inferred[name].type
-        outputs[name] = given.get(name) or outputs.get(name) or Part(kind if kind in ("number", "tags") else "category")
-    inputs, packs = dict(recipe.inputs), recipe.frame.type == "pack"  # packed texts stand for themselves
+        outputs[name] = (
+            given.get(name) or outputs.get(name) or Part(kind if kind in ("number", "tags", "chat") else "category")
+        )
+    alone = [registry.schema("columns", p.type).get("x-alone", False) for p in outputs.values()]
+    inputs, packs = dict(recipe.inputs), recipe.frame.type == "pack" or alone == [True]  # they stand for themselves
     if not inputs and not packs:
         named = list(ask.inputs) or [n for n in found if n not in outputs]
         used = {n: inferred[n] for n in named}
@@ -152,7 +158,8 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
         inputs = {n: (p if p.type != "skip" else Part("category")) for n, p in inputs.items()}
     if not inputs and not packs:
         raise DataError("data.no_inputs", found=found)
-    recipe = replace(recipe, inputs=inputs, outputs=outputs)
+    fusion = usual_fusion(outputs) if recipe.fusion == Part("concat") else recipe.fusion  # a text needs another one
+    recipe = replace(recipe, inputs=inputs, outputs=outputs, fusion=fusion)
     return _with_decimal(_with_parts(recipe, rows), rows, inferred), inferred
 
 

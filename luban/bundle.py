@@ -150,6 +150,14 @@ class Bundle:
             raise RequestError(problem("search.no_input", name=name, allowed=self.inputs))
         return name or self.inputs[0]
 
+    def chat(self, messages: Any, **settings: Any) -> str:
+        """The assistant's answer to a conversation [{role, content}, ...], or to one message of a user.
+
+        Settings as of `generate`. A model that learned from a column of type chat, or an imported one, keeps its template.
+        """
+        talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return self.generate(talk, **settings)
+
     def _records(self, rows: Any) -> Sequence[Mapping[str, Any]]:
         if isinstance(rows, Mapping) and not self._are_columns(rows):
             return [rows]
@@ -369,6 +377,10 @@ def build_network(
         from luban.nn.networks.masked import Masked
 
         return replay(Masked(recipe, columns), edits)
+    if recipe.prefers:
+        from luban.nn.networks.preferring import Preferring
+
+        return replay(Preferring(recipe, columns), edits)
     if recipe.writes:
         from luban.nn.networks.generative import Generative
 

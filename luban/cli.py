@@ -300,6 +300,7 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: list[str] = (),
+    chat: bool = False,
 ) -> None:
     from luban.generation.sampling import checked, writes
     from luban.recipe import Recipe
@@ -315,6 +316,11 @@ def generate(
     from luban.generation.asking import generate, stream, told
 
     bundle = _load(folder)
+    if chat:
+        from luban.columns.chat import messages
+
+        given = messages(prompt, "--prompt") if prompt.lstrip().startswith("[") else []
+        prompt = [m._asdict() for m in given] or [{"role": "user", "content": prompt}]
     if n == 1 and not common["json"] and sys.stdout.isatty():
         for piece in stream(bundle, prompt, **asked, **sampling):
             print(piece, end="", flush=True)
@@ -415,7 +421,7 @@ def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str =
 
     _sound(folder, data, "export", to=to, out=named(out, "export"))
     bundle = _load(folder, move=False)
-    path = str(bundle.export(to, out=out, data=data or _rows_of(bundle)))
+    path = str(bundle.export(to, out=out, data=data or (_rows_of(bundle) if to == "onnx" else None)))
     _result({"path": path, "to": to}, say("export.done", path=path))
 
 
@@ -497,12 +503,12 @@ def doctor() -> int:
     return 1 if sick else 0
 
 
-def import_(file: str, *, recipe: str = "", data: str = "", out: str = "") -> None:
+def import_(source: str, *, recipe: str = "", data: str = "", column: str = "text", out: str = "") -> None:
     from luban.foreign import import_weights
     from luban.requests import fresh, named
 
     place = fresh(named(out, "import"), common["overwrite"])
-    import_weights(file, recipe, data or None).save(place)
+    import_weights(source, recipe, data or None, column=column).save(place)
     _result({"folder": out}, say("import.saved", folder=out))
 
 

@@ -20,6 +20,7 @@ from luban.columns.fitting import fit_columns
 from luban.console import tell
 from luban.data.prepare import prepare
 from luban.errors import BundleError, RequestError, problem, raise_all, shortened
+from luban.huggingface import imported
 from luban.recipe import Recipe
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
@@ -29,13 +30,22 @@ WRAPPED = "module."  # what DataParallel puts before every name
 
 
 def import_weights(
-    file: str | Path, recipe: Any, data: str | None = None, *, module: nn.Module | None = None
+    file: str | Path,
+    recipe: Any = None,
+    data: str | None = None,
+    *,
+    module: nn.Module | None = None,
+    column: str = "text",
 ) -> Bundle:
     """A Bundle of the network that a recipe describes, with the weights of a file; its columns are fitted on the rows.
 
     recipe: a file or a Recipe. `data` stands for the rows that the recipe names. `module`: for a recipe with `fusion: own`.
+    Without a recipe `file` is a checkpoint in the Hugging Face layout (a folder, a name on the hub), which says itself what
+    it is, and `column` what its text is called; see `luban.huggingface.imported`.
     Raises BundleError where the file is hostile or unreadable or its names or shapes differ, RecipeError, DataError.
     """
+    if not recipe and Path(file).suffix not in ENDINGS:
+        return imported(str(file), column)
     if not recipe:
         raise RequestError("cli.lacking", what="--recipe", verb="import")
     weights = read(file)

@@ -86,8 +86,9 @@ def train(
         recipe = replace(recipe, fusion=Part("own"))
     if start is not None:
         from luban.bundle import Bundle
+        from luban.huggingface import opened
 
-        start = start if isinstance(start, Bundle) else Bundle.load(start)
+        start = start if isinstance(start, Bundle) else opened(start)
         shaped = [s for s in set if s.split(".")[0] not in registry.STAGES]  # what the network is like was said
         if not (model or size or shaped or is_recipe(data) or str(data).endswith((".yaml", ".yml"))):
             recipe = _alike(recipe, start.recipe)

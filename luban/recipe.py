@@ -125,7 +125,7 @@ class Recipe:
             frame=Part.of(plain.get("frame") or "row"),
             size=plain.get("size") or "small",
             model={k: Part.of(v) for k, v in (plain.get("model") or {}).items()},
-            fusion=Part.of(plain.get("fusion") or _fusion(plain.get("outputs") or {})),
+            fusion=Part.of(plain["fusion"]) if plain.get("fusion") else usual_fusion(plain.get("outputs") or {}),
             stages=tuple(Part.of(s) for s in plain.get("stages") or ()),
             scale=plain.get("scale") or {},
             seed=plain.get("seed") or 0,
@@ -169,7 +169,7 @@ class Recipe:
         if self.fusion.type == "match":
             return "feature-extraction"
         kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
-        answer = answers[0] if answers else ""
+        answer = "text" if self.writes else answers[0] if answers else ""
         if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
             return "multimodal-" + {"category": "classification", "number": "regression"}.get(answer, answer)
         kind = next(iter(kinds & {"text", "image"}), "tabular")
@@ -189,7 +189,7 @@ class Recipe:
         frame = fill("frames", self.frame, self.size)
         clean = self.data.get("clean") or {}
         inputs = columns({n: _cleaning(_packed(p, frame), clean) for n, p in brought.items()})
-        outputs = columns({n: _written(p, frame) for n, p in self.along().items()})
+        outputs = columns({n: _written(self._with_own(n, p), frame) for n, p in self.along().items()})
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
         encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
         model = {} if own else encoders | {n: self.model[n] for n in inputs if self.shared(n)}
@@ -230,7 +230,12 @@ class Recipe:
     @property
     def writes(self) -> bool:
         """Whether an output is a text, written token by token."""
-        return any(p.type == "text" for p in self.outputs.values())
+        return any(writes(p) for p in self.outputs.values())
+
+    @property
+    def prefers(self) -> bool:
+        """Whether an output is a pair of answers, the better one to be preferred."""
+        return any("x-fields" in registry.schema("columns", p.type) for p in self.outputs.values())
 
     def shared(self, name: str) -> str | None:
         """The input whose encoder this one shares, and with it what its column has learned."""
@@ -247,6 +252,14 @@ class Recipe:
                 return Part(column.type, {**column.settings, key: part.settings.get("name")})
             part = Part.of(inner) if inner is not None else None
         return column
+
+    def _with_own(self, name: str, column: Part) -> Part:
+        """The column of an output with what its head brings: a pretrained one its tokenizer."""
+        part = self.head(name)
+        key = registry.schema("heads", part.type).get("x-brings")
+        if key is None or column.settings.get(key) is not None:
+            return column
+        return Part(column.type, {**column.settings, key: part.settings.get("name")})
 
     def head(self, name: str) -> Part:
         return self.model.get(name) or Part(registry.schema("columns", self.outputs[name].type)["x-head"])
@@ -323,10 +336,15 @@ def _packed(part: Part, frame: Part) -> Part:
     return Part(part.type, {**part.settings, "length": frame.settings["length"]})
 
 
-def _fusion(outputs: Any) -> str:
+def writes(part: Part) -> bool:
+    """Whether a column is written token by token."""
+    return registry.schema("columns", part.type).get("x-head") == "text"
+
+
+def usual_fusion(outputs: Any) -> Part:
     """The fusion of a recipe that names none: a text is written from every position of the inputs."""
-    kinds = [Part.of(p).type for p in outputs.values()]
-    return "memory" if kinds == ["text"] else "join" if "text" in kinds else "concat"
+    found = [writes(Part.of(p)) for p in outputs.values()]
+    return Part("memory" if found == [True] else "join" if any(found) else "concat")
 
 
 class Check:

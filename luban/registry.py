@@ -21,6 +21,8 @@ COLUMNS = {
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
     "tags": "luban.columns.tags:Tags",
+    "chat": "luban.columns.chat:Chat",
+    "preference": "luban.columns.preference:Preference",
 }
 FRAMES = {
     "row": "luban.data.frames:row",
@@ -57,6 +59,7 @@ HEADS = {
     "llama": "luban.nn.heads.text:Llama",
     "gpt": "luban.nn.heads.text:GPT",
     "transformer": "luban.nn.heads.text:Classic",
+    "pretrained": "luban.nn.heads.pretrained:Pretrained",
     "lstm": "luban.nn.heads.text_rnn:LSTMText",
 }
 EDITS = {
@@ -170,10 +173,12 @@ def describe(thing: Any) -> dict[str, Any]:
     from luban.settings import schema_of
 
     result = schema_of(thing, skip=("state", "text_column"))
-    for mark in ("accepts", "form", "encoder", "head", "output", "brings", "student"):
+    for mark in ("accepts", "form", "encoder", "head", "output", "brings", "student", "fields"):
         if isinstance(value := getattr(thing, mark, None), (str, tuple, dict)):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
-    return result | {"x-" + mark: True for mark in ("along", "sequences") if getattr(thing, mark, None) is True}
+    return result | {
+        "x-" + mark: True for mark in ("along", "sequences", "alone") if getattr(thing, mark, None) is True
+    }
 
 
 def everything() -> dict[str, Any]:

@@ -13,11 +13,29 @@ NAMES = {
     "wordpiece": "[PAD] [UNK] [CLS] [SEP] [MASK]",
     "bpe": "<s> <pad> </s> <unk> <mask>",
     "unigram": "<pad> </s> <unk>",
+    "bytes": "<|endoftext|> <|im_start|> <|im_end|>",
 }
+DECODERS = {  # of networks that write: their configuration, and what differs from the family's usual
+    "gpt2": ("GPT2Config", {}),
+    "llama": ("LlamaConfig", {"num_key_value_heads": 4}),
+    "llama-groups": ("LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama-biases": ("LlamaConfig", {"num_key_value_heads": 1, "attention_bias": True}),
+    "llama-3.1": (
+        "LlamaConfig",
+        {"num_key_value_heads": 2, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }},
+    ),
+    "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 40}),
+    "phi": ("PhiConfig", {"partial_rotary_factor": 0.5}),
+    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16}),
+    "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+}  # fmt: skip
 
 
 def tokenizer(kind, size=90):
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     special = NAMES[kind].split()
     settings = {"vocab_size": size, "special_tokens": special, "show_progress": False}
@@ -31,13 +49,21 @@ def tokenizer(kind, size=90):
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(**{**settings, "vocab_size": 300}, initial_alphabet=alphabet)
         one, two = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
+    elif kind == "bytes":
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(**{**settings, "vocab_size": 300}, initial_alphabet=alphabet)
+        one = two = ""
     else:
         made = Tokenizer(models.Unigram())
         made.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer, one, two = trainers.UnigramTrainer(**settings, unk_token="<unk>"), "$A </s>", "$A </s> $B </s>"
     made.train_from_iterator(TEXTS, trainer)
     ids = [(t, made.token_to_id(t)) for t in special]
-    made.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=ids)
+    if one:
+        made.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=ids)
     return made
 
 
@@ -84,6 +110,41 @@ def make(family, folder):
     model = getattr(transformers, whole)(config) if whole else transformers.AutoModel.from_config(config)
     model.save_pretrained(folder)
     return folder
+
+
+FOREIGN = ("phi", "qwen3")  # of those the ones that Luban has no network of its own for
+
+
+def make_decoder(family, folder, rows=310, **settings):
+    """A network that writes, with a byte-level tokenizer; its vocabulary has `rows` ids, more than the tokenizer."""
+    import transformers
+
+    made, folder = tokenizer("bytes"), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    about = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    kind, own = DECODERS[family]
+    common = {"vocab_size": rows, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if family == "gpt2":
+        small = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 40}
+    else:
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+        small |= {"max_position_embeddings": 64}
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, kind)(**common | small | own | settings)
+    )
+    for p in model.parameters():  # biases and norms, too, so that a lost one shows
+        torch.nn.init.normal_(p, p.mean().item() if p.ndim == 1 else 0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+@cache
+def decoder(family="llama"):
+    """One of each in this process."""
+    return str(make_decoder(family, Path(mkdtemp(prefix="luban-tiny-")) / family))
 
 
 @cache

@@ -15,6 +15,7 @@ import pytest
 
 from luban import registry
 from luban.columns.base import Column, Ragged, Segments, from_json, make, take, to_list
+from luban.columns.preference import BETWEEN
 from luban.columns.text import Text
 from luban.errors import DataError
 
@@ -30,10 +31,26 @@ def png(seed, height=12, width=10):
     return base64.b64encode(file.getvalue()).decode()
 
 
+TALK = [{"role": "user", "content": "is it good?"}, {"role": "assistant", "content": "它很好看。 😀"}]
 VALUES = {
     "number": [1.5, -2.0, None, 1e9, 0.25, 3.0, 3.0],
     "category": ["a", "b", None, "", "a", NASTY, "b"],
     "text": ["Good, really good film", "它很好看。 ok", None, "", "  ", NASTY, "don't 😀👍🏽 \ud800 \0 ﬁn"],
+    "chat": [
+        TALK,
+        [{"from": "human", "value": NASTY}, {"from": "gpt", "value": ""}],
+        None,
+        "",
+        json.dumps(TALK),
+        {"messages": [{"role": "system", "content": "be 短"}, *TALK, *TALK]},
+    ],
+    "preference": [
+        {"prompt": "is it good?", "chosen": "很好 😀", "rejected": "no"},
+        None,
+        "",
+        {"chosen": NASTY, "rejected": "b"},
+        {"prompt": TALK[:1], "chosen": TALK, "rejected": [*TALK[:1], {"role": "assistant", "content": "?"}]},
+    ],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
     "tags": ["O B-PER I-PER", ["O", "B-LOC"], None, "", '[{"start": 0, "end": 5, "label": "PER"}]', "O", "I-LOC O O"],
 }
@@ -182,7 +199,9 @@ def test_collate(type, settings):
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"
     if column.form in ("ids", "index", "tags"):
-        assert x.min() >= 0 and x.max() < column.size
+        x = x[x != BETWEEN]
+        ids = np.where(x < 0, ~x, x) if type in ("chat", "preference") else x  # ~id: given, not learned
+        assert ids.min() >= 0 and ids.max() < column.size
     if column.form != "grid":
         assert padding_is_marked(column, values)
 

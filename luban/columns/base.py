@@ -188,6 +188,10 @@ class Column:
         """The column among the others of its recipe: one that is `of:` another gets to know it."""
         return self
 
+    def becomes(self, fresh: Column) -> Column | None:
+        """What an earlier model's column is in one that starts from it, where `fresh` stands; None where it cannot be."""
+        return self if self.type == fresh.type else None
+
     def guarded(self) -> Self:
         """The column as a server uses it: values come from strangers, so none of them may name a file to open."""
         return self

@@ -4,6 +4,7 @@ tokenizer.json         how text is cut
 tokenizer_config.json  which tokens stand for padding and for a hidden word, and how many positions there are
 config.json            the network, as `transformers` describes it
 1_Pooling/config.json  how a sentence model makes one vector of a text
+generation_config.json which tokens begin and end a text that is written
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luban.columns import templates
 from luban.columns import tokenizer as tokenizers
 from luban.data import models
 from luban.errors import DataError, problem
@@ -23,6 +25,7 @@ USUAL = {
     "mask_token": ("[MASK]", "<mask>"),
     "unk_token": ("[UNK]", "<unk>"),
     "pad_token": ("[PAD]", "<pad>"),
+    "eos_token": ("</s>", "<|endoftext|>"),
 }  # where no file names them
 POOLS = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 REACH = {
@@ -37,10 +40,13 @@ UNTYPED = "\ue000\ufffe\ue000"  # a noncharacter between private ones
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`state`: what a text column keeps of it; `folder`: where its weights are."""
+    """`state`: what a text column keeps of it; `written`: what one that is written keeps otherwise; `folder`: where its
+    weights are. `written` is empty where no token ends a text.
+    """
 
     folder: Path
     state: dict[str, Any]
+    written: dict[str, Any]
 
 
 def read(name: str, column: str) -> Checkpoint:
@@ -71,7 +77,7 @@ def read(name: str, column: str) -> Checkpoint:
         "pooling": _pooling(folder),
         "tokenizer": _plain_text_only(plain),
     }
-    return Checkpoint(folder, state)
+    return Checkpoint(folder, state, _written(folder, config, about, made, before, known or size))
 
 
 def _frame(made: Any) -> tuple[list[int], list[int], list[int]]:
@@ -88,6 +94,45 @@ def _frame(made: Any) -> tuple[list[int], list[int], list[int]]:
         return [], [], []
     before, after = one[: first[0]], one[first[0] + count :]
     return before, two[both[0] + count : both[-1]], after
+
+
+def _written(
+    folder: Path, config: dict[str, Any], about: dict[str, Any], made: Any, before: list[int], rows: int
+) -> dict[str, Any]:
+    """What begins and ends a text that the network writes; `silent` are its control tokens, which are no part of a text.
+
+    `bare`: a text that was begun is read as it is, nothing stands before it. The network has `rows` ids, some perhaps of
+    no token.
+    """
+    ids, said = made.get_vocab(with_added_tokens=True), _optional(folder, "generation_config.json")
+    asked = next((e for e in (said.get("eos_token_id"), config.get("eos_token_id")) if e is not None), [])
+    named = _id(about, ids, "eos_token", None)
+    stops = [int(i) for i in (asked if isinstance(asked, list) else [asked]) if _is_id(i, rows)]
+    end = named if named is not None else next(iter(stops), None)
+    if end is None:
+        return {}
+    starts = (config.get("decoder_start_token_id"), before[-1] if before else None, said.get("bos_token_id"))
+    begin = next((i for i in (*starts, config.get("bos_token_id")) if _is_id(i, rows)), end)
+    control = made.get_added_tokens_decoder()
+    return {
+        "size": rows, "begin": begin, "end": end, "stops": sorted({end, *stops}), "bare": not before, "before": [],
+        "after": [end], "chat": templates.known(_template(folder, about), ids, begin), "silent": sorted(i for i, t in control.items() if t.special),
+    }  # fmt: skip
+
+
+def _template(folder: Path, about: dict[str, Any]) -> str:
+    """The checkpoint's template of conversations: a program, which is looked at and never run."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    found = about.get("chat_template")
+    if isinstance(found, list):
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), "")
+    return found if isinstance(found, str) else ""
+
+
+def _is_id(value: Any, rows: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows
 
 
 def _plain_text_only(plain: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ _ID_NAME = re.compile(
     r"(^|[_\W])(id|uuid|guid|key|index|rowid|row_number|编号|序号)$|^(id|unnamed|column_1$)", re.IGNORECASE
 )
 _CJK = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
+_TALK = r'^\s*\[\s*\{\s*"(role|content|from|value)"\s*:'
 _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test"}
 
 
@@ -134,6 +135,8 @@ def _words(name: str, cells: pa.ChunkedArray, distinct: int, count: int, numbers
     length = pc.mean(pc.utf8_length(cells)).as_py()
     spaced = _share(cells, r"\S\s+\S")
     chinese = _share(cells, _CJK)
+    if target and _share(cells, _TALK) > 0.99:
+        return _because("chat", "infer.talks")
     if target:
         return _because("category", "infer.classes", count=distinct)
     if distinct == count > 20 and _share(cells, _CODE) > 0.99 and length <= 40:

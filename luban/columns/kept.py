@@ -135,7 +135,9 @@ def _named(block: Examples, reached: dict[str, int]) -> Iterator[tuple[str, np.n
 
 def _narrow(ids: np.ndarray, column: Column) -> np.ndarray:
     """Ids in the fewest bytes that hold all of the vocabulary."""
-    return ids.astype(np.min_scalar_type(column.size - 1)) if column.form == "ids" and ids.dtype.kind in "iu" else ids
+    if column.form != "ids" or ids.dtype.kind not in "iu" or (len(ids) and ids.min() < 0):  # ~id: given
+        return ids
+    return ids.astype(np.min_scalar_type(column.size - 1))
 
 
 # ---- reading

@@ -14,8 +14,9 @@ import numpy as np
 from luban.columns import checkpoint
 from luban.columns import tokenizer as tokenizers
 from luban.columns.base import Answer, Column, Ragged, Segments, coloured, text_of, to_list
+from luban.columns.templates import template_of
 from luban.data.tagged import joined
-from luban.errors import DataError
+from luban.errors import DataError, problem
 from luban.settings import Count, Dial, File, Fraction, Model
 
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
@@ -114,7 +115,9 @@ class Text(Column):
         if self.vectors:
             raise DataError("column.vectors_and_model", name=self.name)
         found = checkpoint.read(self.tokens_of, self.name)
-        learned = self.learned(tokens="given", example="", **found.state)
+        if self.ends and not found.written:
+            raise DataError(problem("model.no_end", place=self.name, name=self.tokens_of))
+        learned = self.learned(tokens="given", example="", **found.state | (found.written if self.ends else {}))
         object.__setattr__(learned, "_source", found.folder)
         return learned
 
@@ -126,7 +129,10 @@ class Text(Column):
     def supposed(self) -> Self:
         """A full vocabulary, and texts that reach `length`."""
         if self.tokens_of:
-            return self._taken().learned(longest=self._most, cut=0.0)
+            taken = self._taken()
+            supposed = taken.learned(longest=taken._most, cut=0.0)
+            object.__setattr__(supposed, "_source", taken.source)
+            return supposed
         known = self.learned(tokens=self.tokens, size=self.vocabulary, longest=self.length, cut=0.0, example="")
         return known._ending() if self.ends else known
 
@@ -165,6 +171,11 @@ class Text(Column):
         return self.state["end"]
 
     @property
+    def stops(self) -> frozenset[int]:
+        """The ids that end a text which a network writes: `end`, of some checkpoints others too."""
+        return frozenset(self.state.get("stops") or [self.end])
+
+    @property
     def begin(self) -> int:
         """The id that is read before the first token is written."""
         return self.state.get("begin", self.end)
@@ -179,6 +190,18 @@ class Text(Column):
         else:
             found = {}
         return [found.get(i, True) for i in range(self.size)]
+
+    def becomes(self, fresh: Column) -> Column | None:
+        """A text that is written may go on as a conversation or a choice of answers, in the same tokens."""
+        if (
+            self.type in ("text", "chat")
+            and self.type != fresh.type
+            and fresh.type in ("chat", "preference")
+            and self.ends
+        ):
+            settings = {k: v for k, v in self.settings().items() if k in fresh.settings()}
+            return replace(fresh, **settings, state={**self.state, "chat": template_of(self.state)})
+        return super().becomes(fresh)
 
     def whole(self) -> Self:
         """The column for texts of which nothing is cut off."""
@@ -250,13 +273,23 @@ class Text(Column):
 
     def prompt(self, value: Any) -> np.ndarray:
         """The ids (T,) of the beginning of a text that is to be written on, `begin` first. Nothing is cut off."""
-        ids = self.tokenizer.encode(self.whole()._clean(value), add_special_tokens=False).ids
-        return np.array([self.begin, *ids], np.int32)
+        ids = self.tokenizer.encode(Text._clean(self.whole(), value), add_special_tokens=False).ids
+        bare = self.state.get("bare") and ids  # a checkpoint that learned to go on without
+        return np.array(ids if bare else [self.begin, *ids], np.int32)
+
+    @property
+    def chat(self) -> Callable[[Any], np.ndarray] | None:
+        """Conversation -> the ids that its answer is written on from; None where nobody said how one looks."""
+        if not self.state.get("chat"):
+            return None
+        from luban.columns.chat import prompt
+
+        return lambda messages: prompt(self, messages)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids up to the first end; halves of characters as U+FFFD."""
-        silent = {self.pad, self.state.get("hide", UNKNOWN), *self.state.get("before", ()), self.begin}
-        found = list(takewhile(lambda i: i != self.end and i >= 0, map(int, ids)))
+        silent = set(self.state.get("silent", (self.pad, UNKNOWN, self.begin)))
+        found = list(takewhile(lambda i: i not in self.stops and i >= 0, map(int, ids)))
         return self.tokenizer.decode([i for i in found if i not in silent], skip_special_tokens=False)
 
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:

@@ -18,6 +18,8 @@ WANTED = (  # never a pickle, never code
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",  # read as text, never run
     "*.safetensors",
     "*.safetensors.index.json",
     "1_Pooling/config.json",

@@ -56,6 +56,7 @@ def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
     """The data of a recipe whose inputs and outputs are named. Raises DataError."""
     rows = rows if rows is not None else read_for(recipe)
     parts = {**recipe.inputs, **recipe.outputs}
+    rows = gathered(rows, {n: p.type for n, p in parts.items()})
     absent = [n for n in (*parts, *_named(recipe)) if n not in rows.table.column_names]
     if absent:
         from luban.errors import problem, raise_all
@@ -104,6 +105,7 @@ def missing_words(recipe: Recipe | None) -> tuple[str, ...]:
 def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Sequence[str] = ("",)) -> Rows:
     """Any source as typed rows, for a model that is already there: columns absent from it are left to the caller."""
     rows = source if isinstance(source, Rows) else read(source, missing=missing)
+    rows = gathered(rows, {n: c.type for n, c in columns.items()})
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
     alongs = {n: _as_fitted(columns[n]) for n in types if columns[n].along and columns[n].of in types}
     return by_blocks(rows, lambda r: _read(typed(r, types, decimal=decimal), types, alongs))
@@ -120,6 +122,24 @@ def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str
 def _as_fitted(column: Any) -> dict[str, Any]:
     """How a fitted column of tags reads them, whatever these rows look like."""
     return {"of": column.of, "unit": column.state.get("unit"), "scheme": column.state.get("scheme")}
+
+
+def gathered(rows: Rows, types: Mapping[str, str]) -> Rows:
+    """Rows with every column that is made of several: each of its cells holds theirs, as JSON."""
+    import json
+
+    import pyarrow as pa
+
+    found = rows.table.column_names
+    for name, kind in types.items():
+        fields = registry.schema("columns", kind).get("x-fields", ()) if kind in registry.names("columns") else ()
+        there = [f for f in fields if f in found]
+        if name in found or len(there) < 2:
+            continue
+        cells = zip(*(rows.table[f].to_pylist() for f in there))
+        texts = [json.dumps(dict(zip(there, c)), ensure_ascii=False, default=str) for c in cells]
+        rows = rows.having(name, pa.array(texts, pa.string()))
+    return rows
 
 
 def located(rows: Rows, types: Mapping[str, str]) -> Rows:

@@ -6,6 +6,7 @@ goes to the quarantine or is told in a note; what cannot be data at all is refus
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -196,7 +197,7 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if _is_words(kind):
         return column
     if pa.types.is_nested(kind):
-        return None
+        return _talks(column)
     if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
@@ -211,6 +212,21 @@ def _is_words(kind: pa.DataType) -> bool:
     inside = kind.value_type
     named = pa.types.is_struct(inside) and {"start", "end", "label"} <= {f.name for f in inside}
     return named or pa.types.is_string(inside) or pa.types.is_large_string(inside) or pa.types.is_integer(inside)
+
+
+def _talks(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Lists of messages as JSON, one text for each conversation; None for anything else."""
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not pa.types.is_struct(kind.value_type):
+        return None
+    fields = {f.name for f in kind.value_type}
+    keys = next((k for k in (("role", "content"), ("from", "value")) if fields >= set(k)), None)
+    if keys is None:
+        return None
+    cells = ([{k: m[k] for k in keys} for m in v] if v is not None else None for v in column.to_pylist())
+    texts = [v if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in cells]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _missing_words(rows: Rows, missing: Sequence[str]) -> Rows:

@@ -64,7 +64,8 @@ def windows(ids: np.ndarray, most: int) -> Iterator[np.ndarray]:
     for start in range(half, len(ids) - most + half, half):
         piece = ids[start : start + most].astype(np.int64)
         before = most - half
-        yield np.concatenate([~piece[:before], piece[before:]])
+        given = np.where(piece[:before] < 0, piece[:before], ~piece[:before])
+        yield np.concatenate([given, piece[before:]])
 
 
 def _input_lengths(examples: Examples) -> np.ndarray:

@@ -189,18 +189,22 @@ def unigram(column: Any, train: Any) -> list[Baseline]:
     return [Baseline("unigram", np.zeros(0), counts / counts.sum())]
 
 
-def text_of(column: Any) -> list[str]:
-    return [str(v) if v is not None else "" for v in cells(column).to_pylist()]
+def text_of(column: Any, learned: Any = None) -> list[str]:
+    """The texts of cells; of a column of which only a part is `learned` (its `said`) that part."""
+    said = getattr(learned, "said", str)
+    return [said(v) if v is not None else "" for v in cells(column).to_pylist()]
 
 
-def rivals_of(name: str, inputs: Sequence[str], tables: Mapping[str, Any], seed: int) -> list[Baseline]:
+def rivals_of(
+    name: str, inputs: Sequence[str], tables: Mapping[str, Any], seed: int, column: Any = None
+) -> list[Baseline]:
     """What is simple, for an output that is written. `tables`: the rows of each part.
 
     Without inputs models of bytes; over one text what copies, shortens or remembers; else nothing that is known to be fair.
     """
     if not inputs:
-        train, validation = (text_of(tables[p][name]) for p in ("train", "validation"))
-        return _of_bytes(_last(train), validation, text_of(tables["test"][name]))
+        train, validation, test = (text_of(tables[p][name], column) for p in ("train", "validation", "test"))
+        return _of_bytes(_last(train), validation, test)
     if len(inputs) > 1 or not str(tables["train"][inputs[0]].type).endswith("string"):
         return []
     pairs = {p: (text_of(t[inputs[0]]), text_of(t[name])) for p, t in tables.items() if name in t.column_names}

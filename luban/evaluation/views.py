@@ -283,7 +283,7 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         from luban.evaluation.text_view import HiddenView, TextView, text_of
 
         found = (TextView if predictions.losses.shape[1] == 2 else HiddenView)(name, predictions, resamples, seed)
-        found.texts = text_of(judged.cells[name])
+        found.texts = text_of(judged.cells[name], predictions.column)
         return found
     from luban.evaluation.tag_view import TagsView
 
@@ -311,7 +311,7 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
         written = [n for n, p in judged.outputs.items() if p.losses is not None]
         if not bundle.outputs:
             return {n: unigram(bundle.columns[n], tables["train"][n]) for n in written}
-        return {n: rivals_of(n, bundle.inputs, tables, bundle.recipe.seed) for n in written}
+        return {n: rivals_of(n, bundle.inputs, tables, bundle.recipe.seed, bundle.columns[n]) for n in written}
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
     alongs = {n: p.column for n, p in judged.outputs.items() if p.column.along}
     result = {

@@ -9,12 +9,12 @@ import numpy as np
 
 from luban.columns.examples import encode_values
 from luban.console import tell
-from luban.errors import DataError
+from luban.errors import DataError, Unsupported
 from luban.generation.sampling import Sampling, checked, writes
 from luban.generation.writing import Text, streamed, written
 from luban.nn.tokens import Batch
 
-Prompt = str | Mapping[str, Any]
+Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def told(texts: Sequence[Text]) -> None:
@@ -33,7 +33,8 @@ def generate(
     seed: int | None = None,
     **sampling: Any,
 ) -> list[list[Text]]:
-    """`n` texts for each prompt: the beginning of the text for a language model, else the input (of several, a row).
+    """`n` texts for each prompt: the beginning of the text, or a conversation to answer ([{role, content}, ...]), for a
+    language model, else the input (of several, a row).
 
     tokens: at most so many new ones, 0 = as many as there is room for. `sampling`: settings of `Sampling`. The texts of a
     prompt differ by their seeds, `seed`, `seed + 1` ... Raises Unsupported for a model that writes nothing, DataError for
@@ -70,6 +71,17 @@ def writer_of(bundle: Any) -> Any:
     return bundle.engine.network
 
 
+def _ids(column: Any, prompt: Prompt | np.ndarray) -> np.ndarray:
+    """The ids that are read before anything is written."""
+    if isinstance(prompt, np.ndarray):
+        return prompt
+    if isinstance(prompt, str):
+        return column.prompt(prompt)
+    if column.chat is None:
+        raise Unsupported("chat.no_template", output=column.name)
+    return column.chat(prompt)
+
+
 def begun(
     network: Any,
     columns: Mapping[str, Any],
@@ -81,7 +93,7 @@ def begun(
     """The texts to write and the inputs of each; a prompt may be ids already. Raises DataError for an input that cannot be."""
     column = network.outputs[network.written]
     if not inputs:
-        given = [p if isinstance(p, np.ndarray) else column.prompt(p) for p in prompts]
+        given = [_ids(column, p) for p in prompts]
         most = tokens or network.window
         return [Text(list(map(int, ids)), most, stop=tuple(stop)) for ids in given], None
     rows = [p if isinstance(p, Mapping) else {inputs[0]: p} for p in prompts]

@@ -39,7 +39,7 @@ def beams(network: Any, batch: Batch, most: int, width: int, length_penalty: flo
         for e in range(count):
             kept: list[tuple[int, int, float]] = []
             for rank, (o, t, s) in enumerate(zip(origin[e].tolist(), token[e].tolist(), best.values[e].tolist())):
-                if t == column.end or length == most:
+                if t in column.stops or length == most:
                     if rank < width and e in open_ and s > -torch.inf:
                         before = live[e][o]
                         text = ([*before[0], t], [*before[1], float(chances[e, o, t])])

@@ -107,7 +107,7 @@ class Writer:
 
     def _look(self, t: Text) -> None:
         """Whether a text is done, and what of it is sure to stay."""
-        if t.ids[-1] == self.column.end:
+        if t.ids[-1] in self.column.stops:
             t.reason = END
         elif len(t.ids) >= t.most:
             t.reason = LENGTH

@@ -12,7 +12,7 @@ Masks are bool, True = real.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +30,8 @@ class Shape:
     """One Transformer. `kv_heads` < `heads`: several heads share keys and values (Ainslie et al. 2023). `hidden`: of the dense
     layers. `order`: the norm before each branch (Xiong et al. 2020) or behind it. `length`: positions that there are.
     `base`: of rotary positions (Su et al. 2021). `depth`: stochastic depth of the last layer. `memory`: features of what
-    is read beside, 0 = nothing.
+    is read beside, 0 = nothing. `qkv_bias`: one of queries, keys and values alone, where there is no other (Qwen2).
+    `scaling`: of rotary positions, see `angles`.
     """
 
     width: int
@@ -44,10 +45,12 @@ class Shape:
     positions: Positions = "sinusoidal"
     length: int = 512
     bias: bool = True
+    qkv_bias: bool = False
     dropout: float = 0.0
     depth: float = 0.0
     epsilon: float = 1e-5
     base: float = 10_000.0
+    scaling: Mapping[str, float] | None = None
     causal: bool = False
     memory: int = 0
 
@@ -70,7 +73,7 @@ class Transformer(nn.Module):
         elif shape.positions == "sinusoidal":
             self.register_buffer("positions", sinusoids(shape.length, shape.width), persistent=False)
         elif shape.positions == "rotary":
-            self.register_buffer("angles", angles(shape.length, self.head, shape.base), persistent=False)
+            self.register_buffer("angles", angles(shape.length, self.head, shape.base, shape.scaling), persistent=False)
         post = shape.order == "post"
         self.before = normed(shape) if post and shape.positions == "learnt" else nn.Identity()  # as BERT has it
         self.dropout = nn.Dropout(shape.dropout)
@@ -155,7 +158,9 @@ class Attention(nn.Module):
             self.query = nn.Linear(shape.width, shape.width, shape.bias)
             self.inner = nn.Linear(memory, both, shape.bias)
         else:
-            self.inner = nn.Linear(shape.width, shape.width + both, shape.bias)  # queries, keys, values
+            self.inner = nn.Linear(
+                shape.width, shape.width + both, shape.bias or shape.qkv_bias
+            )  # queries, keys, values
         self.outer = nn.Linear(shape.width, shape.width, shape.bias)
 
     def forward(
@@ -389,9 +394,18 @@ def sinusoids(length: int, size: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :size]
 
 
-def angles(length: int, size: int, base: float) -> Tensor:
-    """Rotary positions (length, size / 2, 2): cosine and sine of the angle by which each pair of features turns."""
+def angles(length: int, size: int, base: float, scaling: Mapping[str, float] | None = None) -> Tensor:
+    """Rotary positions (length, size / 2, 2): cosine and sine of the angle by which each pair of features turns.
+
+    `scaling` stretches a model learned at `original` positions (Llama 3.1): pairs that turn fewer than `low` times in these
+    turn `factor` times slower, those that turn more than `high` times as before, between the two it goes over evenly.
+    """
     rate = base ** (-torch.arange(0, size, 2).double() / size)
+    if scaling:
+        turns = scaling["original"] * rate / (2 * math.pi)
+        low, high = scaling["low"], scaling["high"]
+        kept = ((turns - low) / max(high - low, 1e-9)).clamp(0, 1)
+        rate = rate * (kept + (1 - kept) / scaling["factor"])
     angle = torch.arange(length).double()[:, None] * rate
     return torch.stack([angle.cos(), angle.sin()], dim=2).float()
 

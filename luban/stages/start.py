@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from luban import registry
 from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
 from luban.columns.fitting import fit_columns
 from luban.console import tell
 from luban.errors import RequestError, problem, raise_all
+from luban.huggingface import opened
 from luban.nn.lora import merge_lora
 from luban.nn.transfer import take_over
-from luban.recipe import Part, Recipe
+from luban.recipe import Part, Recipe, fill
 from luban.training.random import seed_torch
 
 
 def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = None) -> Bundle:
-    """An untrained Bundle with the fitted columns and the weights of `source`, a folder (in Python also a Bundle).
+    """An untrained Bundle with the fitted columns and the weights of `source`, a folder (in Python also a Bundle);
+    of a GPT-2, Llama or BERT checkpoint in the Hugging Face layout, too.
 
     An input of the same name and type keeps its vocabulary and its encoder's weights; an output keeps its column where it
     knows every label of the training rows. Everything else is fitted and starts anew, and both are told.
     `names`: what a column of this recipe is called there, where that differs, such as {sentence: text}.
     Raises BundleError for a folder that is no Bundle, DataError, RequestError for a name that is not there.
     """
-    before = _called(source if isinstance(source, Bundle) else Bundle.load(source), bundle, names or {})
+    before = _called(source if isinstance(source, Bundle) else opened(source), bundle, names or {})
     fresh = bundle.columns or fit_columns(bundle.recipe, data)
-    kept = {
-        n: before.columns[n]
-        for n, c in fresh.items()
-        if n in before.columns and _fits(before.columns[n], c, n in bundle.outputs)
-    }
+    found = {n: _kept(before.columns[n], c, n in bundle.outputs) for n, c in fresh.items() if n in before.columns}
+    kept = {n: c for n, c in found.items() if c is not None}
     columns = {**fresh, **kept}
-    recipe = _with_settings(bundle.recipe, kept)
+    recipe = _with_sizes(_with_settings(bundle.recipe, kept), before.recipe, kept)
     seed_torch(recipe.seed, "weights")
     network = build_network(recipe, columns, bundle.edits, getattr(bundle.network, "module", None))
     taken = take_over(network, merge_lora(before.copy_network()), kept)
@@ -48,11 +48,27 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     )
 
 
-def _fits(before: Column, fresh: Column, output: bool) -> bool:
-    """Whether the earlier column can stand for the one that was fitted on these rows."""
-    if before.type != fresh.type:
-        return False
-    return not output or set(getattr(fresh, "labels", ())) <= set(getattr(before, "labels", ()))
+def _kept(before: Column, fresh: Column, output: bool) -> Column | None:
+    """The earlier column, where it can stand for the one that was fitted on these rows."""
+    if output and not set(getattr(fresh, "labels", ())) <= set(getattr(before, "labels", ())):
+        return None
+    return before.becomes(fresh)
+
+
+def _with_sizes(recipe: Recipe, before: Recipe, kept: Collection[str]) -> Recipe:
+    """What writes an output is as large as before, where the recipe leaves all of its settings at their defaults."""
+    model = dict(recipe.model)
+    for name in kept:
+        part = model.get(name)
+        if name not in recipe.outputs or part is None or not recipe.writes or name not in before.model:
+            continue
+        usual = fill("heads", Part(part.type), recipe.size)
+        if part == usual and part.type in (
+            registry.schema("columns", recipe.outputs[name].type)["x-head"],
+            before.model[name].type,
+        ):
+            model[name] = before.model[name]
+    return replace(recipe, model=model)
 
 
 def _with_settings(recipe: Recipe, kept: dict[str, Column]) -> Recipe:
@@ -83,4 +99,5 @@ def _called(before: Bundle, now: Bundle, names: Mapping[str, str]) -> Bundle:
     network.groups = [[called(n) for n in group] for group in getattr(network, "groups", ())]
     network.outputs = {called(n): c for n, c in network.outputs.items()}
     columns = {called(n): replace(c, name=called(n)) for n, c in before.columns.items()}
-    return replace(before, network=network, columns=columns)
+    model = {called(n): p for n, p in before.recipe.model.items()}
+    return replace(before, network=network, columns=columns, recipe=replace(before.recipe, model=model))

@@ -134,6 +134,8 @@ def train(
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
     asked["rates"] = shares.usual(network, asked["rates"]) if adapters is None else asked["rates"]
     shares.check(network, asked["freeze"], asked["rates"])
+    if hasattr(network, "refer"):  # to what it is now it will be compared
+        network.refer()
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
     if here().world > 1 and not network.separable:
         raise Unsupported("scale.not_separable", modules=_neighbourly(network))
@@ -151,6 +153,8 @@ def train(
             network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
             data=data.rows.fingerprint() if folder else "", title=say("train.title"),
         )  # fmt: skip
+    if hasattr(network, "forget"):
+        network.forget()
     seconds = round(time.monotonic() - began, 3)
     _tell(history, weights, seconds, chosen["precision"])
     if history.pieces:  # memory was not enough for more at once: what was found stands in the recipe

@@ -26,6 +26,7 @@ CODE = (  # settings of a config.json that fetch or run code of others, or tell 
     "output_attentions", "torchscript", "pruned_heads", "is_decoder", "add_cross_attention", "use_cache",
     "use_kernels", "reference_compile", "deterministic_flash_attn",
 )  # fmt: skip
+ENCODERS = "MODEL_FOR_TEXT_ENCODING_MAPPING"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -80,19 +81,23 @@ class Pretrained(Encoder):
 # -- the network of a checkpoint ---------------------------------------------------------------------------------------
 
 
-def built(config: Mapping[str, Any], name: str) -> nn.Module:
-    """The network that a config.json describes, untrained. Raises Unsupported for one that is no encoder of text, MissingExtra."""
-    kind, plain = _kind(config, name)
+def built(config: Mapping[str, Any], name: str, room: str = ENCODERS) -> nn.Module:
+    """The network that a config.json describes, untrained; `room`: the library's list of networks that do what is wanted.
+
+    Raises Unsupported for one that is not in it, MissingExtra.
+    """
+    kind, plain = _kind(config, name, room)
     with _quiet():
-        return _evenly(kind._from_config(plain, attn_implementation=_attention(kind), dtype=torch.float32))
+        model = kind._from_config(plain, attn_implementation=_attention(kind), dtype=torch.float32)
+        return _evenly(model) if room == ENCODERS else model
 
 
-def loaded(folder: Path, config: Mapping[str, Any], name: str) -> nn.Module:
+def loaded(folder: Path, config: Mapping[str, Any], name: str, room: str = ENCODERS) -> nn.Module:
     """The same with the weights of a folder. Raises RequestError where they are no safetensors, or some are missing."""
     if not any(folder.glob("*.safetensors")):
         found = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
         raise RequestError(problem("model.no_safetensors", place=str(folder), name=name, found=shortened(found)))
-    kind, plain = _kind(config, name)
+    kind, plain = _kind(config, name, room)
     try:
         with _quiet():
             model, about = kind.from_pretrained(
@@ -109,14 +114,14 @@ def loaded(folder: Path, config: Mapping[str, Any], name: str) -> nn.Module:
         raise RequestError(problem("model.weights_differ", place=str(folder), name=name, **values))
     if extra := sorted(about["unexpected_keys"]):
         tell("model.extra", name=name, count=len(extra), names=shortened(extra))
-    return _evenly(model)
+    return _evenly(model) if room == ENCODERS else model
 
 
-def _kind(config: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+def _kind(config: Mapping[str, Any], name: str, room: str) -> tuple[Any, Any]:
     """The class of a network that `transformers` itself has, and its configuration, free of what names code of others."""
     need("transformers", EXTRA)
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
     type_ = config.get("model_type")
     if not isinstance(type_, str) or type_ not in CONFIG_MAPPING:
@@ -126,9 +131,12 @@ def _kind(config: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     except Exception as e:  # the library checks a configuration with errors of its own, which have no common class
         raise BundleError("model.bad_config", name=name, reason=f"{type(e).__name__}: {e}"[:200]) from e
     plain.use_cache = False
-    known = next((m for m in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING) if type(plain) in m), None)
+    rooms = [getattr(modeling_auto, r) for r in ((ENCODERS, "MODEL_MAPPING") if room == ENCODERS else (room,))]
+    known = next((m for m in rooms if type(plain) in m), None)
     kind = known[type(plain)] if known is not None else None
     kind = kind[0] if isinstance(kind, tuple) else kind
+    if room != ENCODERS and kind is None:
+        raise Unsupported("model.no_writer", name=name, type=type_)
     if kind is None or "inputs_embeds" not in inspect.signature(kind.forward).parameters:
         raise Unsupported("model.no_encoder", name=name, type=type_)
     return kind, plain

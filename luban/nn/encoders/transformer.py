@@ -14,7 +14,7 @@ from luban.nn.tokens import Encoder, Span, Tokens
 from luban.nn.transformer import BERT as SHAPE
 from luban.nn.transformer import GPT2, Shape
 from luban.nn.transformer import Transformer as Layers
-from luban.settings import Count, Dial, Fraction
+from luban.settings import Count, Dial, Fraction, Natural, Positive
 
 LONGEST = 512  # positions that are learnt where the column does not say how long a value can be
 
@@ -87,6 +87,7 @@ class Transformer(Encoder):
 class BERT(Transformer):
     """Use for a text encoder in the shape of BERT (Devlin et al. 2019), above all one that has read much raw text before
     (`fusion: masked`). Instead: `transformer`, which learns faster from little. Learnt positions, the norm behind each branch.
+    The weights of a checkpoint of that shape go into it: `luban import`.
     """
 
     accepts = ("ids",)
@@ -98,10 +99,12 @@ class BERT(Transformer):
         width: Annotated[Count, Dial(nano=64, small=128, base=256)] = 128,
         layers: Annotated[Count, Dial(nano=2, small=4, base=6)] = 4,
         heads: Annotated[Count, Dial(nano=2, small=4, base=8)] = 4,
+        hidden: Natural = 0,
+        epsilon: Positive = 1e-12,
         dropout: Fraction = 0.1,
-        pooling: Literal["last", "mean", "max", "attention"] = "mean",
+        pooling: Literal["first", "last", "mean", "max", "attention"] = "mean",
     ):
-        shape = {k: v for k, v in SHAPE.items() if k != "positions"}
+        shape = {k: v for k, v in SHAPE.items() if k != "positions"} | {"hidden": hidden, "epsilon": epsilon}
         super().__init__(
             columns,
             width=width,

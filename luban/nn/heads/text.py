@@ -139,7 +139,8 @@ def _initialise(head: TransformerText, shape: Shape) -> None:
 
 class Llama(TransformerText):
     """Use first for a text that is to be written, with inputs or (a language model) without any. RMSNorm before each branch,
-    rotary positions, SwiGLU, `kv_heads` of keys and values (0 = as many as heads) (Touvron et al. 2023).
+    rotary positions, SwiGLU, `kv_heads` of keys and values (0 = as many as heads) (Touvron et al. 2023). `base`, `scaling`:
+    of the positions; `qkv_bias`: as Qwen2 has it.
     """
 
     def __init__(
@@ -153,8 +154,10 @@ class Llama(TransformerText):
         kv_heads: Natural = 0,
         hidden: Natural = 0,
         base: Positive = 10_000.0,
+        scaling: dict[str, Positive] = None,
         epsilon: Positive = 1e-5,
         bias: bool = False,
+        qkv_bias: bool = False,
         tied: bool = True,
         dropout: Fraction = 0.0,
         label_smoothing: Fraction = 0.0,
@@ -162,7 +165,7 @@ class Llama(TransformerText):
     ):
         super().__init__(
             column, size, LLAMA, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=hidden, base=base,
-            epsilon=epsilon, bias=bias, tied=tied, dropout=dropout, label_smoothing=label_smoothing, weight=weight,
+            scaling=scaling, epsilon=epsilon, bias=bias, qkv_bias=qkv_bias, tied=tied, dropout=dropout, label_smoothing=label_smoothing, weight=weight,
         )  # fmt: skip
 
 
@@ -180,14 +183,15 @@ class GPT(TransformerText):
         layers: Annotated[Count, Dial(nano=4, small=6, base=12)] = 6,
         heads: Annotated[Count, Dial(nano=4, small=4, base=12)] = 4,
         hidden: Natural = 0,
+        epsilon: Positive = 1e-5,
         tied: bool = True,
         dropout: Fraction = 0.0,
         label_smoothing: Fraction = 0.0,
         weight: Positive = 1.0,
     ):
         super().__init__(
-            column, size, GPT2, width=width, layers=layers, heads=heads, hidden=hidden, tied=tied, dropout=dropout,
-            label_smoothing=label_smoothing, weight=weight,
+            column, size, GPT2, width=width, layers=layers, heads=heads, hidden=hidden, epsilon=epsilon, tied=tied,
+            dropout=dropout, label_smoothing=label_smoothing, weight=weight,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from luban.errors import Unsupported
 from luban.nn.network import Composed, build
 from luban.nn.tokens import Batch
 from luban.recipe import Recipe
-from luban.settings import Fraction
+from luban.settings import Fraction, Positive
 
 A, B, M = 2_654_435_761, 40_503, 1_000_003  # of a hash that spreads ids and places evenly
 
@@ -78,14 +79,24 @@ class Guess(nn.Module):
     another token, one stays as it is (Devlin et al. 2019). States of the hidden places (P, D) -> their losses (P,).
     """
 
-    def __init__(self, column: Any, encoder: Any, *, share: Fraction = 0.15, whole_words: bool = False):
+    def __init__(
+        self,
+        column: Any,
+        encoder: Any,
+        *,
+        share: Fraction = 0.15,
+        whole_words: bool = False,
+        epsilon: Positive = 1e-5,
+    ):
         super().__init__()
         self.share, self.nothing, self.size = (
             share,
-            int(column.nothing(torch.zeros(1, dtype=torch.long).numpy())),
+            int(column.nothing(np.zeros(1, np.int64))),
             column.size,
         )
-        self.change = nn.Sequential(nn.Linear(encoder.size, encoder.size), nn.GELU(), nn.LayerNorm(encoder.size))
+        self.change = nn.Sequential(
+            nn.Linear(encoder.size, encoder.size), nn.GELU(), nn.LayerNorm(encoder.size, eps=epsilon)
+        )
         table = getattr(getattr(encoder, "form", None), "table", None)
         self.tied = [table] if table is not None and table.embedding_dim == encoder.size else []  # a list: not ours
         self.out = None if self.tied else nn.Linear(encoder.size, column.size, bias=False)
@@ -108,8 +119,11 @@ class Guess(nn.Module):
         shown = torch.where(v < 0.8, self.nothing, torch.where(v < 0.9, other, x))
         return hidden, torch.where(hidden, shown, x)
 
-    def forward(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
         h = self.change(states)
-        logits = F.linear(h, self.tied[0].weight, self.bias) if self.tied else self.out(h) + self.bias
-        logits = logits.float()
+        return (F.linear(h, self.tied[0].weight, self.bias) if self.tied else self.out(h) + self.bias).float()
+
+    def forward(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(states)
         return F.cross_entropy(logits, truth, reduction="none"), logits.argmax(-1) == truth

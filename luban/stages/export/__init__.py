@@ -20,18 +20,30 @@ from luban.stages.export.to_onnx import onnx_bytes
 
 
 def export(
-    bundle: Bundle, data: Any, *, to: Literal["onnx"] = "onnx", out: str | None = None, rows: Count = 64
+    bundle: Bundle,
+    data: Any,
+    *,
+    to: Literal["onnx", "huggingface"] = "onnx",
+    out: str | None = None,
+    rows: Count = 64,
 ) -> Path:
-    """Write one self-contained file that `luban.engines.OnnxEngine` and `luban serve` answer from without PyTorch.
+    """onnx: one self-contained file that `luban.engines.OnnxEngine` and `luban serve` answer from without PyTorch.
+    huggingface: a folder that `transformers`, vLLM and llama.cpp open, of a model that writes or says hidden words.
 
-    `out`: the file, or a folder to put `model.onnx` into. `rows`: how many real rows it is held against, in several batch
+    `out`: the file or folder, or (onnx) a folder to put `model.onnx` into. `rows`: how many real rows it is held against, in several batch
     sizes, lengths and paddings; the file appears only when all answers agree.
     Raises ExportMismatch where they do not or the network cannot be written down, DataError without rows, MissingExtra.
     """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        need(module, "export")
     if not out:
         raise RequestError("cli.lacking", what="--out", verb="export")
+    if to == "huggingface":
+        from luban.stages.export.to_huggingface import to_huggingface
+
+        path, worst = to_huggingface(bundle, out)
+        tell("export.agrees_folder", difference=f"{worst:.1e}")
+        return path
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        need(module, "export")
     path = Path(out)
     path = path / "model.onnx" if path.is_dir() or not path.suffix else path
     examples = real_rows(bundle, data, rows)

@@ -1,0 +1,163 @@
+"""A text written by a checkpoint's own network, through the `transformers` library: causal ones, and decoders of T5, BART ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from luban.errors import RequestError, problem
+from luban.nn.encoders.pretrained import built, loaded
+from luban.nn.heads.text import Written
+from luban.nn.tokens import Tokens
+from luban.nn.transformer import seen
+from luban.settings import Fraction, Model, Positive
+
+ROOMS = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")  # without inputs, and with
+
+
+class Pretrained(Written):
+    """Use for a checkpoint that writes and that `luban import` has no place for. Instead: `llama` or `gpt`, which are faster.
+
+    `name`: as of the encoder `pretrained`. Without inputs a causal network (Qwen3, Gemma, Phi ...); with one the decoder of an
+    encoder-decoder (T5, BART, Marian ...), whose encoder is the input's: `{pretrained: {name: ...}}` of the same checkpoint.
+    """
+
+    brings = "tokens_of"
+    share = 0.015  # of the rate: what is learned is soon forgotten at that of new layers
+
+    def __init__(
+        self,
+        column: Any,
+        size: int,
+        *,
+        name: Annotated[str, Model()],
+        label_smoothing: Fraction = 0.0,
+        weight: Positive = 1.0,
+    ):
+        super().__init__()
+        self.column, self.smoothing, self.weight = column, label_smoothing, weight
+        config = column.state.get("config")
+        if not isinstance(config, dict) or column.tokens_of != name:
+            raise RequestError(problem("model.other_tokens", place=column.name, name=name, found=str(column.tokens_of)))
+        self.reads = bool(size)
+        room = ROOMS[self.reads]
+        source = column.source if torch.get_default_device().type != "meta" else None
+        self.model = loaded(source, config, name, room) if source else built(config, name, room)
+        self.learned = source is not None
+        if self.reads:
+            width = self.model.config.hidden_size
+            if width != size:
+                raise RequestError(problem("model.other_memory", place=column.name, name=name, found=size, want=width))
+            encoder = self.model.get_encoder()
+            owner = next(m for m in self.model.modules() if any(c is encoder for c in m.children()))
+            key = next(k for k, c in owner.named_children() if c is encoder)
+            setattr(owner, key, Given())  # the input's encoder stands for it
+
+    @property
+    def window(self) -> int:
+        """Tokens that it can look back on."""
+        return self.column.length + 1
+
+    @property
+    def last(self) -> list[nn.Module]:
+        return []
+
+    def _asked(self, memory: Tensor | None, real: Tensor | None, ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        if not self.reads:
+            return {"input_ids": ids, "attention_mask": mask}
+        from transformers.modeling_outputs import BaseModelOutput
+
+        given = {"encoder_outputs": BaseModelOutput(last_hidden_state=memory), "attention_mask": seen(real).long()}
+        return {"decoder_input_ids": ids, **given}
+
+    def logits(self, tokens: Tokens | None, ids: Tensor, mask: Tensor) -> Tensor:
+        """Padding stands at the end, where no real position sees it."""
+        memory, real = (None, None) if tokens is None else tokens[:2]
+        return self.model(**self._asked(memory, real, ids, None), use_cache=False).logits
+
+    def start(self, tokens: Tokens | None, rows: int) -> Reading:
+        memory, real = (None, None) if tokens is None else tokens[:2]
+        device = next(self.parameters()).device
+        return Reading([Group(torch.arange(rows, device=device), 0, None, memory, real)])
+
+    def advance(self, state: Reading, ids: Tensor, mask: Tensor) -> Tensor:
+        result = None
+        groups = []
+        for group in state.groups:
+            lengths = mask[group.rows].sum(1)
+            for count in sorted(set(lengths.tolist())):
+                part = group.take((lengths == count).nonzero()[:, 0]) if bool((lengths != count).any()) else group
+                out = self.model(
+                    **self._asked(part.memory, part.real, ids[part.rows, :count], None),
+                    past_key_values=part.cache, use_cache=True,
+                )  # fmt: skip
+                part.cache, part.length = out.past_key_values, part.length + count
+                logits = out.logits[:, -1].float()
+                result = logits.new_zeros(len(ids), logits.shape[1]) if result is None else result
+                result[part.rows] = logits
+                groups.append(part)
+        state.groups = groups
+        assert result is not None
+        return result
+
+
+class Given(nn.Module):
+    """In the place of an encoder that is somewhere else."""
+
+
+@dataclass
+class Group:
+    """Texts that are equally long: `rows` of the whole, `cache` as the library keeps it, the memory that they read."""
+
+    rows: Tensor
+    length: int
+    cache: Any
+    memory: Tensor | None
+    real: Tensor | None
+
+    def take(self, places: Tensor) -> Group:
+        """Some of them, several times where they are named so."""
+        import copy
+
+        cache = copy.deepcopy(self.cache)
+        if cache is not None:
+            cache.reorder_cache(places)
+        pick = lambda t: None if t is None else t.index_select(0, places)  # noqa: E731
+        return Group(self.rows[places], self.length, cache, pick(self.memory), pick(self.real))
+
+
+@dataclass
+class Reading:
+    """What has been read of some texts, those of one length together: the library's caches have no gaps then, so that
+    positions are right for every kind of network. Texts of many different lengths are read group by group.
+    """
+
+    groups: list[Group]
+
+    @property
+    def lengths(self) -> Tensor:
+        rows, counts = torch.cat([g.rows for g in self.groups]), [g.length for g in self.groups for _ in g.rows]
+        return torch.tensor(counts, device=rows.device)[rows.argsort()]
+
+    @property
+    def longest(self) -> int:
+        return max((g.length for g in self.groups), default=0)
+
+    def take(self, rows: Tensor) -> Reading:
+        groups = []
+        for g in self.groups:
+            places = (rows[:, None] == g.rows[None]).nonzero()  # (new row, place in the group)
+            if len(places):
+                part = g.take(places[:, 1])
+                part.rows = places[:, 0]
+                groups.append(part)
+        return Reading(groups)
+
+    def join(self, other: Reading) -> Reading:
+        count = sum(len(g.rows) for g in self.groups)
+        for g in other.groups:
+            g.rows = g.rows + count
+        return Reading([*self.groups, *other.groups])

@@ -1,0 +1,129 @@
+"""Checkpoints that write, through `transformers`: the same logits, the same text side by side as alone, a Bundle that needs nobody."""
+
+import shutil
+
+import pytest
+import torch
+
+import luban
+from luban.errors import BundleError, RequestError
+from luban.generation.beams import beams
+from luban.generation.writing import Text, Writer, written
+from luban.huggingface import imported
+from luban.nn.heads import pretrained
+from luban.nn.tokens import Batch
+from tests import checkpoints
+
+FAMILIES = checkpoints.FOREIGN
+
+
+def rows(count=80):
+    return [{"said": f"one two {i}", "answer": "three" if i % 2 else "four five"} for i in range(count)]
+
+
+def translator(**settings):
+    name = checkpoints.folder("t5")
+    return luban.train(
+        rows(), "answer", types={"said": "text", "answer": "text"}, size="nano", evaluate=False, seed=0, **({"epochs": 1} | settings),
+        model={"said": {"pretrained": {"name": name}}, "answer": {"pretrained": {"name": name}}},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def reference(folder, ids, most, **given):
+    """The likeliest token each, read anew every time: no cache, nobody beside it."""
+    import transformers
+
+    kind = transformers.AutoModelForSeq2SeqLM if given else transformers.AutoModelForCausalLM
+    model, ids, found = kind.from_pretrained(folder, dtype=torch.float32).eval(), list(ids), []
+    for _ in range(most):
+        asked = {"decoder_input_ids" if given else "input_ids": torch.tensor([ids])}
+        found.append(int(model(**asked, **given).logits[0, -1].argmax()))
+        ids.append(found[-1])
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_side_by_side_as_alone_as_in_transformers(family):
+    """Prompts of different lengths, one that joins later, rows that leave."""
+    folder = checkpoints.decoder(family)
+    bundle = imported(folder)
+    network, column = bundle.network, bundle.columns["text"]
+    prompts = [column.prompt(t).tolist() for t in ("one", "the film was", "bad, not good", "one")]
+    texts = [Text(p, most) for p, most in zip(prompts, (5, 3, 6, 4))]
+    writer = Writer(network)
+    writer.add(texts[:3])
+    writer.step()
+    writer.add(texts[3:])
+    while writer.texts:
+        writer.step()
+    for text in texts:
+        expected = reference(folder, text.prompt, text.most)
+        assert text.ids == expected[: len(text.ids)] and (len(text.ids) == text.most or text.ids[-1] in column.stops)
+    one = beams(network, Batch({}, {}, 2), 4, 1)
+    alone = written(network, [Text([column.begin], 4)])[0]
+    assert one[0][0] == one[1][0] == alone.ids
+    wide = beams(network, Batch({}, {}, 1), 4, 3)[0]
+    assert sum(wide[1]) >= sum(alone.log_probabilities) - 1e-4 or len(wide[0]) < len(alone.ids)
+
+
+def test_control_rows_that_keep_a_strangers_past(monkeypatch):
+    real = pretrained.Group.take
+
+    def mixed(self, places):
+        found = real(self, places)
+        if found.cache is not None and len(places) < len(self.rows):
+            found.cache = real(self, torch.zeros_like(places)).cache
+        return found
+
+    monkeypatch.setattr(pretrained.Group, "take", mixed)
+    folder = checkpoints.decoder("phi")
+    bundle = imported(folder)
+    column = bundle.columns["text"]
+    texts = [Text(column.prompt(t).tolist(), most) for t, most in (("one film", 2), ("bad film", 8), ("one good", 8))]
+    written(bundle.network, texts)
+    assert [t.ids for t in texts] != [reference(folder, t.prompt, t.most)[: len(t.ids)] for t in texts]
+
+
+def test_an_encoder_decoder_in_two_halves_is_the_whole_one():
+    """T5's encoder reads the input, its decoder writes: as the untouched network does, before any training."""
+    folder = checkpoints.folder("t5")
+    model = translator()
+    import transformers
+
+    whole = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    halves = model.network.encoders[0].model, model.network.writer.model
+    halves[0].load_state_dict(whole.encoder.state_dict(), strict=False)
+    halves[1].load_state_dict(whole.state_dict(), strict=False)
+    source, answer = model.columns["said"], model.columns["answer"]
+    x, mask = map(torch.as_tensor, source.collate(source.encode_all(["one two 7", "one"])))
+    texts = [Text([answer.begin], 5) for _ in range(2)]
+    written(model.network.eval(), texts, Batch({"said": (x, mask)}, {}, 2))
+    for i, text in enumerate(texts):
+        given = {"input_ids": x[i : i + 1], "attention_mask": mask[i : i + 1].long()}
+        assert text.ids == reference(folder, [answer.begin], 5, **given)[: len(text.ids)]
+
+
+def test_it_learns_and_needs_nobody(tmp_path):
+    given = shutil.copytree(checkpoints.decoder("phi"), tmp_path / "given")
+    model = imported(str(given))
+    text = model.generate("the film", tokens=6, temperature=0)
+    model.save(tmp_path / "m")
+    shutil.rmtree(given)
+    again = luban.load(tmp_path / "m")
+    assert again.generate("the film", tokens=6, temperature=0) == text
+    tuned = translator(epochs=3, rate=0.1)
+    loss = [m["loss"] for m in tuned.metrics]
+    assert loss[-1] < loss[0]
+    tuned.save(tmp_path / "t")
+    found = luban.load(tmp_path / "t").predict([{"said": "one two 3"}, {"said": "one two 4"}])
+    assert [sorted(f) for f in found] == [["answer"], ["answer"]] or all("answer" in f for f in found)
+
+
+def test_halves_of_two_checkpoints_are_refused():
+    with pytest.raises((RequestError, BundleError)) as e:
+        luban.train(
+            rows(), "answer", types={"said": "text", "answer": "text"}, size="nano", epochs=1, evaluate=False,
+            model={"said": "transformer", "answer": {"pretrained": {"name": checkpoints.folder("t5")}}},
+        )  # fmt: skip
+    assert "features" in str(e.value)
