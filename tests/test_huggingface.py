@@ -135,7 +135,13 @@ def smollm(tmp_path_factory):
     load = {"gguf_file": file.name, "local_files_only": True}
     transformers.AutoTokenizer.from_pretrained(file.parent, **load).save_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **load)
-    model.save_pretrained(folder)
+    plain = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    (folder / "config.json").write_text(
+        json.dumps(plain, default=str)
+    )  # the library saves nothing that came out of GGUF
+    weights = {k: t.contiguous().clone() for k, t in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model.generation_config.save_pretrained(folder)
     return str(folder)
 
 
