@@ -25,7 +25,7 @@ from luban.evaluation.intervals import mean, paired_difference
 from luban.evaluation.table import table
 from luban.recipe import Recipe
 
-TRIED = [(0.0005, 5), (0.001, 5), (0.001, 10), (0.002, 10)]
+TRIED = [(0.0005, 5), (0.001, 5), (0.002, 8)]
 
 
 def answered(seed: int, reader: str | None, rate: float, epochs: int) -> dict[str, Any]:
