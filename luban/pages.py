@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from luban.bundle import Bundle
 
 ORDER = ("evaluate", "tune", "curve", "explain", "compress", "audit", "export")
-HEADLINE = {"category": ("accuracy", True), "number": ("r2", True), "match": ("mrr", True), "tags": ("f1", True)}
+HEADLINE = {
+    "category": ("accuracy", True),
+    "number": ("r2", True),
+    "match": ("mrr", True),
+    "tags": ("f1", True),
+    "labels": ("f1_micro", True),
+}
 
 
 def first_metric(output: Mapping[str, Any]) -> tuple[str, bool]:

@@ -79,6 +79,7 @@ class Part:
 DEFAULT = (Part("train"), Part("evaluate"))  # the stages of a recipe that names none
 
 
+KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
 MUON = {"optimizer": "muon", "rate": 0.01}
 READER = {  # the encoder of a text that another text is written from, by the recipe's size
     "nano": {"width": 128, "layers": 2, "positions": "rotary"},
@@ -171,7 +172,7 @@ class Recipe:
         kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
         answer = "text" if self.writes else answers[0] if answers else ""
         if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
-            return "multimodal-" + {"category": "classification", "number": "regression"}.get(answer, answer)
+            return "multimodal-" + KINDS.get(answer, answer)
         kind = next(iter(kinds & {"text", "image"}), "tabular")
         if not answer:
             return "fill-mask"
@@ -180,7 +181,7 @@ class Recipe:
             return written[kind]
         if answer == "tags":
             return "token-classification"
-        return f"{kind}-" + {"category": "classification", "number": "regression"}.get(answer, answer)
+        return f"{kind}-" + KINDS.get(answer, answer)
 
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""

@@ -18,6 +18,7 @@ from luban.errors import RecipeError, problem
 COLUMNS = {
     "number": "luban.columns.number:Number",
     "category": "luban.columns.category:Category",
+    "labels": "luban.columns.labels:Labels",
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
     "tags": "luban.columns.tags:Tags",
@@ -54,6 +55,7 @@ FUSIONS = {
 HEADS = {
     "category": "luban.nn.heads.category:CategoryHead",
     "number": "luban.nn.heads.number:NumberHead",
+    "labels": "luban.nn.heads.labels:LabelsHead",
     "tags": "luban.nn.heads.tags:TagsHead",
     "text": "luban.nn.heads.text:Llama",
     "llama": "luban.nn.heads.text:Llama",

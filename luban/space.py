@@ -38,6 +38,7 @@ HIGHER = {
     },
     "match": {"recall_1": True, "recall_5": True, "recall_10": True, "mrr": True},
     "number": {"r2": True, "mse": False, "rmse": False, "mae": False, "median_absolute_error": False},
+    "labels": {"f1_micro": True, "f1_macro": True, "precision_micro": True, "recall_micro": True, "exact_match": True, "hamming_loss": False, "map_macro": True},
     "hidden": {"accuracy": True, "perplexity": False},
     "text": {"chrf": True, "bleu": True, "rouge_l": True, "exact_match": True, "word_error_rate": False, "bits_per_byte": False, "perplexity": False},
     "tags": {"f1": True, "precision": True, "recall": True, "f1_macro": True, "accuracy": True},

@@ -20,6 +20,7 @@ from luban.messages import say
 MAIN = {
     "category": ("accuracy", True),
     "number": ("r2", True),
+    "labels": ("f1_micro", True),
     "tags": ("f1", True),
 }  # the metric that baselines are compared by; higher is better
 
@@ -285,9 +286,10 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         found = (TextView if predictions.losses.shape[1] == 2 else HiddenView)(name, predictions, resamples, seed)
         found.texts = text_of(judged.cells[name], predictions.column)
         return found
+    from luban.evaluation.label_view import LabelsView
     from luban.evaluation.tag_view import TagsView
 
-    kind = TagsView if predictions.column.along else VIEWS[predictions.column.type]
+    kind = TagsView if predictions.column.along else {**VIEWS, "labels": LabelsView}[predictions.column.type]
     return kind(name, predictions, resamples, seed, judged)
 
 
@@ -317,6 +319,8 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     result = {
         n: tag_baselines(c, (cells(train[n]), cells(train[c.of])), cells(judged.cells[c.of])) for n, c in alongs.items()
     }
+    from luban.evaluation.label_view import label_baselines
+
     others = [n for n in judged.outputs if n not in alongs]
     if not others:
         return result
@@ -330,6 +334,10 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
         column = bundle.columns[name]
         (y_train, keep), (y_valid, keep_valid) = (_truths(column, t[name]) for t in (train, valid))
         x_valid = joined[1][keep_valid] if joined[1] is not None else None
+        if column.type == "labels":
+            asked = (joined[0][keep], y_train[keep], x_valid, y_valid[keep_valid], joined[2])
+            result[name] = label_baselines(*asked, seed=bundle.recipe.seed)
+            continue
         classes = len(column.labels) if column.type == "category" else None
         result[name] = baselines(
             column.type, joined[0][keep], y_train[keep], x_valid, y_valid[keep_valid], joined[2],
@@ -341,6 +349,6 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
 def _truths(column: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
     """Truths as class numbers from 0, or numbers in raw units; and which rows have one."""
     x, mask = column.collate(column.encode_all(values))
-    if column.type == "category":
-        return x - 1, mask
+    if column.type in ("category", "labels"):
+        return (x - 1 if column.type == "category" else x), mask
     return x.astype(np.float64) * column.state["deviation"] + column.state["mean"], mask

@@ -128,7 +128,7 @@ def difference(before: Any, after: Any, seed: int, resamples: int) -> dict[str, 
         return paired.of_classes(
             before.truth, before.probabilities, after.probabilities, seed=seed, resamples=resamples
         )
-    if hasattr(before, "texts"):
+    if hasattr(before, "difference"):
         return before.difference(after)
     return paired.of_numbers(before.truth, before.answers, after.answers, seed=seed, resamples=resamples)
 

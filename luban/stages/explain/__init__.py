@@ -213,7 +213,7 @@ def _fixed(
         if target is not None:
             raise RequestError(problem("explain.no_classes", output=column.name))
         return np.zeros(len(answers), np.int64), [a.value for a in answers]
-    wanted = [text_of(target)] * len(answers) if target is not None else [a.value for a in answers]
+    wanted = [text_of(target)] * len(answers) if target is not None else [labels[k] for k in own]
     if wanted and wanted[0] not in labels:
         raise RequestError(problem("explain.no_such_class", name=wanted[0], output=column.name, allowed=labels))
     return np.array([labels.index(w) for w in wanted], np.int64), wanted
