@@ -52,6 +52,7 @@ VALUES = {
         {"prompt": TALK[:1], "chosen": TALK, "rejected": [*TALK[:1], {"role": "assistant", "content": "?"}]},
     ],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
+    "labels": ["a;b", ["b", "c"], None, "", [], NASTY, "c; a"],
     "tags": ["O B-PER I-PER", ["O", "B-LOC"], None, "", '[{"start": 0, "end": 5, "label": "PER"}]', "O", "I-LOC O O"],
 }
 # A column `of:` another gets the other's value beside its own; any text where a value is none of these.
@@ -195,7 +196,7 @@ def padding_is_marked(column, values):
 def test_collate(type, settings):
     column, values = fitted(type, settings)
     x, mask = batch(column, values)
-    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "vectors": 3, "grid": 4}
+    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "labels": 2, "vectors": 3, "grid": 4}
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"
     if column.form in ("ids", "index", "tags"):

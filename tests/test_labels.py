@@ -36,7 +36,13 @@ def model():
         "\n".join(json.dumps(r | {"kinds": ";".join(r["kinds"]) or "none"}) for r in rows()), encoding="utf-8"
     )
     return luban.train(
-        path, "kinds", types={"kinds": "labels", "text": "text"}, size="nano", epochs=30, rate=0.006, out=path.parent / "m"
+        path,
+        "kinds",
+        types={"kinds": "labels", "text": "text"},
+        size="nano",
+        epochs=30,
+        rate=0.006,
+        out=path.parent / "m",
     )
 
 

@@ -102,6 +102,15 @@ class Labels(Column):
         """The likeliest label of each row, as the one to be explained."""
         return np.asarray(array).argmax(1)
 
+    def spread(self, shown: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return shown[..., None]
+
+    def features(self, values: Any) -> Any:
+        """(N, K): 1 where a label stands."""
+        from scipy.sparse import csr_matrix
+
+        return csr_matrix(self.encode_all(values) > 0, dtype=np.float32)
+
     def schema(self) -> dict[str, Any]:
         return {
             "type": ["array", "string", "null"],
