@@ -22,8 +22,10 @@ SAID = ["one two three four five six seven eight nine ten", "the film was bad, n
 
 
 @torch.no_grad()
-def gap(folder):
-    """The largest difference between the logits of Luban on padded texts and of `transformers` on each alone."""
+def gap(folder, size=False):
+    """The largest difference between the logits of Luban on padded texts and of `transformers` on each alone; with `size` as a share
+    of the largest logit.
+    """
     import transformers
 
     bundle = imported(folder)
@@ -40,7 +42,7 @@ def gap(folder):
         expected = theirs(torch.tensor([ids])).logits[0]
         worst = max(worst, float((mine[i, : len(ids)] - expected).abs().max()))
     assert mine.abs().max() > 1  # there is something to get wrong
-    return worst
+    return worst / float(mine.abs().max()) if size else worst
 
 
 @pytest.mark.parametrize("family", [f for f in checkpoints.DECODERS if f not in checkpoints.FOREIGN])
@@ -149,7 +151,8 @@ def smollm(tmp_path_factory):
 def test_smollm_writes_as_in_transformers(smollm):
     import transformers
 
-    assert gap(smollm) <= 1e-4
+    found = gap(smollm, size=True)
+    assert found <= 1e-5  # logits of about 30: the same sums of float32 in another order
     bundle, prompt = imported(smollm), "The capital of France is"
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm, dtype=torch.float32).eval()
