@@ -22,6 +22,9 @@ def place(tmp_path_factory):
     tiny.folder(place, "m")
     tiny.writer(place, "w0")
     tiny.csv(place / "rows.csv", 60)
+    with pytest.MonkeyPatch.context() as patch:  # each test may run in a process of its own
+        patch.chdir(place)
+        assert main(["new", "tabular-regression", "new"]) == main(["train", *TRAIN, "--out", "t"]) == 0
     return place
 
 
@@ -75,6 +78,9 @@ def test_every_verb_that_has_a_result_is_among_them():
         "tune",
         "curve",
         "plan",
+        "embed",
+        "index",
+        "search",
     }
 
 

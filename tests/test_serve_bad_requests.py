@@ -85,7 +85,7 @@ BAD = {
     "hex": raw("age", "0x10"),
     "city is a list": row(city=["Wien"]),
     "city is an object": row(city={"is": "Wien"}),
-    "note is a list": row(note=["a", "b"]),
+    "note is a list": row(note=[["a"], 3]),
     "note is an object": row(note={"text": "a"}),
     "lone surrogate": raw("note", r'"\ud800"'),
     "NUL": raw("note", r'"a\u0000b"'),
