@@ -25,14 +25,14 @@ from luban.evaluation.intervals import mean, paired_difference
 from luban.evaluation.table import table
 from luban.recipe import Recipe
 
-TRIED = [(0.0005, 5), (0.001, 5), (0.002, 8)]
+TRIED = [("adamw", 0.0005, 5), ("adamw", 0.001, 5), ("adamw", 0.002, 8), ("muon", 0.005, 5)]
 
 
-def answered(seed: int, reader: str | None, rate: float, epochs: int) -> dict[str, Any]:
+def answered(seed: int, reader: str | None, optimizer: str, rate: float, epochs: int) -> dict[str, Any]:
     """Right answers on the test rows and the accuracy on the validation rows, of one trained model."""
     plain = Recipe.load(RECIPES / "bert-movie.yaml").plain() | {"seed": seed}
     kept = [s for s in plain["stages"] if "start" not in s]
-    train = {**kept[0]["train"], "rate": rate, "epochs": epochs}
+    train = {**kept[0]["train"], "optimizer": optimizer, "rate": rate, "epochs": epochs}
     start = [{"start": {"source": reader, "names": {"sentence": "text"}}}] if reader else []
     started = time.process_time()
     model = luban.train(plain | {"stages": [*start, {"train": train}]}, evaluate=False)
@@ -57,11 +57,11 @@ def main() -> None:
         luban.train(str(RECIPES / "bert-books.yaml"), out=a.reader, evaluate=False)
         rows["reading_cpu_seconds"] = time.process_time() - started
     own = Recipe.load(RECIPES / "bert-movie.yaml").stage("train").settings
-    tried = {f"{rate} x {epochs}": answered(0, None, rate, epochs)["validation"] for rate, epochs in TRIED}
+    tried = {" ".join(map(str, t)): answered(0, None, *t)["validation"] for t in TRIED}
     best = TRIED[int(np.argmax(list(tried.values())))]
     sides: dict[str, list[dict[str, Any]]] = {"read": [], "nothing": []}
     for seed in range(a.seeds):
-        sides["read"].append(answered(seed, a.reader, own["rate"], own["epochs"]))
+        sides["read"].append(answered(seed, a.reader, own["optimizer"], own["rate"], own["epochs"]))
         sides["nothing"].append(answered(seed, None, *best))
     right = {k: np.concatenate([f["right"] for f in v]) for k, v in sides.items()}
     for k, v in sides.items():
