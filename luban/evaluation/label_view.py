@@ -21,10 +21,6 @@ class LabelsView(View):
     kind = "labels"
 
     @cached_property
-    def known(self) -> np.ndarray:
-        return self.predictions.known
-
-    @cached_property
     def truth(self) -> np.ndarray:
         return self.predictions.truth[self.known] > 0
 
@@ -48,13 +44,13 @@ class LabelsView(View):
 
     def difference(self, other: LabelsView) -> dict[str, Metric]:
         """What another model's answers to the same rows are better by, of draws that both share."""
-        n, draws = len(self.truth), {"seed": self.seed, "resamples": self.resamples}
+        n = len(self.truth)
         first, second = (shares(v.truth, v.answers) for v in (self, other))
         both = lambda block: second(block) - first(block)  # noqa: E731
-        drawn, values = bootstrap(both, n, **draws), both(np.ones((1, n)))[0]
+        drawn, values = bootstrap(both, n, **self.draws), both(np.ones((1, n)))[0]
         found = {k: Metric(float(v), *percentile(d)) for k, v, d in zip(NAMES, values, drawn.T)}
         mine, theirs = ((v.answers == v.truth).all(1).astype(float) for v in (self, other))
-        return found | {"exact_match": mean(theirs - mine, **draws)}
+        return found | {"exact_match": mean(theirs - mine, **self.draws)}
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         labels, rows = self.predictions.column.labels, []

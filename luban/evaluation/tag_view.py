@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from luban import plots
-from luban.evaluation import calibration, entities
+from luban.evaluation import calibration, entities, paired
 from luban.evaluation.baselines import Baseline
 from luban.evaluation.views import Shown, View
 from luban.messages import say
@@ -18,10 +18,6 @@ MOST = 30  # types that one picture can hold
 
 class TagsView(View):
     kind = "tags"
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        return self.predictions.known
 
     @cached_property
     def truth(self) -> list[list[str]]:
@@ -52,6 +48,9 @@ class TagsView(View):
         answers = [a for a, k in zip(baseline.answers, self.known) if k]
         counts = entities.Counts(self.truth, answers, self.scheme)
         return counts.metrics(seed=self.seed, resamples=max(100, self.resamples // 5))
+
+    def difference(self, other: TagsView) -> dict[str, Any]:
+        return paired.of_counts(self.counts, other.counts_over(self.counts.types), **self.draws)
 
     def numbers(self, rivals: list[Baseline]) -> dict[str, Any]:
         found = super().numbers(rivals)

@@ -31,10 +31,6 @@ class TextView(View):
     texts: list[str]
 
     @cached_property
-    def known(self) -> np.ndarray:
-        return self.predictions.known
-
-    @cached_property
     def truth(self) -> list[str]:
         return [t for t, k in zip(self.texts, self.known) if k]
 
@@ -81,11 +77,10 @@ class TextView(View):
 
     def difference(self, other: TextView) -> dict[str, Metric]:
         """What another model's answers to the same rows are better by: means over rows."""
-        draws = {"seed": self.seed, "resamples": self.resamples}
-        found = {"bits_per_byte": mean(other._bits() - self._bits(), **draws)}
+        found = {"bits_per_byte": mean(other._bits() - self._bits(), **self.draws)}
         if self.predictions.answers:
             mine, theirs = (v._scores[v.known] for v in (self, other))
-            found["chrf"] = mean(theirs - mine, **draws)
+            found["chrf"] = mean(theirs - mine, **self.draws)
         return found
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
@@ -104,6 +99,10 @@ class TextView(View):
         report.table("", head, [[b or "–", t] for b, t in zip([*begun, ""], texts)])
 
     def per_row(self) -> np.ndarray:
+        return self._scores
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
         """chrF of each answer; of a language model minus the bits of each byte."""
         found = np.full(len(self.known), np.nan)
         if self.predictions.answers:
@@ -130,10 +129,6 @@ class TextView(View):
             return [truth, _short(self.predictions.answers[i].value), f"{score:.1f}"]
         return [truth, f"{-score:.3f}"]
 
-    @cached_property
-    def _scores(self) -> np.ndarray:
-        return self.per_row()
-
 
 class HiddenView(View):
     """Tokens that were hidden, and said from those around them (`fusion: masked`)."""
@@ -141,10 +136,6 @@ class HiddenView(View):
     kind = "hidden"
     texts: list[str]
     main = ("accuracy", True)
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        return self.predictions.known
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

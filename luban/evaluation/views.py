@@ -10,7 +10,7 @@ import numpy as np
 
 from luban import plots
 from luban.columns.examples import cells
-from luban.evaluation import calibration, metrics
+from luban.evaluation import calibration, metrics, paired
 from luban.evaluation.baselines import Baseline, baselines
 from luban.evaluation.slices import slices as sliced
 from luban.evaluation.table import Predictions, Table
@@ -43,6 +43,11 @@ class View:
 
     kind = ""
 
+    @property
+    def known(self) -> np.ndarray:
+        """Rows whose truth is there, bool (N,)."""
+        return self.predictions.known
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -56,6 +61,14 @@ class View:
 
     def _measure(self, baseline: Baseline) -> dict[str, Any]:
         raise NotImplementedError
+
+    def difference(self, other: Any) -> dict[str, Any]:
+        """Of another model's view of the same rows: by how much its metrics are larger, paired."""
+        raise NotImplementedError
+
+    @property
+    def draws(self) -> dict[str, int]:
+        return {"seed": self.seed, "resamples": self.resamples}
 
     def numbers(self, rivals: list[Baseline]) -> dict[str, Any]:
         """What `evaluate --json` holds for this output."""
@@ -126,10 +139,6 @@ class CategoryView(View):
     kind = "category"
 
     @cached_property
-    def known(self) -> np.ndarray:
-        return self.predictions.known
-
-    @cached_property
     def truth(self) -> np.ndarray:
         return self.predictions.truth[self.known] - 1  # -1: a label that training never saw
 
@@ -155,6 +164,9 @@ class CategoryView(View):
             seed=self.seed,
             resamples=max(100, self.resamples // 5),
         )
+
+    def difference(self, other: CategoryView) -> dict[str, Any]:
+        return paired.of_classes(self.truth, self.probabilities, other.probabilities, **self.draws)
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         answers = self.probabilities.argmax(1)
@@ -234,10 +246,6 @@ class NumberView(View):
     kind = "number"
 
     @cached_property
-    def known(self) -> np.ndarray:
-        return self.predictions.known
-
-    @cached_property
     def truth(self) -> np.ndarray:
         state = self.predictions.column.state
         return self.predictions.truth[self.known].astype(np.float64) * state["deviation"] + state["mean"]
@@ -254,6 +262,9 @@ class NumberView(View):
         return metrics.regression(
             self.truth, baseline.answers[self.known], seed=self.seed, resamples=max(100, self.resamples // 5)
         )
+
+    def difference(self, other: NumberView) -> dict[str, Any]:
+        return paired.of_numbers(self.truth, self.answers, other.answers, **self.draws)
 
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         labels = {"x_label": say("evaluate.truth"), "y_label": say("evaluate.answer")}

@@ -90,8 +90,8 @@ class Writer:
         done = [t for t in self.texts if t.reason]
         if done:
             stay = [i for i, t in enumerate(self.texts) if not t.reason]
-            self.texts, ids = [self.texts[i] for i in stay], [ids[i] for i in stay]
-            self.state = self.state.take(torch.tensor(stay, device=self.device)) if stay else None
+            ids = [ids[i] for i in stay]
+            self._only(stay)
         if self.texts:
             tokens = torch.tensor(ids, device=self.device)[:, None]
             self.logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))
@@ -100,10 +100,13 @@ class Writer:
     def drop(self, text: Text) -> None:
         """Nobody waits for it any more."""
         if text in self.texts:
-            stay = [i for i, t in enumerate(self.texts) if t is not text]
-            keep = torch.tensor(stay, device=self.device, dtype=torch.long)
-            self.texts = [self.texts[i] for i in stay]
-            self.state, self.logits = (self.state.take(keep), self.logits[keep]) if stay else (None, None)
+            self._only([i for i, t in enumerate(self.texts) if t is not text])
+
+    def _only(self, stay: list[int]) -> None:
+        """The texts at these places go on, the others have left."""
+        keep = torch.tensor(stay, device=self.device, dtype=torch.long)
+        self.texts = [self.texts[i] for i in stay]
+        self.state, self.logits = (self.state.take(keep), self.logits[keep]) if stay else (None, None)
 
     def _look(self, t: Text) -> None:
         """Whether a text is done, and what of it is sure to stay."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.nn.quantized import Stored
+
 GROUP = 32
 MOST, MIDDLE = 7, 8
 
@@ -32,22 +34,15 @@ def unpacked_rows(q: Tensor, scale: Tensor, columns: int) -> Tensor:
     return (both.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]).flatten(-2)[..., :columns]
 
 
-class Grouped(nn.Module):
-    """What both layers share. `dense`: the product, kept by an engine that makes it once."""
-
-    dense: Tensor | None = None
+class Grouped(Stored):
+    """What both layers share."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        super().__init__()
-        q, scale = packed(weight)
+        super().__init__(*packed(weight), bias)
         self.columns = weight.shape[1]
-        self.register_buffer("q", q)
-        self.register_buffer("scale", scale)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
-    @property
-    def weight(self) -> Tensor:
-        return self.dense if self.dense is not None else unpacked_rows(self.q, self.scale, self.columns)
+    def product(self) -> Tensor:
+        return unpacked_rows(self.q, self.scale, self.columns)
 
 
 class GroupedLinear(Grouped):

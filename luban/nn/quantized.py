@@ -28,12 +28,11 @@ def _over(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
-class Quantized(nn.Module):
-    """`weight` can be read like that of the layer it stands for; it has no gradient."""
+class Stored(nn.Module):
+    """Weights as integers `q` with their scales. `weight` can be read like that of the layer it stands for; it has no gradient."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+    def __init__(self, q: Tensor, scale: Tensor, bias: Tensor | None = None):
         super().__init__()
-        q, scale = rounded(weight)
         self.register_buffer("q", q)
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
@@ -42,8 +41,19 @@ class Quantized(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        if self.dense is not None:
-            return self.dense
+        return self.dense if self.dense is not None else self.product()
+
+    def product(self) -> Tensor:
+        raise NotImplementedError
+
+
+class Quantized(Stored):
+    """One scale for each output channel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__(*rounded(weight), bias)
+
+    def product(self) -> Tensor:
         return self.q.to(self.scale.dtype) * _over(self.scale, self.q)
 
 
@@ -116,9 +126,7 @@ def unpacked(network: nn.Module) -> nn.Module:
 
     The network itself where nothing of it is quantised.
     """
-    from luban.nn.grouped import Grouped
-
-    if not any(isinstance(m, (Quantized, Grouped)) for m in network.modules()):
+    if not any(isinstance(m, Stored) for m in network.modules()):
         return network
     twin = copy.deepcopy(network)
     whole = (
@@ -126,7 +134,7 @@ def unpacked(network: nn.Module) -> nn.Module:
     )  # its table may give the logits of every token
     for module in twin.modules():
         few = isinstance(module, QuantEmbedding) and module not in whole  # only the rows that are looked up are made
-        if isinstance(module, (Grouped, Quantized)) and not few:
+        if isinstance(module, Stored) and not few:
             module.dense = module.weight.detach()
     return twin
 

@@ -45,7 +45,8 @@ class Masked(Composed):
         self.heads = nn.ModuleList()
         self.masked = list(recipe.inputs)
 
-    weights = None  # how many words are hidden is known once they are
+    def weights(self, batch: Batch) -> None:
+        """How many words are hidden is known once they are."""
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         found = {}

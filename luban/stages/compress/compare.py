@@ -13,7 +13,7 @@ from luban.bundle import Bundle
 from luban.columns import answering
 from luban.columns.base import to_list
 from luban.columns.examples import Examples, cells, encode
-from luban.evaluation import paired, views
+from luban.evaluation import views
 from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.intervals import Metric, mean
 from luban.evaluation.latency import one_thread, speedup, timings
@@ -114,23 +114,11 @@ def _judge(found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np
     for name in judged[0].outputs:
         seed = before.recipe.seed
         first, second = (views.view(name, t.outputs[name], t, resamples=resamples, seed=seed) for t in judged)
-        differences = difference(first, second, seed, resamples)
         found.metrics[name] = {
-            m: [first.metrics[m], second.metrics[m], d] for m, d in differences.items() if m in first.metrics
+            m: [first.metrics[m], second.metrics[m], d]
+            for m, d in first.difference(second).items()
+            if m in first.metrics
         }
-
-
-def difference(before: Any, after: Any, seed: int, resamples: int) -> dict[str, Metric]:
-    """Paired differences of every metric of two views of the same rows, by what the views hold."""
-    if hasattr(before, "counts"):
-        return paired.of_counts(before.counts, after.counts_over(before.counts.types), seed=seed, resamples=resamples)
-    if hasattr(before, "probabilities"):
-        return paired.of_classes(
-            before.truth, before.probabilities, after.probabilities, seed=seed, resamples=resamples
-        )
-    if hasattr(before, "difference"):
-        return before.difference(after)
-    return paired.of_numbers(before.truth, before.answers, after.answers, seed=seed, resamples=resamples)
 
 
 def agreement(first: list[Any], second: list[Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from luban.huggingface import parts_of
 from luban.nn import families
 from luban.nn.encoders.pretrained import _quiet as quiet
 from luban.nn.lora import merge_lora
-from luban.nn.quantized import Quantized
+from luban.nn.quantized import Stored
 from luban.nn.transformer import Transformer
 
 CLOSE = 1e-4  # of the logits' own size, at least of 1
@@ -106,12 +106,12 @@ def _content(bundle: Bundle, kind: families.Family) -> dict[str, bytes]:
 
 
 def _weights(network: Any) -> dict[str, Tensor]:
-    """The weights by our names, those stored as int8 multiplied out."""
+    """The weights by our names, those stored as integers multiplied out."""
     found: dict[str, Tensor] = {}
     for prefix, part in parts_of(network).items():
         for name, module in part.named_modules():
             own = dict(module.named_parameters(recurse=False))
-            own = {"weight": module.weight, "bias": module.bias} if isinstance(module, Quantized) else own
+            own = {"weight": module.weight, "bias": module.bias} if isinstance(module, Stored) else own
             found |= {f"{prefix}{name}{'.' if name else ''}{k}": t for k, t in own.items() if t is not None}
     return found
 
