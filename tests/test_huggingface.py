@@ -282,6 +282,24 @@ def test_a_checkpoint_goes_out_as_it_came_in(family, tmp_path):
     assert (masked_gap if family == "bert" else gap)(str(tmp_path / "back")) <= 1e-4  # and it comes in again
 
 
+def test_a_gpt_without_biases_goes_out_with_zeros():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.writing import network
+
+    net = network("gpt", bias=False)
+    mine = to_huggingface._weights(net)
+    assert not [n for n in mine if n.endswith("bias")]
+    shape = replace(net.writer.layers.shape, hidden=64)
+    theirs = GPT2LMHeadModel(GPT2Config(**families.GPT2.config(shape), vocab_size=net.writer.embedding.num_embeddings))
+    missing, extra = theirs.load_state_dict(families.written(families.GPT2, mine, shape), strict=False)
+    assert not extra and missing == ["lm_head.weight"]  # tied
+    ids = torch.randint(0, 20, (2, 9))
+    with torch.no_grad():
+        gap = net.writer.logits(None, ids, torch.ones_like(ids, dtype=torch.bool)) - theirs.eval()(ids).logits
+    assert gap.abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("kind", ["plain", "int8"])
 def test_a_model_trained_here_is_opened_by_transformers(kind, tmp_path):
     import transformers

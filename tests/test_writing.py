@@ -19,8 +19,9 @@ from luban.generation.choosing import choose
 from luban.generation.sampling import Sampling, checked
 from luban.generation.writing import STOP, Writer, streamed, write, written
 from luban.generation.writing import Text as Asked
+from luban.nn import decoding
+from luban.nn.past import Past
 from luban.nn.tokens import Batch
-from luban.nn.transformer import Past
 from tests.writing import TEXTS, batch, columns, network
 
 HEADS = [
@@ -76,6 +77,78 @@ def test_a_text_read_token_by_token_is_the_text_read_at_once(head, settings, inp
     assert stepwise_gap(net, inputs) < 2e-5
 
 
+# The way that a token is read when nothing is to be learned (`luban.nn.decoding`), whole matrices and in blocks.
+@pytest.fixture(params=["whole", "blocks"])
+def quick(request, monkeypatch):
+    if request.param == "blocks":
+        monkeypatch.setattr(decoding, "BLOCK", 20)
+        monkeypatch.setattr(decoding, "LEAST", 1)
+        monkeypatch.setattr(decoding, "FEW", 1)
+    taken = []
+    real = decoding.Step.__call__
+    monkeypatch.setattr(decoding.Step, "__call__", lambda *a: (taken.append(1), real(*a))[1])
+    with torch.inference_mode():
+        yield taken
+
+
+@every
+@pytest.mark.parametrize("inputs", [None, SOURCE], ids=["alone", "reading"])
+def test_a_token_read_quickly_is_the_same(head, settings, inputs, quick):
+    net = made(head, settings, tuple(inputs or ()))
+    assert stepwise_gap(net, inputs) < 2e-5 and (quick or head == "lstm")
+
+
+@pytest.mark.parametrize("fault", ["mask", "turn", "memory", "scale"])
+def test_control_quickly(fault, monkeypatch, quick):
+    net = made("llama", {}, ("source",))
+    attend, turn, read = decoding._Layer._attend, decoding._turn, decoding.Step.__call__
+    if fault == "mask":  # a row sees what stands behind its end
+        monkeypatch.setattr(decoding._Layer, "_attend", lambda self, q, k, v, _: attend(self, q, k, v, None))
+    elif fault == "turn":  # every token stands at the first place
+        monkeypatch.setattr(decoding, "_turn", lambda _: turn(net.writer.layers.angles[None, :1]))
+    elif fault == "memory":  # one text reads what belongs to its neighbour
+
+        def next_door(self, h, past):
+            past.memory = [tuple(t.roll(1, 0) for t in pair) for pair in past.memory]
+            return read(self, h, past)
+
+        monkeypatch.setattr(decoding.Step, "__call__", next_door)
+    else:
+
+        def flat(self, q, k, v, blocked):
+            self.scale = 1.0
+            return attend(self, q, k, v, blocked)
+
+        monkeypatch.setattr(decoding._Layer, "_attend", flat)
+    assert stepwise_gap(net, SOURCE) > 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 9, 15, 16, 40])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("out", [64, 512, 900])
+def test_a_product_in_blocks_is_the_product(rows, bias, out):
+    layer, x = torch.nn.Linear(384, out, bias), torch.randn(rows, 384)
+    product = decoding.Product(layer.weight, layer.bias)
+    assert (product.blocks is None) == (out == 64)
+    assert torch.allclose(product(x), layer(x), atol=1e-5)
+
+
+def test_a_layer_that_is_not_plain_is_called():
+    """What was put in the place of a linear layer does its own work; a part that is not a known one makes the step the whole."""
+    net = made("llama", {})
+    with torch.inference_mode():
+        dense = net.writer.layers.layers[1].dense
+        calls = []
+        handle = dense.outer.register_forward_hook(lambda *_: calls.append(1))
+        assert stepwise_gap(net, None) < 2e-5 and calls
+        handle.remove()
+        dense.register_forward_hook(lambda *_: None)
+        state = net.start(nothing(1))
+        one = torch.ones(1, 1, dtype=torch.long)
+        net.advance(state, one, one.bool())
+        assert state.step is False
+
+
 @pytest.mark.parametrize("fault", ["lengths", "grow"])
 def test_control_token_by_token(fault, monkeypatch):
     net = made("llama", {})
@@ -83,8 +156,10 @@ def test_control_token_by_token(fault, monkeypatch):
         monkeypatch.setattr(Past, "places", lambda self, n: slice(self.longest, self.longest + n))
     else:  # what was read is forgotten
         real = Past.take
-        monkeypatch.setattr(Past, "take", lambda self, rows: (p := real(self, rows), [k.zero_() for k in p.keys])[0])
+        monkeypatch.setattr(Past, "take", lambda self, rows: (p := real(self, rows), p.kept.zero_())[0])
     assert stepwise_gap(net, None) > 1e-3
+    with torch.inference_mode():
+        assert stepwise_gap(net, None) > 1e-3
 
 
 # -- nothing leaks -------------------------------------------------------------------------------------------------------

@@ -325,6 +325,9 @@ def written(kind: Family, ours: Weights, shape: Any) -> dict[str, Tensor]:
         found |= dict(zip(theirs, tensor.split(sizes)))
     if kind is BERT:
         found[TYPES] = torch.zeros(1, shape.width)
+    if kind is GPT2 and not shape.bias:  # theirs always has them
+        bare = {k.removesuffix("weight"): t for k, t in found.items() if ".h." in k or "ln_f" in k}
+        found |= {f"{k}bias": torch.zeros(t.shape[-1]) for k, t in bare.items()}
     if kind is LLAMA and shape.qkv_bias and not shape.bias:
         found = {k: t for k, t in found.items() if not k.endswith("o_proj.bias")}
     return {k: t.detach().cpu().contiguous().clone() for k, t in found.items()}

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from luban.nn.past import Past
 
 Norm = Literal["layer", "rms"]
 Positions = Literal["sinusoidal", "learnt", "rotary", "none"]
@@ -194,7 +196,7 @@ class Attention(nn.Module):
             return past[0].memory[past[1]]
         k, v = (self._split(part, self.kv) for part in self.inner(memory).chunk(2, 2))
         if past is not None:
-            past[0].memory[past[1]] = (k, v)
+            past[0].memory[past[1]] = (k, v) = (k.contiguous(), v.contiguous())
         return k, v
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
@@ -224,130 +226,6 @@ class Dense(nn.Module):
         return self.outer(self.dropout(h) if self.training else h)
 
 
-# -- the past of a decoder ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Past:
-    """What a decoder has read: keys and values (B, K, slots, d) of each layer, how far each row is (B,), and the memory's.
-
-    Rows may be of different lengths: each writes behind its own end and looks no further. `longest` is the furthest row.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: Tensor
-    longest: int = 0
-    even: bool = True  # all rows are equally far: plain slices do
-    memory: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
-    memory_mask: Tensor | None = None
-    source: Tensor | None = None  # the memory itself (B, M, D), until its keys and values are there
-
-    @classmethod
-    def empty(cls, model: Transformer, rows: int, slots: int, like: Tensor) -> Past:
-        shape = (rows, model.layers[0].attention.kv, slots, model.head)
-        zeros = lambda: [like.new_zeros(shape) for _ in model.layers]  # noqa: E731
-        lengths = torch.zeros(rows, dtype=torch.long, device=like.device)
-        return cls(zeros(), zeros(), lengths, memory=[None] * len(model.layers))
-
-    def of(self, layer: int) -> tuple[Past, int]:
-        return self, layer
-
-    @property
-    def slots(self) -> int:
-        return self.keys[0].shape[2]
-
-    def places(self, count: int) -> Tensor | slice:
-        """Where `count` further positions stand in each row."""
-        if self.even:
-            return slice(self.longest, self.longest + count)
-        return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
-
-    def visible(self, count: int) -> Tensor | None:
-        """Which positions each of the next `count` sees: all before it and itself, (B or 1, 1, count, longest + count).
-
-        None where plain causal attention is the same: at the very beginning, and for one position of even rows.
-        """
-        if self.even and (self.longest == 0 or count == 1):
-            return None
-        at = self.places(count)
-        end = self.longest + count
-        if isinstance(at, slice):
-            at = torch.arange(at.start, at.stop, device=self.lengths.device)[None]
-        return (torch.arange(end, device=self.lengths.device) <= at[..., None])[:, None]
-
-    def put(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, K, n, d) of the next positions; all there are up to them."""
-        count = k.shape[2]
-        end = self.longest + count
-        if end > self.slots:
-            self._grow(max(end, 2 * self.slots))
-        keys, values, at = self.keys[layer], self.values[layer], self.places(count)
-        if isinstance(at, slice):
-            keys.narrow(2, self.longest, count).copy_(k)
-            values.narrow(2, self.longest, count).copy_(v)
-        else:
-            for kept, new in ((keys, k), (values, v)):
-                kept.scatter_(2, at[:, None, :, None].expand_as(new), new)
-        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
-
-    def read(self, mask: Tensor) -> None:
-        """The positions just put count where they are real, mask (B, n)."""
-        self.lengths = self.lengths + mask.sum(1)
-        if self.even and bool(mask.all()):
-            self.longest += mask.shape[1]
-            return
-        self.longest = int(self.lengths.max()) if len(self.lengths) else 0
-        self.even = bool((self.lengths == self.longest).all())
-
-    def take(self, rows: Tensor) -> Past:
-        """Some rows in this order, several times where they are named so: beams, and rows that are done dropped."""
-        pick = lambda t: t.index_select(0, rows)  # noqa: E731
-        lengths = pick(self.lengths)
-        longest = int(lengths.max()) if len(rows) else 0
-        return Past(
-            [pick(k) for k in self.keys],
-            [pick(v) for v in self.values],
-            lengths,
-            longest,
-            bool((lengths == longest).all()),
-            [pair and (pick(pair[0]), pick(pair[1])) for pair in self.memory],
-            None if self.memory_mask is None else pick(self.memory_mask),
-            None if self.source is None else pick(self.source),
-        )
-
-    def join(self, other: Past) -> Past:
-        """The rows of both, one below the other."""
-        slots = max(self.slots, other.slots)
-        for past in (self, other):
-            if past.slots < slots:
-                past._grow(slots)
-        both = lambda a, b: [torch.cat(pair) for pair in zip(a, b)]  # noqa: E731
-        memory, mask, source = _memories(self, other)
-        lengths = torch.cat([self.lengths, other.lengths])
-        longest = max(self.longest, other.longest)
-        even = bool((lengths == longest).all())
-        return Past(
-            both(self.keys, other.keys), both(self.values, other.values), lengths, longest, even, memory, mask, source
-        )
-
-    def _grow(self, slots: int) -> None:
-        more = slots - self.slots
-        self.keys = [F.pad(k, (0, 0, 0, more)) for k in self.keys]
-        self.values = [F.pad(v, (0, 0, 0, more)) for v in self.values]
-
-
-def _memories(a: Past, b: Past) -> tuple[list[tuple[Tensor, Tensor] | None], Tensor | None, Tensor | None]:
-    """The memories of two pasts one below the other, the shorter one padded."""
-    if a.memory_mask is None or b.memory_mask is None:
-        return list(a.memory), a.memory_mask, a.source
-    longest = max(a.memory_mask.shape[1], b.memory_mask.shape[1])
-    mask = torch.cat([F.pad(m, (0, longest - m.shape[1])) for m in (a.memory_mask, b.memory_mask)])
-    wide = lambda t: F.pad(t, (0, 0, 0, longest - t.shape[-2]))  # noqa: E731
-    pairs = [tuple(torch.cat([wide(x), wide(y)]) for x, y in zip(p, q)) for p, q in zip(a.memory, b.memory)]
-    return pairs, mask, torch.cat([wide(a.source), wide(b.source)])
-
-
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 
@@ -372,8 +250,9 @@ def rising(rate: float, layers: int) -> list[float]:
 
 
 def normed(shape: Shape) -> nn.Module:
-    kind = nn.RMSNorm if shape.norm == "rms" else nn.LayerNorm
-    return kind(shape.width, eps=shape.epsilon)
+    if shape.norm == "rms":
+        return nn.RMSNorm(shape.width, eps=shape.epsilon)
+    return nn.LayerNorm(shape.width, eps=shape.epsilon, bias=shape.bias)
 
 
 def hidden_of(width: int, activation: str) -> int:

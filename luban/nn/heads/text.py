@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.nn.decoding import step_of
+from luban.nn.past import Past
 from luban.nn.tokens import Tokens
-from luban.nn.transformer import CLASSIC, GPT2, LLAMA, Past, Shape, Transformer
+from luban.nn.transformer import CLASSIC, GPT2, LLAMA, Shape, Transformer
 from luban.settings import Count, Dial, Fraction, Natural, Positive
 
 GIVEN = 0  # a target id below this is ~id: read by the network, not to be learned (a prompt, what somebody else said)
@@ -115,12 +117,16 @@ class TransformerText(Written):
         return self._vocabulary(self.layers(self.embedding(ids), mask, memory, real))
 
     def start(self, tokens: Tokens | None, rows: int) -> Past:
-        past = Past.empty(self.layers, rows, 64, self.embedding.weight)
+        first = self.layers.layers[0].attention
+        past = Past.empty(len(self.layers.layers), rows, first.kv, 64, first.size, self.embedding.weight)
         if tokens is not None:
             past.source, past.memory_mask = tokens.x, tokens.mask
         return past
 
     def advance(self, state: Past, ids: Tensor, mask: Tensor) -> Tensor:
+        step = step_of(self, state, ids, mask)
+        if step is not None:
+            return step(self.embedding(ids[:, 0]), state).float()
         h = self.layers(self.embedding(ids), mask, state.source, state.memory_mask, state)
         if h.shape[1] > 1:
             h = h[torch.arange(len(h), device=h.device), mask.sum(1).clamp(min=1) - 1][:, None]
@@ -170,8 +176,8 @@ class Llama(TransformerText):
 
 
 class GPT(TransformerText):
-    """Use for GPT-2 and what is like it: LayerNorm before each branch, learnt positions, GELU (Radford et al. 2019).
-    Instead: `llama`, which learns faster.
+    """Use for GPT-2 and what is like it: LayerNorm before each branch, learnt positions, GELU (Radford et al. 2019);
+    `bias: false` leaves those of all layers and norms out. Instead: `llama`, which learns faster.
     """
 
     def __init__(
@@ -184,14 +190,15 @@ class GPT(TransformerText):
         heads: Annotated[Count, Dial(nano=4, small=4, base=12)] = 4,
         hidden: Natural = 0,
         epsilon: Positive = 1e-5,
+        bias: bool = True,
         tied: bool = True,
         dropout: Fraction = 0.0,
         label_smoothing: Fraction = 0.0,
         weight: Positive = 1.0,
     ):
         super().__init__(
-            column, size, GPT2, width=width, layers=layers, heads=heads, hidden=hidden, epsilon=epsilon, tied=tied,
-            dropout=dropout, label_smoothing=label_smoothing, weight=weight,
+            column, size, GPT2, width=width, layers=layers, heads=heads, hidden=hidden, epsilon=epsilon, bias=bias,
+            tied=tied, dropout=dropout, label_smoothing=label_smoothing, weight=weight,
         )  # fmt: skip
 
 

@@ -1,0 +1,214 @@
+"""One further token of each row through a causal Transformer with a past: what writing a text does again and again.
+
+    step = Step.of(transformer, table)      # None where a part of it is not as `transformer` made it
+    logits = step(embedded, past)           # (B, D) -> (B, V), and the past is one longer
+
+The sums of `Transformer.forward`, held against it in `tests/test_writing.py`, without what only learning and reading
+need. On a processor that is what half of the time goes to. One query is held against its keys by a batched product:
+PyTorch's fused attention is made for many, and takes up to twice as long. Weights stay as they lie, see `Product`.
+Letters as in `transformer`; V words, and G heads of queries for each of the K heads of keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.nn import transformer as parts
+from luban.nn.past import Past
+
+Map = Callable[[Tensor], Tensor]
+BLOCK = 64  # features of an output that are made together
+FEW, MANY = 4, 15  # rows that are multiplied block by block
+LEAST = 1 << 17  # weights of a matrix that is worth it
+
+
+class Product:
+    """x (B, I) -> x W' + b (B, O) with W (O, I) where it lies.
+
+    MKL copies a large matrix into an order of its own before it multiplies, and for a handful of rows that takes as long as
+    the product. Small matrices it leaves where they are, so for so few rows W is a batch of small ones: 1.3 to 2 times
+    as fast. For 3 rows and fewer, and from 16 on, it is slower.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        count = len(weight) // BLOCK if weight.numel() >= LEAST else 0
+        whole = count * BLOCK
+        self.across, self.bias = weight.t(), bias
+        self.blocks = weight[:whole].view(count, BLOCK, -1).transpose(1, 2) if count else None  # (count, I, 64)
+        self.offsets = None if bias is None else bias[:whole].view(count, 1, BLOCK)
+        left = len(weight) > whole
+        self.rest = Product(weight[whole:], None if bias is None else bias[whole:]) if count and left else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.blocks is None or not FEW <= len(x) <= MANY:
+            return x @ self.across if self.bias is None else torch.addmm(self.bias, x, self.across)
+        each = x.expand(len(self.blocks), *x.shape)
+        if self.offsets is None:
+            made = torch.bmm(each, self.blocks)
+        else:
+            made = torch.baddbmm(self.offsets, each, self.blocks)
+        made = made.transpose(0, 1).reshape(len(x), -1)  # (B, count x 64)
+        return made if self.rest is None else torch.cat([made, self.rest(x)], 1)
+
+
+class Step:
+    """One token of each row. It looks at the weights that were there when it was made: make it anew for every writing."""
+
+    def __init__(self, model: parts.Transformer, table: Map):
+        shape = model.shape
+        self.positions = model.positions if shape.positions in ("learnt", "sinusoidal") else None
+        self.angles = model.angles if shape.positions == "rotary" else None
+        self.before, self.norm = _norm(model.before), _norm(model.norm)
+        self.layers = [_Layer(layer) for layer in model.layers]
+        self.table = table
+
+    @classmethod
+    def of(cls, model: parts.Transformer, table: Map) -> Step | None:
+        """`table`: what makes logits (B, V) of states (B, D)."""
+        mine = (parts.Transformer, parts.Layer, parts.Attention, parts.Dense)
+        whole = [model, *model.layers, *(m for layer in model.layers for m in layer.children() if _own(m))]
+        return cls(model, table) if all(type(m) in mine and not _hooked(m) for m in whole) else None
+
+    def __call__(self, h: Tensor, past: Past) -> Tensor:
+        """h (B, D): embeddings of one token of each row. Reads it into the past; logits (B, V) of what follows."""
+        end, at, real = past.room(1), past.places(1), past.visible(1)
+        turn = None
+        if self.positions is not None:
+            h = h + self.positions[at].view(-1, h.shape[1])
+        if self.angles is not None:
+            turn = _turn(self.angles[at])
+        h = self.before(h)
+        keys, values = past.kept.flatten(2, 3).narrow(3, 0, end).unbind(1)  # (L, B x K, end, d) each
+        places = past.kept.select(4, at.start).unbind(0) if isinstance(at, slice) else [None] * len(self.layers)
+        blocked, seen = None if real is None else ~real, None
+        if past.memory_mask is not None:
+            seen = parts.seen(past.memory_mask)[:, None, None]
+            seen = None if bool(seen.all()) else ~seen
+        for i, (layer, k, v, place) in enumerate(zip(self.layers, keys.transpose(2, 3), values, places)):
+            if place is None:
+                put = lambda new, i=i: _scatter(past.kept[i], at, new)  # noqa: E731
+            else:
+                put = place.copy_
+            h = layer(h, k, v, put, turn, blocked, past.memory[i], seen)
+        past.lengths = past.lengths + 1
+        past.longest = end
+        return self.table(self.norm(h))
+
+
+class _Layer:
+    """One layer of a `Step`, its weights at hand."""
+
+    def __init__(self, layer: parts.Layer):
+        attention, dense = layer.attention, layer.dense
+        self.pre, self.heads, self.kv, self.size = layer.pre, attention.heads, attention.kv, attention.size
+        self.scale = self.size**-0.5
+        self.norms = _norm(layer.before), _norm(layer.between)
+        self.inner, self.outer = _product(attention.inner), _product(attention.outer)
+        self.up, self.down, self.gated = _product(dense.inner), _product(dense.outer), dense.gated
+        self.active = F.relu if dense.relu else lambda x: F.gelu(x, approximate=dense.tanh)
+        self.reading = None
+        if hasattr(layer, "reading"):
+            self.reading = _norm(layer.aside), _product(layer.reading.query), _product(layer.reading.outer)
+
+    def __call__(
+        self,
+        h: Tensor,
+        k: Tensor,
+        v: Tensor,
+        put: Map,
+        turn: tuple[Tensor, Tensor] | None,
+        blocked: Tensor | None,
+        memory: tuple[Tensor, Tensor] | None,
+        seen: Tensor | None,
+    ) -> Tensor:
+        """h (B, D), k (B x K, d, end), v (B x K, end, d); `put` keeps this token's (2, B, K, d) in both."""
+        before, between = self.norms
+        pre, wide = self.pre, self.heads * self.size
+        x = self.inner(before(h) if pre else h)
+        if turn is not None:
+            at = wide + self.kv * self.size
+            both = x[:, :at].view(len(x), -1, self.size)  # (B, H + K, d)
+            both = torch.addcmul(both * turn[0], both.roll(self.size // 2, -1), turn[1]).flatten(1)
+            x = torch.cat([both, x[:, at:]], 1)
+        put(x[:, wide:].view(len(x), 2, self.kv, self.size).transpose(0, 1))
+        x = self.outer(self._attend(x[:, :wide], k, v, blocked))
+        h = x.add_(h) if pre else before(x.add_(h))
+        if self.reading is not None:
+            aside, query, outer = self.reading
+            k, v = (m.flatten(0, 1) for m in memory)
+            x = outer(self._attend(query(aside(h) if pre else h), k.transpose(1, 2), v, seen))
+            h = x.add_(h) if pre else aside(x.add_(h))
+        x = self.up(between(h) if pre else h)
+        if self.gated:
+            gate, x = x.chunk(2, -1)
+            x = F.silu(gate).mul_(x)
+        else:
+            x = self.active(x)
+        x = self.down(x)
+        return x.add_(h) if pre else between(x.add_(h))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
+        """q (B, H x d) over keys (B x K, d, n) and values (B x K, n, d) -> (B, H x d). `blocked` (B, 1, 1, n): not to be seen."""
+        rows = len(q)
+        q = q.reshape(len(k), -1, self.size)  # (B x K, G, d)
+        energy = torch.baddbmm(q.new_zeros(()), q, k, beta=0, alpha=self.scale)
+        if blocked is not None:
+            energy = energy.view(rows, self.kv, -1, k.shape[2]).masked_fill(blocked, -torch.inf).view_as(energy)
+        return torch.bmm(energy.softmax(-1), v).view(rows, -1)
+
+
+def _turn(turn: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles (1 or B, 1, d / 2, 2), or (1, d / 2, 2), as factors (..., d) of a head and of its halves the other way round."""
+    cos, sin = turn.unbind(-1)
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def _scatter(kept: Tensor, at: Tensor, new: Tensor) -> None:
+    """new (2, B, K, d) into kept (2, B, K, slots, d), each row at a place of its own (B, 1)."""
+    new = new.unsqueeze(3)
+    kept.scatter_(3, at.view(1, -1, 1, 1, 1).expand_as(new), new)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _own(module: nn.Module) -> bool:
+    """Whether a part of a layer is one whose work is done here, not one that is called."""
+    return not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.Dropout, parts.StochasticDepth))
+
+
+def _product(module: nn.Module) -> Map:
+    """What a layer does with (B, I); the layer itself where it is not a plain one (quantised, with a LoRA ...)."""
+    return Product(module.weight, module.bias) if type(module) is nn.Linear and not _hooked(module) else module
+
+
+def _norm(module: nn.Module) -> Map:
+    if type(module) is not nn.LayerNorm or _hooked(module):
+        return module
+    shape, weight, bias, epsilon = list(module.normalized_shape), module.weight, module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon)
+
+
+def _table(head: Any) -> Map:
+    """The last product of a head, with its embedding or a matrix of its own."""
+    if head.out is not None:
+        return _product(head.out)
+    plain = type(head.embedding) is nn.Embedding and not _hooked(head.embedding)
+    return Product(head.embedding.weight, None) if plain else lambda h: F.linear(h, head.embedding.weight)
+
+
+def step_of(head: Any, past: Past, ids: Tensor, mask: Tensor) -> Step | None:
+    """How a head's next token is read quickly; None where it is not one real token of each row, on a processor, unlearned."""
+    known = past.source is None or past.memory[0] is not None  # the memory's keys and values
+    plain = not (head.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    if ids.shape[1] != 1 or not (plain and known and ids.device.type == "cpu" and bool(mask.all())):
+        return None
+    if past.step is None:
+        past.step = Step.of(head.layers, _table(head)) or False
+    return past.step or None
