@@ -6,7 +6,7 @@ K classes, C channels, H height, W width. Every mask is bool, True = real.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -89,7 +89,21 @@ class Batch:
         """Its examples in so many batches of like size, or as many as there are examples."""
         pieces = max(1, min(pieces, self.size))
         ends = [self.size * i // pieces for i in range(pieces + 1)]
-        return [self.take(slice(a, b)) for a, b in pairwise(ends)]
+        return list(self.split([b - a for a, b in pairwise(ends)]))
+
+    def split(self, sizes: list[int]) -> Iterator[Batch]:
+        """Its examples in batches of these sizes, one after the other; views of what is here."""
+        blocks = self.inputs.blocks if isinstance(self.inputs, Pairs) else []
+        others = self.inputs.others if isinstance(self.inputs, Pairs) else self.inputs
+        cut = lambda pairs: {n: (x.split(sizes), mask.split(sizes)) for n, (x, mask) in pairs.items()}  # noqa: E731
+        at = lambda pairs, i: {n: (x[i], mask[i]) for n, (x, mask) in pairs.items()}  # noqa: E731
+        blocks = [(names, x.split(sizes), mask.split(sizes)) for names, x, mask in blocks]
+        others, targets, start = cut(others), cut(self.targets), 0
+        for i, size in enumerate(sizes):
+            inputs = Pairs([(names, x[i], mask[i]) for names, x, mask in blocks], at(others, i))
+            rows = None if self.rows is None else self.rows[start : start + size]
+            yield Batch(inputs, at(targets, i), size, rows, self.counts)
+            start += size
 
 
 def _taken(pairs: Any, index: Any) -> Any:
