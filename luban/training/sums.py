@@ -1,6 +1,8 @@
-"""The running loss of an epoch: sums and weights stay tensors until somebody reads them, so nothing waits for a device."""
+"""The running loss of an epoch. An accelerator's sums and weights stay tensors until somebody reads them, so nothing waits."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ class Sums:
         self.waiting: list[Numbers] = []
 
     def add(self, numbers: Numbers) -> None:
+        if all(total.device.type == "cpu" for total, _ in numbers.values()):
+            self._count((name, float(total), float(weight)) for name, (total, weight) in numbers.items())
+            return  # kept, a thousand steps' tensors would have Python's garbage collector look through all there is
         self.waiting.append(numbers)
         if len(self.waiting) >= MOST:
             self.read()
@@ -27,12 +32,15 @@ class Sums:
         if self.waiting:
             values = torch.stack([_plain(t) for n in self.waiting for pair in n.values() for t in pair]).tolist()
             names = [name for n in self.waiting for name in n]
-            for i, name in enumerate(names):
-                sums = self.read_so_far.setdefault(name, [0.0, 0.0])
-                sums[0] += values[2 * i]
-                sums[1] += values[2 * i + 1]
+            self._count(zip(names, values[::2], values[1::2]))
             self.waiting.clear()
         return self.read_so_far
+
+    def _count(self, found: Iterable[tuple[str, float, float]]) -> None:
+        for name, total, weight in found:
+            sums = self.read_so_far.setdefault(name, [0.0, 0.0])
+            sums[0] += total
+            sums[1] += weight
 
     def take_up(self, sums: dict[str, list[float]]) -> None:
         """Go on from what was read once; what waits here is forgotten."""
