@@ -15,7 +15,6 @@ from luban.training.plan import Plan
 from luban.training.random import rng
 from luban.training.ranks import ALONE, Ranks
 
-
 AT_ONCE = 1 << 20  # bytes of small examples that are gathered in one go
 
 
