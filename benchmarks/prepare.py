@@ -5,7 +5,7 @@
 | row | what it is |
 |---|---|
 | table | N rows of 8 numbers, 3 categories and a class, as CSV (about 100 bytes a row) |
-| text | documents of about 1,300 characters with a class, as CSV with a quoted text column |
+| text | documents of ten sentences of English books and package descriptions (about 1,200 characters), twenty words of each swapped, with a class, as CSV with a quoted text column |
 
 `luban` is what `luban train` does before the first update, with torch imported as it has it. `pandas` reads the file, splits,
 scales by the training rows, numbers the categories and keeps a float32 matrix (table), or tokenises with the same
@@ -116,20 +116,28 @@ def table(path: Path, rows: int) -> None:
 
 
 def text(path: Path, gigabytes: float) -> None:
-    """Documents of ten of 5,000 sentences over 20,000 words of Zipf's frequency."""
-    rng = np.random.default_rng(2)
-    words = np.array(["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), n)) for n in rng.integers(2, 11, 20_000)])
-    weight = 1 / np.arange(1, len(words) + 1)
-    pool = [" ".join(rng.choice(words, n, p=weight / weight.sum())) + "." for n in rng.integers(8, 32, 5000)]
+    """Documents of ten sentences of English books and package descriptions, in any order; twenty words of each are others."""
+    from luban.data import samples
+
+    found = [samples.load(n).table[c].to_pylist() for n, c in (("english-books", "text"), ("debian-descriptions", "long"))]  # fmt: skip
+    whole = " ".join(" ".join(t.split()) for t in (*found[0], *found[1])).replace('"', "'")
+    pool = [s + "." for s in whole.split(". ") if 20 < len(s) < 400]
+    words = np.random.default_rng(2).permutation(whole.split(" "))[:1_000_000].tolist()
     written, number = 0, 0
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write("label,text\n")
         while written < gigabytes * 1e9:
-            picks = np.random.default_rng((3, number)).integers(0, len(pool), (10_000, 10))
-            lines = [f'{("no", "yes")[p[0] % 2]},"{number * 10_000 + i} {" ".join([pool[k] for k in p])}"\n' for i, p in enumerate(picks.tolist())]  # fmt: skip
-            block = "".join(lines)
-            file.write(block)
-            written, number = written + len(block), number + 1
+            rng = np.random.default_rng((3, number))
+            picks = rng.integers(0, len(pool), (10_000, 10)).tolist()
+            others, places = rng.integers(0, len(words), (10_000, 20)).tolist(), rng.random((10_000, 20)).tolist()
+            for i, (sentences, other, place) in enumerate(zip(picks, others, places)):
+                cut = " ".join([pool[k] for k in sentences]).split(" ")
+                for k, at in zip(other, place):
+                    cut[int(at * len(cut))] = words[k]
+                line = f'{("no", "yes")[sentences[0] % 2]},"{number * 10_000 + i} {" ".join(cut)}"\n'
+                written += len(line)
+                file.write(line)
+            number += 1
 
 
 def measured(code: str, path: Path, kind: str, cache: str) -> dict:

@@ -12,7 +12,7 @@ from luban.bundle import Bundle
 from luban.data.prepare import prepare
 from luban.errors import BundleError, DataError, RankLost, RecipeError, RequestError, Unsupported, WorkError
 from luban.recipe import Recipe
-from luban.scaling import job
+from luban.scaling import cluster, job
 from luban.training.ranks import ALONE, Group, totals
 from tests import ranks, tiny
 
@@ -182,3 +182,33 @@ def test_control_a_lost_rank_is_named():
 
     e = _lost(ends, scale.chosen({"ranks": 3, "restarts": 0}), Path("logs"))
     assert isinstance(e, RankLost) and "Rank 1 of 3" in str(e) and "SIGKILL" in str(e) and json.dumps(e.to_json())
+
+
+class _Busy:
+    """A Ray whose cluster comes at the try that is given, and never where that is 0."""
+
+    def __init__(self, comes: int):
+        self.comes, self.tries, self.ended = comes, 0, 0
+
+    def init(self, **settings):
+        self.tries += 1
+        if self.tries != self.comes:
+            raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    def shutdown(self):
+        self.ended += 1
+
+
+def test_a_ray_that_does_not_start_is_tried_again_and_then_one_sentence(capsys):
+    late = _Busy(2)
+    cluster.begin(late, patience=60)
+    assert (late.tries, late.ended) == (2, 1) and "tried again" in capsys.readouterr().err
+    for ray, patience, address, id in (
+        (_Busy(0), 60, None, "scale.ray_not_started"),
+        (_Busy(2), 0, None, "scale.ray_not_started"),
+        (_Busy(2), 60, "10.0.0.1:6379", "scale.no_cluster"),
+    ):
+        with pytest.raises(WorkError) as e:
+            cluster.begin(ray, patience=patience, address=address)
+        assert e.value.id == id and len(str(e.value).splitlines()) == 1
+        assert ray.tries == (cluster.TRIES if patience and not address else 1)

@@ -9,6 +9,7 @@ from typing import Any
 from luban.columns.base import Column, make, to_list
 from luban.columns.examples import cells
 from luban.console import tell
+from luban.data.blocks import some
 from luban.recipe import Recipe
 
 
@@ -41,7 +42,7 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
 
     `sharers`: columns that it is fitted for as well, so that the same word has the same number in all of them.
     """
-    few = framed.some(column.sampled) if column.sampled else framed
+    few = framed.some(some(framed.source.select([column.name]), column.sampled)) if column.sampled else framed
     if len(few) < len(framed):
         tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))
     values, of = cells(few.only(column.name)), getattr(column, "of", None)

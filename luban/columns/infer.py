@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from luban.console import tell
+from luban.data.blocks import some
 from luban.data.images import ENDINGS
 from luban.data.rows import Rows
 from luban.data.same import missing
 from luban.errors import DataError, problem
 from luban.messages import say
 
-LOOKED = 200_000  # rows by which a type is told, evenly spaced
+LOOKED = 200_000  # rows by which a type is told, evenly spaced; fewer where they are wide
 NUMBERS = 0.995  # share of the cells that must be numbers
 CLASSES = 20  # distinct whole numbers up to which a target is taken for classes
 FEW = 50  # distinct words up to which a column is a category whatever its length
@@ -51,9 +52,10 @@ def infer(rows: Rows, *, target: str | None = None) -> dict[str, Inferred]:
     """The likely type of every column. A target is never skipped. Raises DataError for an unknown target."""
     if target is not None and target not in rows.columns:
         raise DataError(problem("data.no_such_column", place=rows.source, name=target, allowed=rows.columns))
-    if len(rows) > LOOKED:
-        tell("infer.sampled", count=LOOKED, rows=len(rows))
-        rows = rows.take(np.linspace(0, len(rows) - 1, LOOKED).astype(np.int64))
+    looked = some(rows.table, LOOKED)
+    if len(rows) > looked:
+        tell("infer.sampled", count=looked, rows=len(rows))
+        rows = rows.take(np.linspace(0, len(rows) - 1, looked).astype(np.int64))
     return {name: _column(name, rows.table[name], name == target) for name in rows.columns}
 
 

@@ -55,7 +55,8 @@ def packed(examples: Examples, length: int) -> Examples:
 def _kept(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Framed) -> Examples:
     present = [n for n in outputs if n in framed.source.column_names]
     absent = [n for n in inputs if n not in framed.source.column_names]
-    if absent or not cache.limit() or size(columns, inputs, present, framed) < ABOVE:
+    few = absent or size(columns, inputs, present, framed) < ABOVE and raw([*inputs, *present], framed) < ABOVE
+    if few or not cache.limit():
         return encode(columns, inputs, outputs, framed)
     names = list(dict.fromkeys([*inputs, *present, *filter(None, (getattr(columns[n], "of", None) for n in inputs))]))
     learned = {n: columns[n].to_json() for n in names}
@@ -76,6 +77,12 @@ def size(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence
     probe = framed.some(PROBE)
     few = encode(columns, inputs, outputs, probe)
     return sum(map(_bytes, (*few.inputs.values(), *few.targets.values()))) * len(framed) // len(probe)
+
+
+def raw(names: Sequence[str], framed: Framed) -> int:
+    """Bytes of the cells that all examples are made from."""
+    cells = framed.source.select(names).nbytes
+    return cells * len(framed) // max(1, framed.source.num_rows)
 
 
 def _bytes(encoded: Encoded) -> int:

@@ -20,13 +20,29 @@ import pyarrow as pa
 BLOCK = 1 << 16  # rows worked on at once, fewer where they are wide
 BLOCK_BYTES = 8 << 20
 LARGE = 1_000_000  # rows, or bytes of cells, from which on a table is worked on block by block
-LARGE_BYTES = 256 << 20
+LARGE_BYTES = 64 << 20
+MANY_BYTES = 256 << 20  # or LARGE rows: from here on a row's part follows from what it holds
+SOME_BYTES = 32 << 20  # bytes of cells that are looked at where some rows stand for all
 _mapped: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def large(table: pa.Table) -> bool:
     """Whether a table is worked on block by block: by what it holds, not by where it lies."""
     return table.num_rows > LARGE or table.nbytes > LARGE_BYTES
+
+
+def many(table: pa.Table) -> bool:
+    """Whether a table is split without comparing its rows."""
+    return table.num_rows > LARGE or table.nbytes > MANY_BYTES
+
+
+def some(table: pa.Table, most: int) -> int:
+    """How many rows, evenly spaced, stand for all of a table: `most`, fewer where their cells are wide.
+
+    Pictures of one size do not count: they are looked at block by block.
+    """
+    wide = sum(c.nbytes for c in table.columns if not isinstance(c.type, pa.FixedShapeTensorType))
+    return min(most, table.num_rows, max(1000, SOME_BYTES * table.num_rows // max(1, wide)))
 
 
 def home() -> Path:

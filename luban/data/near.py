@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ SHINGLE = 5  # characters
 BANDS, DEEP = 8, 4  # 32 hashes: pairs of Jaccard 0.8 meet with probability 0.985
 ALIKE = 0.8  # Jaccard similarity from which two texts are nearly the same
 SHORTEST = 20  # characters below which only case and spaces may differ
-BLOCK = 2_000  # texts hashed at once
+BLOCK = 2 << 20  # characters hashed at once
 CANDIDATES = 50  # rows of one bucket that are looked at
 MOST_FILES = 2_000  # pictures that have to be opened
 SIDE = 16
@@ -69,11 +69,23 @@ def _text_keys(texts: list[str]) -> list[list[Any]]:
     """The buckets of each text. A short one has a single bucket, itself; an empty one has none."""
     keys: list[list[Any]] = [[text] if text else [] for text in texts]
     long = [i for i, text in enumerate(texts) if len(text) >= SHORTEST]
-    for start in range(0, len(long), BLOCK):
-        block = long[start : start + BLOCK]
+    for block in _blocks(long, [len(texts[i]) for i in long]):
         for i, bands in zip(block, _bands([texts[i] for i in block]).tolist()):
             keys[i] = list(enumerate(bands))
     return keys
+
+
+def _blocks(items: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Neighbours whose lengths together stay below `BLOCK`, or one alone."""
+    block, size = [], 0
+    for item, length in zip(items, lengths):
+        if block and size + length > BLOCK:
+            yield block
+            block, size = [], 0
+        block.append(item)
+        size += length
+    if block:
+        yield block
 
 
 def _bands(texts: list[str]) -> np.ndarray:

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from luban.data import near
+from luban.data.blocks import some
 from luban.data.rows import Rows
 from luban.data.same import codes, groups, missing
 from luban.data.splits import Splits
 from luban.errors import Problem, problem
 
-LOOKED = 200_000  # rows of a table that are looked at at all, evenly spaced
+LOOKED = 200_000  # rows of a table that are looked at at all, evenly spaced; fewer where they are wide
 SAMPLE = 10_000  # rows that the slower looks take at most
 GIVES_AWAY = 0.99  # share of the rows whose target one column alone tells
 RARE = 10  # rows of a class below which its figures mean little
@@ -59,10 +60,16 @@ def check(
     rows: Rows, types: Mapping[str, str], target: str | Sequence[str] | None, splits: Splits | None = None
 ) -> list[Finding]:
     """Everything worth saying about the rows, errors first. `types`: of inputs and targets, as trained on."""
-    if len(rows) > LOOKED:
-        some, among = _some(rows, splits)
-        told = _finding("sampled", "info", "", rows, count=LOOKED, total=len(rows))
-        return [*check(some, types, target, among), told]
+    looked = some(rows.table, LOOKED)
+    if len(rows) > looked:
+        told = _finding("sampled", "info", "", rows, count=looked, total=len(rows))
+        return [*_check(*_some(rows, splits, looked), types, target), told]
+    return _check(rows, splits, types, target)
+
+
+def _check(
+    rows: Rows, splits: Splits | None, types: Mapping[str, str], target: str | Sequence[str] | None
+) -> list[Finding]:
     targets = [target] if isinstance(target, str) else list(target or ())
     known = {n: t for n, t in types.items() if n in rows.columns}
     found: list[Finding] = []
@@ -79,18 +86,18 @@ def check(
     return sorted(found, key=lambda f: ("error", "warn", "info").index(f.level))
 
 
-def _some(rows: Rows, splits: Splits | None) -> tuple[Rows, Splits | None]:
+def _some(rows: Rows, splits: Splits | None, count: int) -> tuple[Rows, Splits | None]:
     """Rows that stand for a large table, evenly spaced, and their parts."""
-    chosen = np.linspace(0, len(rows) - 1, LOOKED).astype(np.int64)
-    some = rows.take(chosen)
+    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    few = rows.take(chosen)
     if splits is None:
-        return some, None
+        return few, None
     part = np.full(len(rows), -1, np.int8)
     for number, where in enumerate(splits.parts().values()):
         part[where] = number
     parts = (np.flatnonzero(part[chosen] == number) for number in range(3))
     train, validation, test = parts
-    return some, replace(splits, train=train, validation=validation, test=test)
+    return few, replace(splits, train=train, validation=validation, test=test)
 
 
 def _finding(id: str, level: str, column: str, rows: Rows, row: int | None = None, **values: Any) -> Finding:

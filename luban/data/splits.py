@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from luban.data.blocks import LARGE, large
+from luban.data.blocks import LARGE, many
 from luban.data.rows import Rows
 from luban.data.same import codes, groups, keys, missing, mix, order
 from luban.errors import DataError, Problem, problem
@@ -91,7 +91,7 @@ def split(
         return _by_column(rows, column, same, validation, seed)
     if time is not None:
         return _by_time(rows, time, validation, test)
-    if large(rows.table):
+    if many(rows.table):
         parts = _by_key(_keys(rows, by, same), (test, validation), seed)
         how = say("data.how_groups", column=by) if by else say("data.how_keyed")
         return _finished(rows, parts, validation, test, how, [])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.errors import RankLost, need
-from luban.scaling import work
+from luban.scaling import cluster, work
 from luban.scaling.environment import environment
 
 QUIET = {
@@ -30,13 +30,13 @@ def launch(folder: Path, scale: dict[str, Any]) -> int:
     """Run the job of a folder in Ray's workers until it is done or a signal ends it; the signal's number, or 0.
 
     On a cluster of several machines the folder has to be one that all of them see. Raises MissingExtra without Ray,
-    RankLost where a rank ended and no restart was left.
+    RankLost where a rank ended and no restart was left, WorkError where there is no cluster.
     """
     patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(scale["timeout"])}
     with environment(scale["ranks"], QUIET | patience, loopback=not scale["address"]), _stopping(folder) as caught:
         ray = need("ray", "ray")
         need("ray.train.torch", "ray")
-        with _cluster(ray, scale["address"]), _telling(folder / work.log_of(0)):
+        with _cluster(ray, scale), _telling(folder / work.log_of(0)):
             try:
                 _trainer(ray, folder, scale).fit()
             except Exception as e:  # Ray wraps what a worker raised in types of its own, which change with its versions
@@ -91,7 +91,7 @@ def _listen(path: Path) -> None:
 
 
 @contextmanager
-def _cluster(ray: Any, address: str | None) -> Iterator[None]:
+def _cluster(ray: Any, scale: dict[str, Any]) -> Iterator[None]:
     """A cluster that is there stays; one that was started here ends here."""
     if ray.is_initialized():
         yield
@@ -99,8 +99,9 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(
-            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False,
+        address = scale["address"]
+        cluster.begin(
+            ray, patience=scale["timeout"], address=address, logging_level=logging.ERROR, configure_logging=False,
             **({} if address else {"include_dashboard": False}),
         )  # fmt: skip
         try:

@@ -14,7 +14,10 @@ from typing import Any
 
 from luban.errors import need
 from luban.messages import say
+from luban.scaling import cluster
 from luban.tuning.workers import Heard, importable
+
+PATIENCE = 600.0  # seconds in which a cluster of our own may be tried to start again
 
 
 class Hand:
@@ -89,13 +92,14 @@ class RayWorker:
 
 
 def actors(count: int, rows: Path, threads: int) -> list[RayWorker]:
-    """Raises MissingExtra without Ray. Actors share the processors of a machine that has fewer of them."""
+    """Raises MissingExtra without Ray, WorkError where there is no cluster. Actors share the processors of a machine that has fewer of them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = need("ray", "ray")
     ours = not ray.is_initialized()
     if ours:
-        ray.init(
-            include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        address = os.environ.get("RAY_ADDRESS")
+        cluster.begin(
+            ray, patience=PATIENCE, address=address, logging_level="ERROR", **({} if address else {"include_dashboard": False}),
             runtime_env={"env_vars": {"PYTHONPATH": importable(), "OMP_NUM_THREADS": str(threads)}},
         )  # fmt: skip
     there = ray.cluster_resources()

@@ -1,0 +1,32 @@
+"""A Ray cluster: one that is there, or one that starts itself on this machine."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from luban import console
+from luban.errors import WorkError
+
+TRIES = 3  # starts of a local cluster: Ray gives its own processes up after 30 seconds, too few on a machine at its limits
+
+
+def begin(ray: Any, *, patience: float, address: str | None = None, **settings: Any) -> None:
+    """`ray.init`, a local cluster's once more where it did not come and `patience` (seconds) is left.
+
+    Raises WorkError in one sentence where there is no cluster in the end.
+    """
+    until = time.monotonic() + patience
+    for left in reversed(range(TRIES)):
+        try:
+            return ray.init(address=address or "local", log_to_driver=False, **settings)
+        except Exception as e:  # Ray raises plain Exception, RuntimeError, ConnectionError and more of its own
+            reason = " ".join(str(e).split())[:300] or type(e).__name__
+            with suppress(Exception):
+                ray.shutdown()
+            if address:
+                raise WorkError("scale.no_cluster", address=address, reason=reason) from None
+            if not left or time.monotonic() > until:
+                raise WorkError("scale.ray_not_started", reason=reason) from None
+            console.tell("scale.ray_again", reason=reason)
