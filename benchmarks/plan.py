@@ -17,8 +17,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import finish
@@ -103,7 +105,9 @@ def measured_bytes(recipe: dict[str, Any]) -> float:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak so far
     before = machine.resident()
-    fit(new_network_of(subject), subject.examples, subject.examples, plan=few, objective=supervised)
+    with tempfile.TemporaryDirectory() as folder:  # as `luban train --out` has one: nothing is kept in memory to go back to
+        place = Path(folder)
+        fit(new_network_of(subject), subject.examples, subject.examples, plan=few, objective=supervised, folder=place)
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     return float(peak - before)

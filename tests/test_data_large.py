@@ -16,6 +16,7 @@ from luban.data.blocks import Spill, pieces, taken
 from luban.data.prepare import prepare
 from luban.data.quality import check
 from luban.data.sources import read
+from luban.errors import DataError
 from luban.recipe import Recipe
 
 CLEAN = "".join(f'{i},{i * 0.5},"text, number {i}",{"ab"[i % 2]}\n' for i in range(400))
@@ -58,6 +59,52 @@ def test_a_csv_read_by_blocks_is_the_csv_read_whole(tmp_path, name, monkeypatch,
     assert ledger(stream) == ledger(whole) and stream.rows_in == whole.rows_in
     assert {(n.id, n.values.get("count")) for n in stream.notes} == {(n.id, n.values.get("count")) for n in whole.notes}
     assert stream.fingerprint() == whole.fingerprint()
+
+
+OBJECTS = "".join(f'{{"id": {i}, "x": {i * 0.5}, "note": "text\\n{i}", "y": "{"ab"[i % 2]}"}}\n' for i in range(300))
+LINES = {
+    "clean": OBJECTS,
+    "keys that come late": OBJECTS + '{"id": 1, "late": 2}\n' * 20 + OBJECTS,
+    "whole numbers and fractions": '{"x": 1}\n' * 200 + '{"x": 1.5}\n' * 200,
+    "mixed kinds": '{"x": 1}\n' * 200 + '{"x": "one"}\n' * 200 + '{"x": [1, 2]}\n',
+    "only missing at first": '{"x": null, "y": 1}\n' * 200 + '{"x": "late", "y": 2}\n' * 200,
+    "lists": '{"x": [], "y": 1}\n' * 200 + '{"x": ["a", "b"], "y": 1}\n' * 200,
+    "numbers too large": '{"x": 1}\n' * 300 + '{"x": 18446744073709551616}\n',
+    "talks": '{"m": [{"role": "user", "content": "hi"}]}\n' * 100 + '{"m": [{"role": "user", "content": "ho", "name": "n"}]}\n' * 90,
+    "faults": OBJECTS + "\n\n" + '{"id": 1, "id": 2}\n[1]\n{"id": "\\u0000"}\n' + OBJECTS + '{"id": 3, "x": ',
+    "blank and crlf": OBJECTS.replace("\n", "\r\n") + "\n" + OBJECTS,
+    "names": '{" id ": 1, "": "a"}\n' * 300,
+    "missing words": '{"x": "NA", "y": 1}\n' * 100 + '{"x": "b", "y": 2}\n' * 200,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_json_lines_read_by_blocks_are_those_read_whole(tmp_path, name, monkeypatch, request):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES[name].encode())
+    whole = read(path, missing=("", "NA"))
+    request.getfixturevalue("blockwise")
+    monkeypatch.setattr(streams, "TEXT_BLOCK", 900)
+    stream = read(path, missing=("", "NA"))
+    assert stream.table.num_columns and stream.table.column(0).num_chunks > 1
+    assert stream.table.equals(whole.table) and stream.lines.tolist() == whole.lines.tolist()
+    assert ledger(stream) == ledger(whole) and stream.rows_in == whole.rows_in
+    assert {(n.id, n.values.get("count")) for n in stream.notes} == {(n.id, n.values.get("count")) for n in whole.notes}
+    assert [c for c in read(path, columns=stream.columns[:1]).columns] == stream.columns[:1]
+
+
+@pytest.mark.parametrize("text", ["[1]\n" * 300, "\n" * 600])
+def test_json_lines_without_an_object_are_one_sentence(tmp_path, text, request):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("7\n" + text)
+    said = []
+    for _ in range(2):
+        with pytest.raises(DataError) as e:
+            read(path)
+        said.append(str(e.value))
+        if len(said) == 1:
+            request.getfixturevalue("blockwise")
+    assert said[0] == said[1] and len(said[0].splitlines()) == 1
 
 
 def test_control_a_block_without_its_shift_is_seen(tmp_path, blockwise, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,28 +33,54 @@ def parse(data: bytes, source: str) -> Rows:
     """Rows of UTF-8 text. Raises DataError where no line is a usable object."""
     if data.lstrip()[:1] == b"[":
         return _array(data, source)
+    found = objects(data, source)
+    if not found.rows:
+        raise unusable(found.quarantine, source)
+    table, more = from_objects(found.rows, found.lines, source)
+    return found.of(table, source, more)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What the lines of a text hold: objects with their lines, lines that are none, and what was noticed."""
+
+    rows: list[dict[str, Any]]
+    lines: list[int]
+    quarantine: list[Quarantined]
+    notes: tuple[Problem, ...]
+
+    def of(self, table: pa.Table, source: str, notes: Iterable[Problem] = ()) -> Rows:
+        """The objects as a table that was made of them."""
+        count = len(self.rows) + len(self.quarantine)
+        lines = np.array(self.lines, np.int64)
+        return Rows(table, lines, source, None, self.quarantine, count, (*self.notes, *notes))
+
+
+def objects(data: bytes, source: str, first: int = 1, last: bool = True) -> Objects:
+    """The objects of whole lines. `first`: the number of the first of them; `last`: the file ends with them."""
     rows, lines, quarantine, blank = [], [], [], []
-    texts = data.split(b"\n")
+    texts = data.removesuffix(b"\n").split(b"\n")
+    ended = len(texts) if last and not data.endswith(b"\n") else 0  # of the line that may be cut off
     for number, line in enumerate(texts, 1):
         if not line.strip():
-            blank.append(number)
+            blank.append(first + number - 1)
             continue
         try:
-            rows.append(_object(line, last=number == len(texts)))
-            lines.append(number)
+            rows.append(_object(line, last=number == ended))
+            lines.append(first + number - 1)
         except BadRow as e:
-            quarantine.append(Quarantined(number, e.id, e.values, line[:LONGEST_RAW].decode("utf-8", "replace")))
-    blank = blank[:-1] if data.endswith(b"\n") else blank
-    notes = [problem("data.blank_lines", place=f"{source}:{blank[0]}", count=len(blank))] if blank else []
-    if not rows:
-        q = quarantine[0]
-        raise DataError(
-            problem("data.no_usable_row", place=f"{source}:{q.line}", count=len(quarantine), reason=q.reason)
-        )
-    table, more = from_objects(rows, lines, source)
-    return Rows(
-        table, np.array(lines, np.int64), source, None, quarantine, len(rows) + len(quarantine), (*notes, *more)
-    )
+            raw = line[:LONGEST_RAW].decode("utf-8", "replace")
+            quarantine.append(Quarantined(first + number - 1, e.id, e.values, raw))
+    notes = (problem("data.blank_lines", place=f"{source}:{blank[0]}", count=len(blank)),) if blank else ()
+    return Objects(rows, lines, quarantine, notes)
+
+
+def unusable(quarantine: list[Quarantined], source: str) -> DataError:
+    """The mistake of a text in which no line is a usable object."""
+    if not quarantine:
+        return DataError(problem("data.no_rows", place=source))
+    q = quarantine[0]
+    return DataError(problem("data.no_usable_row", place=f"{source}:{q.line}", count=len(quarantine), reason=q.reason))
 
 
 def _array(data: bytes, source: str) -> Rows:
@@ -152,6 +179,66 @@ def from_objects(rows: list[dict[str, Any]], lines: list[int], source: str) -> t
             notes.append(problem("data.mixed_kinds", place=source, column=name, kinds=mixed))
     table = pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}).select([])
     return table, notes
+
+
+class Kinds:
+    """What every key of many objects holds, seen block by block: the columns that `from_objects` makes of all of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.there: dict[str, int] = {}  # objects that have a key
+        self.kinds: dict[str, set[str]] = {}
+        self.types: dict[str, pa.DataType | None] = {}  # None: of no single type
+
+    def see(self, rows: list[dict[str, Any]]) -> None:
+        self.count += len(rows)
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        for name in names:
+            self.there[name] = self.there.get(name, 0) + sum(name in row for row in rows)
+            values = [None if _is_missing(v) else v for v in (row.get(name) for row in rows)]
+            found = {_kind(v) for v in values if v is not None}
+            self.kinds.setdefault(name, set()).update(found)
+            if found:
+                self.types[name] = self._joined(name, _type(values)) if name in self.types else _type(values)
+
+    def _joined(self, name: str, new: pa.DataType | None) -> pa.DataType | None:
+        old = self.types[name]
+        if old is None or new is None or old == new:
+            return old if old == new else None
+        try:
+            pair = [pa.schema([(name, kind)]) for kind in (old, new)]
+            return pa.unify_schemas(pair, promote_options="permissive").field(name).type
+        except pa.ArrowException:
+            return None
+
+    def _column(self, name: str, rows: list[dict[str, Any]]) -> pa.Array:
+        values = [None if _is_missing(v) else v for v in (row.get(name) for row in rows)]
+        kinds, kind = self.kinds[name], self.types.get(name)
+        if kinds == {"float", "int"}:
+            return pa.array([None if v is None else float(v) for v in values], pa.float64())
+        if len(kinds) > 1 or kinds == {"other"} or (kind is None and kinds):
+            return pa.array(_texts(values), pa.string())
+        return pa.array(values, kind) if kinds else pa.nulls(len(values), pa.string())
+
+    def table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """Some of the objects that were seen, with all columns."""
+        return pa.table({name: self._column(name, rows) for name in self.there})
+
+    def notes(self, source: str) -> Iterator[Problem]:
+        """What is to be told of all objects."""
+        for name, count in self.there.items():
+            if count < self.count:
+                yield problem("data.key_lacks", place=source, key=name, count=self.count - count)
+        for name, kinds in self.kinds.items():
+            if len(kinds) > 1 and kinds != {"float", "int"}:
+                yield problem("data.mixed_kinds", place=source, column=name, kinds=sorted(kinds))
+
+
+def _type(values: list[Any]) -> pa.DataType | None:
+    try:
+        return pa.array(values).type
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
 
 
 def to_arrow(values: Iterable[Any]) -> tuple[pa.Array, list[str]]:

@@ -110,6 +110,11 @@ def _file(path: Path, name: str, format: str, missing: Sequence[str], columns: S
         rows = streams.csv(path, name, missing=missing, delimiter="\t" if kind == "tsv" else None)
         if rows is not None:
             return _Parsed(replace(rows, root=path.parent))
+    untold = kind == "auto" and path.suffix.lower() not in ENDINGS and head.lstrip()[:1] == b"{"
+    if (kind == "jsonl" or untold) and streams.is_long(path):
+        rows = streams.json(path, name, lambda rows: finish(rows, missing, columns))
+        if rows is not None:
+            return _Parsed(replace(rows, root=path.parent))
     data = text_file.read_bytes(path, name)
     return _text(data, name, kind, missing, path)
 

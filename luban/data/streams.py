@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from luban.console import Progress
-from luban.data import csv_file, text_file
+from luban.data import csv_file, json_lines, text_file
 from luban.data.blocks import Spill, large, pieces, rest
 from luban.data.rows import Quarantined, Rows
 from luban.errors import DataError, Problem, problem
@@ -105,6 +105,59 @@ def _shifted(rows: Rows, by: int, first: bool) -> Rows:
 def _moved(note: Problem, by: int) -> Problem:
     source, _, line = note.place.rpartition(":")
     return note.at(f"{source}:{int(line) + by}") if line.isdigit() else note
+
+
+# ---- JSON lines
+
+
+def json(path: Path, source: str, each: Callable[[Rows], Rows]) -> Rows | None:
+    """Rows of a long file of JSON lines, each block changed by `each`; None for what has to be read whole (one array).
+
+    Read twice: what a key holds is known when all of them have been seen. Raises DataError where no line is usable.
+    """
+    with open(path, "rb") as file:
+        first = file.read(TEXT_BLOCK)
+        if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\n" not in first or first.lstrip()[:1] == b"[":
+            return None
+        first, notes = text_file.as_utf8(first, source)
+        begun, kinds, quarantine = file.tell(), json_lines.Kinds(), []
+        blocks = _watched(_line_blocks(file, first), lambda part: len(part[0]), path.stat().st_size)
+        for text, line, last in blocks:
+            found = json_lines.objects(text, source, line, last)
+            kinds.see(found.rows)
+            quarantine += found.quarantine if not kinds.count else []
+        if not kinds.count:
+            raise json_lines.unusable(quarantine, source)
+        if not kinds.there:
+            return None
+        file.seek(begun)
+        blocks = _watched(_line_blocks(file, first), lambda part: len(part[0]), path.stat().st_size)
+        rows = collected(_json_blocks(blocks, kinds, source, each), source, (*notes, *kinds.notes(source)))
+    return rows
+
+
+def _line_blocks(file: Any, first: bytes) -> Iterator[tuple[bytes, int, bool]]:
+    """The bytes of a file cut after whole lines, the number of the first line, and whether the file ends with them."""
+    carry, line = first, 1
+    while True:
+        more = file.read(TEXT_BLOCK)
+        text = carry + more
+        cut = text.rfind(b"\n") + 1 if more else len(text)
+        if cut:
+            yield text[:cut], line, not more
+            line += text.count(b"\n", 0, cut)
+        carry = text[cut:]
+        if not more:
+            return
+
+
+def _json_blocks(
+    blocks: Iterator[tuple[bytes, int, bool]], kinds: json_lines.Kinds, source: str, each: Callable[[Rows], Rows]
+) -> Iterator[Rows]:
+    for text, line, last in blocks:
+        found = json_lines.objects(text, source, line, last)
+        if found.rows or found.quarantine:
+            yield each(found.of(kinds.table(found.rows), source))
 
 
 # ---- Parquet and Arrow
