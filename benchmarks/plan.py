@@ -105,7 +105,9 @@ def measured_bytes(recipe: dict[str, Any]) -> float:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak so far
     before = machine.resident()
-    with tempfile.TemporaryDirectory() as folder:  # as `luban train --out` has one: nothing is kept in memory to go back to
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # as `luban train --out` has one: nothing is kept in memory to go back to
         place = Path(folder)
         fit(new_network_of(subject), subject.examples, subject.examples, plan=few, objective=supervised, folder=place)
     with open("/proc/self/status") as file:

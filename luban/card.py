@@ -39,6 +39,10 @@ def _data(bundle: Any) -> str:
     lines = [
         say("card.rows", train=rows["train"], validation=rows["validation"], test=rows["test"]),
         say("card.ledger", rows_in=ledger["in"], used=ledger["used"], quarantined=ledger["quarantined"]),
+        *(
+            say("columns.sampled", name=n, count=count, rows=rows["train"])
+            for n, count in trained.get("learned_from", {}).items()
+        ),
         say(
             "card.training", parameters=f"{trained['parameters']:,}", steps=trained["steps"], seconds=trained["seconds"]
         ),

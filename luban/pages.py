@@ -138,6 +138,8 @@ def _summary(bundle: Bundle) -> Report:
                 seconds=f"{trained['seconds']:.1f}",
             )
         )
+        for name, count in trained.get("learned_from", {}).items():
+            first.text(say("columns.sampled", name=name, count=count, rows=rows["train"]))
     judged, now = bundle.reports.get("evaluate"), judged_now(bundle.history, bundle.reports)
     for name, output in (judged.numbers["outputs"] if judged else {}).items():
         if name not in now["outputs"]:

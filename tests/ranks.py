@@ -49,10 +49,10 @@ def start(folder: Path, out: str, *words: str, verb: tuple[str, ...] = ("run", "
     )
 
 
-def run(folder: Path, out: str, *words: str, code: int = 0, **more) -> str:
+def run(folder: Path, out: str, *words: str, code: int = 0, seconds: float = 240.0, **more) -> str:
     """Run to the end; what was said on stderr."""
     running = start(folder, out, *words, **more)
-    _, said = running.communicate(timeout=240)
+    _, said = running.communicate(timeout=seconds)
     assert running.returncode == code, said[-2000:]
     return said
 

@@ -245,6 +245,35 @@ def test_text_learns_from_evenly_spaced_rows_of_many(monkeypatch, capsys):
     assert columns["note"].size == 5 and "learns from 50 of" in capsys.readouterr().err
 
 
+def test_a_model_says_from_how_many_rows_a_column_learned(monkeypatch):
+    import luban
+    from luban.card import card
+    from luban.columns.text import Text
+    from luban.pages import full_report
+
+    monkeypatch.setattr(Text, "sampled", 50)
+    changes = ["data.split.test=0", "train.steps=1"]
+    model = luban.train(people(), "y", inputs=["note"], types={"note": "text"}, size="nano", set=changes)
+    trained = next(h for h in model.history if h["stage"] == "train")
+    assert trained["learned_from"] == {"note": 50}
+    said = f"learns from 50 of {trained['rows']['train']}"
+    assert said in full_report(model).to_text() and said in card(model)
+
+
+def test_wide_rows_count_by_their_bytes_where_some_stand_for_all(monkeypatch):
+    from luban.data import quality
+
+    table = pa.table({"note": [f"{i} " + "long " * 1000 for i in range(3000)], "y": ["a", "b"] * 1500})
+    assert blocks.some(table, 200_000) == 3000
+    monkeypatch.setattr(blocks, "SOME_BYTES", table.nbytes // 2)
+    assert blocks.some(table, 200_000) == 1500 and blocks.some(table, 100) == 100
+    rows = read(table)
+    found = check(rows, {"note": "text", "y": "category"}, "y", splits.split(rows, seed=0))
+    assert next(f.problem.values["count"] for f in found if f.id == "sampled") == 1500
+    pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((3000, 100, 100), np.uint8))
+    assert quality.some(pa.table({"x": pixels}), 200_000) == 3000  # looked at block by block
+
+
 def test_categories_counted_by_arrow_are_those_counted_one_by_one():
     values = ["b", "a", None, "", "b", "c", "1", "c"]
     one, two = Category("c").fit(values), Category("c").fit(pa.chunked_array([values[:3], values[3:]]))

@@ -83,22 +83,25 @@ def test_ranks_of_ones_own_torchrun_are_joined(place):
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'luban[ray]'")
 def test_ray_trains_what_torchrun_does(place):
-    ranks.run(place, "ray", "--ranks", "2", "--set", "scale.engine=ray")
+    ranks.run(place, "ray", "--ranks", "2", "--set", "scale.engine=ray", seconds=600)
     assert ranks.weights(place / "ray") == ranks.weights(place / "ddp")
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'luban[ray]'")
-def test_sigterm_under_ray_is_gone_on_with(place):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_under_ray_is_gone_on_with(place, number, code):
     """Ray ends workers without asking them: the driver's signal reaches them as a file, and they save before they end."""
-    running = ranks.start(place, "ray-stopped", *words("ray-stopped", "--set", "scale.engine=ray"))
-    ranks.wait_for(lambda: any((place / "ray-stopped" / "checkpoints").glob("step-5")), running, 240)
-    running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=240)
-    assert running.returncode == 143, said[-2000:]
-    stopped = json.loads((place / "ray-stopped" / "history.jsonl").read_text().splitlines()[-1])
+    out = f"ray-stopped-{code}"
+    running = ranks.start(place, out, *words(out, "--set", "scale.engine=ray"))
+    ranks.wait_for(lambda: any((place / out / "checkpoints").glob("step-5")), running, 600)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == code, said[-2000:]
+    stopped = json.loads((place / out / "history.jsonl").read_text().splitlines()[-1])
     assert stopped["stopped"] == "signal" and 5 <= stopped["steps"] < 21
-    ranks.run(place, "ray-stopped", verb=("resume", "ray-stopped"))
-    assert ranks.weights(place / "ray-stopped") == ranks.weights(place / "ddp")
+    ranks.run(place, out, verb=("resume", out), seconds=600)
+    assert ranks.weights(place / out) == ranks.weights(place / "ddp")
 
 
 # -- a rank that fails ----------------------------------------------------------------------------------------------------

@@ -37,12 +37,23 @@ def _shared(recipe: Recipe, chosen: Mapping[str, Any], found: Mapping[str, Colum
     return {n: replace(found[of], name=n) for n, of in pairs.items() if of and of in found}
 
 
+def sampled(columns: Mapping[str, Column], framed: Any) -> dict[str, int]:
+    """Column -> from how many training rows it learned, where those were not all."""
+    found = {n: _enough(c, framed) for n, c in columns.items() if n in framed.source.column_names}
+    return {n: count for n, count in found.items() if count < len(framed)}
+
+
+def _enough(column: Column, framed: Any) -> int:
+    """Training rows that a column learns from, evenly spaced: few where their cells are wide."""
+    return some(framed.source.select([column.name]), column.sampled) if column.sampled else len(framed)
+
+
 def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
     """One column after another, so that the cells of one are in memory; some of them where all are too many.
 
     `sharers`: columns that it is fitted for as well, so that the same word has the same number in all of them.
     """
-    few = framed.some(some(framed.source.select([column.name]), column.sampled)) if column.sampled else framed
+    few = framed.some(_enough(column, framed))
     if len(few) < len(framed):
         tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))
     values, of = cells(few.only(column.name)), getattr(column, "of", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import suppress
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from luban import console
 from luban.errors import WorkError
 
-TRIES = 3  # starts of a local cluster: Ray gives its own processes up after 30 seconds, too few on a machine at its limits
+TRIES = (
+    3  # starts of a local cluster: Ray gives its own processes up after 30 seconds, too few on a machine at its limits
+)
 
 
 def begin(ray: Any, *, patience: float, address: str | None = None, **settings: Any) -> None:
@@ -21,6 +24,11 @@ def begin(ray: Any, *, patience: float, address: str | None = None, **settings: 
     for left in reversed(range(TRIES)):
         try:
             return ray.init(address=address or "local", log_to_driver=False, **settings)
+        except SystemExit as e:  # Ray's handler of SIGTERM while it starts: there is nothing to save yet
+            if e.code == signal.SIGTERM:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGTERM)
+            raise
         except Exception as e:  # Ray raises plain Exception, RuntimeError, ConnectionError and more of its own
             reason = " ".join(str(e).split())[:300] or type(e).__name__
             with suppress(Exception):

@@ -33,15 +33,16 @@ def launch(folder: Path, scale: dict[str, Any]) -> int:
     RankLost where a rank ended and no restart was left, WorkError where there is no cluster.
     """
     patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(scale["timeout"])}
-    with environment(scale["ranks"], QUIET | patience, loopback=not scale["address"]), _stopping(folder) as caught:
+    with environment(scale["ranks"], QUIET | patience, loopback=not scale["address"]), Caught(folder) as caught:
         ray = need("ray", "ray")
         need("ray.train.torch", "ray")
         with _cluster(ray, scale), _telling(folder / work.log_of(0)):
+            caught.listen()
             try:
                 _trainer(ray, folder, scale).fit()
             except Exception as e:  # Ray wraps what a worker raised in types of its own, which change with its versions
                 raise RankLost("scale.ray_failed", restarts=scale["restarts"], reason=_last_line(e)) from None
-    return caught[0]
+    return caught.number
 
 
 def _trainer(ray: Any, folder: Path, scale: dict[str, Any]) -> Any:
@@ -51,7 +52,12 @@ def _trainer(ray: Any, folder: Path, scale: dict[str, Any]) -> Any:
     there = ray.cluster_resources()
     gpus = there.get("GPU", 0) >= scale["ranks"]
     share = min(1.0, 0.9 * there.get("CPU", 1.0) / scale["ranks"])  # a part of the processors is Ray's own
-    return TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's own would end the ranks unasked; ours asks them to save."""
+
+    return Trainer(
         take_part,
         train_loop_config={"folder": str(folder)},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(scale["timeout"])),
@@ -110,26 +116,35 @@ def _cluster(ray: Any, scale: dict[str, Any]) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextmanager
-def _stopping(folder: Path) -> Iterator[list[int]]:
-    """The first signal asks the ranks to save and end."""
-    caught = [0]
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
+class Caught:
+    """The first signal asks the ranks to save and end. `number`: which it was, 0 where there was none.
 
-    def heard(number: int, frame: Any) -> None:
-        if caught[0]:
+    Ray sets handlers of its own when its cluster begins, in Python and below it: `listen` once more after that.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.number = folder, 0
+        self.able = threading.current_thread() is threading.main_thread()
+        self.before: dict[Any, Any] = {}
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM) if self.able else ():
+            before = signal.signal(number, self._heard)
+            self.before.setdefault(number, before)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if self.number:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        caught[0] = number
-        (folder / STOP).write_text(str(int(number)))
+        self.number = number
+        (self.folder / STOP).write_text(str(int(number)))
 
-    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Caught:
+        self.listen()
+        return self
+
+    def __exit__(self, *why: Any) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
 

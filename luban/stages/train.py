@@ -15,7 +15,7 @@ import torch
 from luban import machine
 from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
-from luban.columns.fitting import fit_columns
+from luban.columns.fitting import fit_columns, sampled
 from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.blocks import pieces
@@ -169,6 +169,7 @@ def train(
     if page := choices.page():
         result = result.with_report(page)
     result.tables = {**bundle.tables, "trained": fingerprints(data)} if here().first else bundle.tables
+    entry |= {} if bundle.columns else {"learned_from": sampled(columns, data.framed("train", recipe.frame))}
     entry |= _entry(data, network, history)
     return result.with_history("train", settings=chosen | beside, **entry, seconds=seconds)
 
