@@ -217,13 +217,22 @@ def run_apart(queue):
 
 
 def overloaded(queue, seconds):
-    """Seconds of the answered and of the rejected requests, sorted, under four times what the server can do."""
+    """Seconds of the answered and of the rejected requests, sorted, under four times what the server can do; seconds of one
+    request alone before and after, and between two answers meanwhile.
+    """
     process, url = run_apart(queue)
-    try:
-        results = asyncio.run(flood(int(url.rpartition(":")[2]), 80, seconds))
+
+    def alone():
         began = time.monotonic()
         assert httpx.post(url + "/predict", json={"x": 1.0}).status_code == 200
-        after = time.monotonic() - began
+        return time.monotonic() - began
+
+    try:
+        before = sorted(alone() for _ in range(7))[3]
+        began = time.monotonic()
+        results = asyncio.run(flood(int(url.rpartition(":")[2]), 80, seconds))
+        whole = time.monotonic() - began
+        after = alone()
     finally:
         process.terminate()
         assert process.wait(30) == 0
@@ -232,21 +241,28 @@ def overloaded(queue, seconds):
     rejected = sorted(s for status, s, _ in results if status == 429)
     assert len(answered) + len(rejected) == len(results)
     assert all(hint for status, _, hint in results if status == 429)
-    return answered, rejected, after
+    return answered, rejected, (before, after, whole / len(answered))
+
+
+def middle(found):
+    return found[len(found) // 2]
 
 
 def test_overload():
-    """Rejections come at once, answers within the queue's length, and as many of them as without overload."""
-    answered, rejected, after = overloaded(queue=8, seconds=1.5)
-    assert rejected[len(rejected) // 2] < 0.05 < answered[len(answered) // 2]
-    assert answered[len(answered) // 2] < (8 + 2) * 0.05
-    assert len(answered) >= 0.75 * 1.5 / 0.05
-    assert after < 2
+    """Rejections come at once, answers within the queue's length, and about as many of them as without overload.
+
+    Held against the pace of this machine at this moment: other work may slow it.
+    """
+    answered, rejected, (before, after, pace) = overloaded(queue=8, seconds=1.5)
+    assert middle(rejected) < middle(answered) / 4, "a rejection waits for nobody"
+    assert middle(answered) < 1.5 * (8 + 2) * pace
+    assert pace < 2 * before + 0.01, "answers come as fast as without overload"
+    assert after < max(2, 10 * before)
 
 
 def test_control_an_unbounded_queue_rejects_nobody_and_answers_ever_later():
-    answered, rejected, _ = overloaded(queue=100_000, seconds=1)
-    assert not rejected and answered[len(answered) // 2] > (8 + 2) * 0.05
+    answered, rejected, (_, _, pace) = overloaded(queue=100_000, seconds=1)
+    assert not rejected and middle(answered) > 1.5 * (8 + 2) * pace
 
 
 @pytest.mark.slow
@@ -254,7 +270,7 @@ def test_overload_for_long():
     """The figures to reach, on a machine that does nothing else."""
     if os.getloadavg()[0] > 0.5 * os.cpu_count():
         pytest.skip("this machine does something else")
-    answered, rejected, after = overloaded(queue=8, seconds=30)
+    answered, rejected, (_, after, _) = overloaded(queue=8, seconds=30)
     last = lambda x: x[int(0.99 * len(x))]  # noqa: E731
     assert last(rejected) <= 0.1 and last(answered) <= 8 * 0.05 + 2 * 0.05 and after < 0.5
     assert len(answered) >= 0.9 * 30 / 0.05

@@ -55,7 +55,7 @@ def packed(examples: Examples, length: int) -> Examples:
 def _kept(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Framed) -> Examples:
     present = [n for n in outputs if n in framed.source.column_names]
     absent = [n for n in inputs if n not in framed.source.column_names]
-    few = absent or size(columns, inputs, present, framed) < ABOVE and raw([*inputs, *present], framed) < ABOVE
+    few = absent or (size(columns, inputs, present, framed) < ABOVE and raw([*inputs, *present], framed) < ABOVE)
     if few or not cache.limit():
         return encode(columns, inputs, outputs, framed)
     names = list(dict.fromkeys([*inputs, *present, *filter(None, (getattr(columns[n], "of", None) for n in inputs))]))
