@@ -229,11 +229,11 @@ class Text(Column):
         return [np.array(self._framed(ids), np.int32) for ids in self._ids([self._clean(v) for v in values])]
 
     def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """All ids of each text: of plain words in ASCII by a quick road, of everything else by the tokenizer."""
+        """All ids of each text: of words in Latin or Cyrillic letters by a quick road, of everything else by the tokenizer."""
         quick = self._quick
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            plain = [quick is not None and t.isascii() for t in some]
+            plain = [quick is not None and tokenizers.western(t) for t in some]
             found = self.tokenizer.encode_batch_fast(
                 [t for t, p in zip(some, plain) if not p], add_special_tokens=False
             )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from luban.errors import BundleError
@@ -18,6 +20,15 @@ PAD, UNK = "⟨pad⟩", "⟨unk⟩"  # no cutter below gives a token with both a
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = rf"[{UNSPACED}]|[\w&&[^{UNSPACED}]]+(?:['’][\w&&[^{UNSPACED}]]+)*|[^\w\s]"
 ASCII_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]", re.ASCII)  # what WORD is there
+WESTERN_WORD = re.compile(
+    r"\w+(?:['’]\w+)*|[^\w\s]|[\x1c-\x1f]"
+)  # and there; Python counts four more controls as blanks
+WESTERN = (
+    (0xA0, 0x24F),
+    (0x400, 0x45F),
+    (0x2010, 0x205E),
+    (0x20A0, 0x20BF),
+)  # Latin, Cyrillic, punctuation, currencies
 
 
 def train(
@@ -101,7 +112,8 @@ def load(plain: dict[str, Any], control: bool = False) -> Any:
 
 
 def quick(plain: dict[str, Any]) -> Callable[[str], list[int]] | None:
-    """Text in ASCII -> its ids, several times as fast as the library; None where the tokenizer is not one of our words.
+    """Text that is `western` -> its ids, several times as fast as the library; None where the tokenizer is not one of our
+    words.
 
     In ASCII composing changes nothing, lower case is one letter for one, and no script goes without spaces.
     """
@@ -115,9 +127,31 @@ def quick(plain: dict[str, Any]) -> Callable[[str], list[int]] | None:
         or plain.get("added_tokens")
     ):
         return None
-    vocabulary, lower = _Known(model["vocab"]), "Lowercase" in steps
-    ids, cut = vocabulary.__getitem__, ASCII_WORD.findall
-    return lambda text: list(map(ids, cut(text.lower() if lower else text)))
+    lower, composed, ids = "Lowercase" in steps, "NFKC" in steps, _Known(model["vocab"]).__getitem__
+
+    def cut(text: str) -> list[int]:
+        word = ASCII_WORD if text.isascii() else WESTERN_WORD
+        text = unicodedata.normalize("NFKC", text) if composed else text
+        return list(map(ids, word.findall(text.lower() if lower else text)))
+
+    return cut
+
+
+def western(text: str) -> bool:
+    """Whether a text holds only characters that Python and the library compose, make small and cut alike."""
+    return text.isascii() or not _strange().search(text)
+
+
+@cache
+def _strange() -> re.Pattern[str]:
+    """Letters without marks of their own, decimal digits, punctuation that joins nothing, symbols and blanks are not strange."""
+    known = ("Lu", "Ll", "Lo", "Nd", "Zs", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So")
+    there = {chr(i) for low, high in WESTERN for i in range(low, high + 1) if unicodedata.category(chr(i)) in known}
+
+    def stays(c: str) -> bool:
+        return all(d.isascii() or d in there for d in (*unicodedata.normalize("NFKC", c), *c.lower()))
+
+    return re.compile(rf"[^\x00-\x7f{''.join(map(re.escape, sorted(filter(stays, there))))}]")
 
 
 class _Known(dict[str, int]):
