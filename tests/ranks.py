@@ -93,6 +93,12 @@ def living(parent: int | Path) -> dict[int, int]:
     return found
 
 
+def reached(folder: Path, step: int) -> bool:
+    """Whether a checkpoint of this step or a later one is there: only the last two are kept."""
+    found = (p.name.removeprefix("step-") for p in (folder / "checkpoints").glob("step-*"))
+    return any(n.isdecimal() and int(n) >= step for n in found)
+
+
 def wait_for(condition, running: subprocess.Popen, seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not condition() and running.poll() is None and time.monotonic() < until:

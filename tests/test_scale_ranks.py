@@ -94,7 +94,7 @@ def test_a_signal_under_ray_is_gone_on_with(place, number, code):
     """Ray ends workers without asking them: the driver's signal reaches them as a file, and they save before they end."""
     out = f"ray-stopped-{code}"
     running = ranks.start(place, out, *words(out, "--set", "scale.engine=ray"))
-    ranks.wait_for(lambda: any((place / out / "checkpoints").glob("step-5")), running, 600)
+    ranks.wait_for(lambda: ranks.reached(place / out, 5), running, 600)
     running.send_signal(number)
     _, said = running.communicate(timeout=300)
     assert running.returncode == code, said[-2000:]
@@ -117,7 +117,7 @@ def test_a_rank_killed_at_a_random_point(place, number):
     ranks.wait_for(lambda: len(ranks.living(running.pid)) == 2, running)
     if point < 0:
         time.sleep(dice.random() * 4)  # while it starts
-    ranks.wait_for(lambda: point < 0 or any((place / out / "checkpoints").glob(f"step-{point + 1}")), running)
+    ranks.wait_for(lambda: point < 0 or ranks.reached(place / out, point + 1), running)
     ranks.kill(running.pid, rank)
     _, said = running.communicate(timeout=240)
     assert running.returncode == 0, said[-2000:]
@@ -176,7 +176,7 @@ def test_another_number_of_ranks_goes_on(place, strategy, then):
     """SIGTERM in the middle of an epoch; the same order of rows, the loss within 1e-5."""
     out = f"stopped-{strategy}-{then}"
     running = ranks.start(place, out, *words(out, "--set", f"scale.strategy={strategy}"))
-    ranks.wait_for(lambda: any((place / out / "checkpoints").glob("step-5")), running)
+    ranks.wait_for(lambda: ranks.reached(place / out, 5), running)
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=120)
     assert running.returncode == 143, said[-2000:]
@@ -188,7 +188,7 @@ def test_another_number_of_ranks_goes_on(place, strategy, then):
 
 def test_one_process_is_gone_on_with_by_sharded_ranks(place):
     running = ranks.start(place, "grown", "--set", OFTEN)
-    ranks.wait_for(lambda: any((place / "grown" / "checkpoints").glob("step-5")), running)
+    ranks.wait_for(lambda: ranks.reached(place / "grown", 5), running)
     running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=120) == 143
     running.communicate()
