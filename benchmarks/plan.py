@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def measured_bytes(recipe: dict[str, Any]) -> float:
     from luban.planning.calibrate import new_network_of
     from luban.training.loop import fit
     from luban.training.objectives import supervised
+    from luban.training.recompute import recomputed
 
     warm = subject_of(SMALL["table, mlp"])
     _fit(warm, replace(warm.plan, steps=2))
@@ -108,8 +110,9 @@ def measured_bytes(recipe: dict[str, Any]) -> float:
     with (
         tempfile.TemporaryDirectory() as folder
     ):  # as `luban train --out` has one: nothing is kept in memory to go back to
-        place = Path(folder)
-        fit(new_network_of(subject), subject.examples, subject.examples, plan=few, objective=supervised, folder=place)
+        network, place = new_network_of(subject), Path(folder)
+        with recomputed(network) if subject.recompute else nullcontext():
+            fit(network, subject.examples, subject.examples, plan=few, objective=supervised, folder=place)
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     return float(peak - before)

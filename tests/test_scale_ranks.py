@@ -85,6 +85,7 @@ def test_ranks_of_ones_own_torchrun_are_joined(place):
 def test_ray_trains_what_torchrun_does(place):
     ranks.run(place, "ray", "--ranks", "2", "--set", "scale.engine=ray", seconds=600)
     assert ranks.weights(place / "ray") == ranks.weights(place / "ddp")
+    assert ranks.reached(place / "ray", 21), "checkpoints lie where they were asked for, not in a folder of Ray's"
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'luban[ray]'")

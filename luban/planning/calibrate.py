@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from luban.training.loop import Plan, evaluate, fit
 from luban.training.objectives import supervised
 from luban.training.precision import able, choose
 from luban.training.random import seed_torch
+from luban.training.recompute import recomputed
 
 SIDE = 1024  # of the matrices that are multiplied
 STREAMED = 1 << 24  # numbers that are copied
@@ -74,6 +76,11 @@ def run(subject: Subject) -> Timed | None:
     if examples is None or not len(examples):
         return None
     network = new_network_of(subject)
+    with recomputed(network) if subject.recompute else nullcontext():
+        return _timed(subject, network, examples)
+
+
+def _timed(subject: Subject, network: Any, examples: Examples) -> Timed:
     batch = min(subject.plan.batch, len(examples))
     precision = subject.precision
     if precision == "auto":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _trainer(ray: Any, folder: Path, scale: dict[str, Any]) -> Any:
 
     return Trainer(
         take_part,
-        train_loop_config={"folder": str(folder)},
+        train_loop_config={"folder": str(folder.absolute()), "here": str(Path.cwd())},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(scale["timeout"])),
         scaling_config=ScalingConfig(num_workers=scale["ranks"], use_gpu=gpus, resources_per_worker={"CPU": share}),
         run_config=RunConfig(
@@ -72,6 +73,8 @@ def take_part(config: dict[str, str]) -> None:
     """What runs in each of Ray's workers, where torch.distributed is set up already."""
     from ray.train import get_context
 
+    with suppress(OSError):  # Ray starts its workers in folders of its own: names in a recipe count from where it was run
+        os.chdir(config["here"])
     folder, rank = Path(config["folder"]), get_context().get_world_rank()
     work.write_to(folder / work.log_of(rank))
     threading.Thread(target=_listen, args=(folder / STOP,), daemon=True).start()
