@@ -38,7 +38,9 @@ def train(bundle: Any, data: Any, **settings: Any) -> Any:
     if world() == 1 and scale["ranks"] > machine.processor()["cores"] and not _gpus():
         console.tell("scale.many_ranks", ranks=scale["ranks"], cores=machine.processor()["cores"])
     with _folder(settings.get("out")) as folder:
-        settings["out"] = str(Path(settings.get("out") or folder).absolute())  # a restart needs checkpoints, wherever it is
+        settings["out"] = str(
+            Path(settings.get("out") or folder).absolute()
+        )  # a restart needs checkpoints, wherever it is
         job.write(folder, bundle, data, settings, scale)
         if world() > 1:
             return joined.lead(folder, bundle, data)

@@ -73,7 +73,9 @@ def take_part(config: dict[str, str]) -> None:
     """What runs in each of Ray's workers, where torch.distributed is set up already."""
     from ray.train import get_context
 
-    with suppress(OSError):  # Ray starts its workers in folders of its own: names in a recipe count from where it was run
+    with suppress(
+        OSError
+    ):  # Ray starts its workers in folders of its own: names in a recipe count from where it was run
         os.chdir(config["here"])
     folder, rank = Path(config["folder"]), get_context().get_world_rank()
     work.write_to(folder / work.log_of(rank))
