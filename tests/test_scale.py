@@ -1,6 +1,8 @@
 """Several processes train one network: what is asked for, how a batch is cut, and one real run of two ranks."""
 
 import json
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from luban.data.prepare import prepare
 from luban.errors import BundleError, DataError, RankLost, RecipeError, RequestError, Unsupported, WorkError
 from luban.recipe import Recipe
 from luban.scaling import cluster, job
-from luban.training.ranks import ALONE, Group, totals
+from luban.training import snapshot
+from luban.training.plan import Plan
+from luban.training.ranks import ALONE, Group, Replicated, totals
+from luban.training.sharded import Sharded
 from tests import ranks, tiny
 
 WRONG = {
@@ -182,6 +187,24 @@ def test_control_a_lost_rank_is_named():
 
     e = _lost(ends, scale.chosen({"ranks": 3, "restarts": 0}), Path("logs"))
     assert isinstance(e, RankLost) and "Rank 1 of 3" in str(e) and "SIGKILL" in str(e) and json.dumps(e.to_json())
+
+
+def test_a_run_whose_batches_were_cut_for_memory_does_not_go_on_with_sharded_weights():
+    """Ranks with few rows would make fewer passes than others, and each pass waits for all."""
+    plan = Plan(epochs=1, batch=4, rate=0.1)
+    saved = {"plan": asdict(plan), "examples": 3, "data": "", "history": {"pieces": 2}}
+
+    def run(in_pieces):
+        weights = SimpleNamespace(in_pieces=in_pieces)
+        return SimpleNamespace(
+            plan=plan, training=[1, 2, 3], data="", folder="f", state=SimpleNamespace(weights=weights)
+        )
+
+    snapshot.same_run(run(Replicated.in_pieces), saved)
+    with pytest.raises(Unsupported) as e:
+        snapshot.same_run(run(Sharded.in_pieces), saved)
+    assert "accumulate: 2" in str(e.value) and "ddp" in str(e.value)
+    snapshot.same_run(run(Sharded.in_pieces), saved | {"history": {"pieces": 0}})
 
 
 class _Busy:

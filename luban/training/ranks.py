@@ -148,6 +148,8 @@ class Group:
 class Replicated:
     """Where the weights lie: all of them in every rank. Gradients are added up over the ranks."""
 
+    in_pieces = True  # a batch may be computed in pieces, in one rank in more of them than in another
+
     def __init__(self, network: nn.Module, ranks: Ranks):
         self.network, self.ranks = network, ranks
         self.parameters = [p for p in network.parameters() if p.requires_grad]

@@ -26,6 +26,8 @@ from luban.training.shards import Piece, Tensors
 class Sharded:
     """Where the weights lie: a part of each in every rank. The network given is an empty shell while its copy is trained."""
 
+    in_pieces = False  # every pass gathers weights from all ranks: one that made fewer would be waited for
+
     def __init__(self, network: nn.Module, ranks: Any):
         scalars = [n for n, p in network.named_parameters() if p.ndim == 0]
         if scalars:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luban.errors import BundleError, RequestError
+from luban.errors import BundleError, RequestError, Unsupported
 from luban.training.plan import History
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -45,7 +45,9 @@ FREE = ("checkpoint_seconds", "on_divergence", "loader_workers")  # settings tha
 
 
 def same_run(run: Any, state: Any) -> None:
-    """Raises RequestError where a checkpoint is of other settings or other rows than the run that would go on from it."""
+    """Raises RequestError where a checkpoint is of other settings or other rows than the run that would go on from it,
+    Unsupported where its batches were cut in pieces and the weights are.
+    """
     if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
         raise BundleError("bundle.bad_checkpoint", path=str(run.folder), reason="state.json")
     defaults = {f.name: f.default for f in fields(run.plan) if f.default is not MISSING}
@@ -55,6 +57,9 @@ def same_run(run: Any, state: Any) -> None:
         raise RequestError("resume.other_settings", path=str(run.folder), settings=differ[:6])
     if (state.get("examples"), state.get("data")) != (len(run.training), run.data):
         raise RequestError("resume.other_rows", path=str(run.folder), then=state.get("examples"), now=len(run.training))
+    pieces = (state.get("history") or {}).get("pieces", 0)  # memory was not enough for a whole batch
+    if pieces > 1 and not run.state.weights.in_pieces:
+        raise Unsupported("scale.ddp_only", settings=[f"accumulate: {pieces}"])
 
 
 def put_back(run: Any, tensors: Tensors, state: dict[str, Any]) -> None:
