@@ -222,6 +222,27 @@ class _Busy:
         self.ended += 1
 
 
+@pytest.mark.skipif(not ranks.LINUX, reason="looks for processes under /proc")
+def test_a_ray_that_does_not_start_leaves_no_servers(monkeypatch):
+    import subprocess
+    import sys
+
+    begun = []
+
+    class Left(_Busy):
+        def init(self, **settings):
+            for name in ("ray server", "another"):
+                begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", name]))
+            super().init()
+
+    monkeypatch.setattr(cluster, "TRIES", 1)
+    with pytest.raises(WorkError):
+        cluster.begin(Left(0), patience=60)
+    assert begun[0].wait(20) == -9 and begun[1].poll() is None, "what is not Ray's is left alone"
+    begun[1].kill()
+    begun[1].wait()
+
+
 def test_a_ray_that_does_not_start_is_tried_again_and_then_one_sentence(capsys):
     late = _Busy(2)
     cluster.begin(late, patience=60)

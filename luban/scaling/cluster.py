@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from luban import console
@@ -22,6 +24,7 @@ def begin(ray: Any, *, patience: float, address: str | None = None, **settings: 
     """
     until = time.monotonic() + patience
     for left in reversed(range(TRIES)):
+        before = _children()
         try:
             return ray.init(address=address or "local", log_to_driver=False, **settings)
         except SystemExit as e:  # Ray's handler of SIGTERM while it starts: there is nothing to save yet
@@ -33,8 +36,26 @@ def begin(ray: Any, *, patience: float, address: str | None = None, **settings: 
             reason = " ".join(str(e).split())[:300] or type(e).__name__
             with suppress(Exception):
                 ray.shutdown()
+            _end(_children() - before)
             if address:
                 raise WorkError("scale.no_cluster", address=address, reason=reason) from None
             if not left or time.monotonic() > until:
                 raise WorkError("scale.ray_not_started", reason=reason) from None
             console.tell("scale.ray_again", reason=reason)
+
+
+def _children() -> set[int]:
+    """Processes that this one has started and that live; none are told where there is no /proc."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError, ValueError):
+            found |= set(map(int, path.read_text().split()))
+    return found
+
+
+def _end(processes: set[int]) -> None:
+    """Servers that a start which failed left behind: Ray ends them with this process only, and they take time from the next."""
+    for process in processes:
+        with suppress(OSError):
+            if b"ray" in Path(f"/proc/{process}/cmdline").read_bytes():
+                os.kill(process, signal.SIGKILL)
