@@ -106,7 +106,7 @@ class _Layer:
     def __init__(self, layer: parts.Layer):
         attention, dense = layer.attention, layer.dense
         self.pre, self.heads, self.kv, self.size = layer.pre, attention.heads, attention.kv, attention.size
-        self.scale = self.size**-0.5
+        self.scale, self.nothing = self.size**-0.5, layer.before.weight.new_zeros(())
         self.norms = _norm(layer.before), _norm(layer.between)
         self.inner, self.outer = _product(attention.inner), _product(attention.outer)
         self.up, self.down, self.gated = _product(dense.inner), _product(dense.outer), dense.gated
@@ -156,7 +156,7 @@ class _Layer:
         """q (B, H x d) over keys (B x K, d, n) and values (B x K, n, d) -> (B, H x d). `blocked` (B, 1, 1, n): not to be seen."""
         rows = len(q)
         q = q.reshape(len(k), -1, self.size)  # (B x K, G, d)
-        energy = torch.baddbmm(q.new_zeros(()), q, k, beta=0, alpha=self.scale)
+        energy = torch.baddbmm(self.nothing, q, k, beta=0, alpha=self.scale)
         if blocked is not None:
             energy = energy.view(rows, self.kv, -1, k.shape[2]).masked_fill(blocked, -torch.inf).view_as(energy)
         return torch.bmm(energy.softmax(-1), v).view(rows, -1)
@@ -192,7 +192,7 @@ def _norm(module: nn.Module) -> Map:
     if type(module) is not nn.LayerNorm or _hooked(module):
         return module
     shape, weight, bias, epsilon = list(module.normalized_shape), module.weight, module.bias, module.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon)
+    return lambda x: torch.native_layer_norm(x, shape, weight, bias, epsilon)[0]
 
 
 def _table(head: Any) -> Map:

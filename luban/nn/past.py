@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +34,7 @@ class Past:
     def empty(cls, layers: int, rows: int, heads: int, slots: int, size: int, like: Tensor) -> Past:
         """Nothing read; `size`: features of a head."""
         lengths = torch.zeros(rows, dtype=torch.long, device=like.device)
-        return cls(like.new_zeros(layers, 2, rows, heads, slots, size), lengths, memory=[None] * layers)
+        return cls(_zeros((layers, 2, rows, heads, slots, size), like), lengths, memory=[None] * layers)
 
     def of(self, layer: int) -> tuple[Past, int]:
         return self, layer
@@ -120,7 +121,16 @@ class Past:
         return Past(kept, lengths, longest, even, memory, mask, source, self.step)
 
     def _grow(self, slots: int) -> None:
-        self.kept = F.pad(self.kept, (0, 0, 0, slots - self.slots))
+        kept = _zeros((*self.kept.shape[:4], slots, self.kept.shape[5]), self.kept)
+        kept.narrow(4, 0, self.longest).copy_(self.kept.narrow(4, 0, self.longest))
+        self.kept = kept
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Of NumPy, on a processor: the system gives zeros page by page as they are used; torch writes all of them at once."""
+    if like.device.type == "cpu" and like.dtype is torch.float32:
+        return torch.from_numpy(np.zeros(shape, np.float32))
+    return like.new_zeros(shape)
 
 
 def _memories(a: Past, b: Past) -> tuple[list[tuple[Tensor, Tensor] | None], Tensor | None, Tensor | None]:

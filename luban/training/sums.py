@@ -21,7 +21,7 @@ class Sums:
 
     def add(self, numbers: Numbers) -> None:
         if all(total.device.type == "cpu" for total, _ in numbers.values()):
-            self._count((name, float(total), float(weight)) for name, (total, weight) in numbers.items())
+            self._count((name, float(_plain(t)), float(_plain(w))) for name, (t, w) in numbers.items())
             return  # kept, a thousand steps' tensors would have Python's garbage collector look through all there is
         self.waiting.append(numbers)
         if len(self.waiting) >= MOST:

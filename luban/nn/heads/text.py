@@ -118,7 +118,9 @@ class TransformerText(Written):
 
     def start(self, tokens: Tokens | None, rows: int) -> Past:
         first = self.layers.layers[0].attention
-        past = Past.empty(len(self.layers.layers), rows, first.kv, 64, first.size, self.embedding.weight)
+        past = Past.empty(
+            len(self.layers.layers), rows, first.kv, min(256, self.window), first.size, self.embedding.weight
+        )
         if tokens is not None:
             past.source, past.memory_mask = tokens.x, tokens.mask
         return past
