@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from luban.errors import LubanError
     from luban.pipeline import load, run, train
     from luban.planning.plan import plan
+    from luban.prompted import shots
     from luban.recipe import Recipe
     from luban.report import Report
     from luban.tuning.verbs import curve, tune
@@ -30,10 +31,24 @@ _WHERE = {
     "load": "luban.pipeline",
     "plan": "luban.planning.plan",
     "run": "luban.pipeline",
+    "shots": "luban.prompted",
     "train": "luban.pipeline",
     "tune": "luban.tuning.verbs",
 }
-__all__ = ["Bundle", "LubanError", "Recipe", "Report", "check", "curve", "load", "plan", "run", "train", "tune"]
+__all__ = [
+    "Bundle",
+    "LubanError",
+    "Recipe",
+    "Report",
+    "check",
+    "curve",
+    "load",
+    "plan",
+    "run",
+    "shots",
+    "train",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from luban import console, registry
 from luban.data.prepare import Data, gathered, prepare, read_for
 from luban.errors import DataError, Problem, RecipeError, RequestError, problem, raise_all
 from luban.messages import say
-from luban.recipe import KEYS, SHARE, Part, Recipe, usual_fusion
+from luban.recipe import KEYS, SHARE, UNTOLD, Part, Recipe, usual_fusion
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
         ],
     )
     outputs = dict(recipe.outputs)
-    untold = recipe.fusion.type in ("masked", "match")  # hidden words, or inputs that lie close, are what is learned
+    untold = recipe.fusion.type in (*UNTOLD, "match")  # what inputs hold, or that they lie close, is what is learned
     if not outputs and not targets and not untold:
         raise RequestError(problem("train.no_target", allowed=found))
     inferred = infer(rows, target=targets[0] if targets else next(iter(outputs), None))

@@ -46,7 +46,7 @@ from luban.generation.writing import respond
 from luban.nn.edits import replay
 from luban.nn.quantized import unpacked
 from luban.nn.tokens import Batch
-from luban.recipe import Recipe
+from luban.recipe import UNTOLD, Recipe
 from luban.report import Report
 
 KIND = "bundle"
@@ -115,7 +115,7 @@ class Bundle:
         """The text that this model writes on from `prompt` (a language model), or as its answer to an input or a row.
 
         n > 1: a list of so many. Settings: `tokens` (at most so many new ones), `temperature`, `top_k`, `top_p`, `min_p`,
-        `repetition_penalty`, `stop`, `seed`; see `luban.generation`. Raises Unsupported for a model that writes nothing.
+        `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `stop`, `seed`; see `luban.generation`. Raises Unsupported for a model that writes nothing.
         """
         from luban.generation.asking import generate
 
@@ -185,6 +185,9 @@ class Bundle:
 
     def evaluate(self, data: Any, **settings: Any) -> Report:
         return self._stage("evaluate", data, settings)
+
+    def shots(self, data: Any, *, model: Any, **settings: Any) -> Report:
+        return self._stage("shots", data, {"model": model, **settings})
 
     def explain(self, data: Any, **settings: Any) -> Report:
         return self._stage("explain", [data] if isinstance(data, Mapping) else data, settings)
@@ -373,7 +376,7 @@ def build_network(
         from luban.nn.networks.own import Own
 
         return replay(Own(recipe, columns, module), edits)
-    if recipe.fusion.type == "masked":
+    if recipe.fusion.type in UNTOLD:
         from luban.nn.networks.masked import Masked
 
         return replay(Masked(recipe, columns), edits)

@@ -41,6 +41,7 @@ COMPUTING = (
     "tune",
     "curve",
     "evaluate",
+    "shots",
     "predict",
     "generate",
     "embed",
@@ -275,6 +276,37 @@ def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = (
     _numbers(report, json)
 
 
+def shots(
+    model: str,
+    data: str,
+    *,
+    target: str | None = None,
+    inputs: list[str] = (),
+    type: list[str] = (),
+    beside: str | None = None,
+    shots: list[int] = (),
+    draws: int = 3,
+    rows: int = 500,
+    template: str | None = None,
+    before: str | None = None,
+    label: list[str] = (),
+    set: list[str] = (),
+    json: file = None,  # noqa: F821
+) -> None:
+    from luban.requests import language_model, pairs
+
+    labels = pairs(label, "--label")
+    template, before = (t and t.replace("\\n", "\n") for t in (template, before))
+    asked = {"shots": [*shots] or [0, 1, 4, 16], "draws": draws, "rows": rows, "template": template, "before": before or "", "labels": labels, "seed": common["seed"]}  # fmt: skip
+    _sound(beside, None if data.endswith((".yaml", ".yml")) else data, "shots", **asked)
+    language_model(model)
+    from luban import prompted
+
+    types = pairs(type, "--type")
+    report = prompted.shots(model, data, target, inputs=inputs, types=types, beside=beside, set=set, **asked)
+    _numbers(report, json)
+
+
 def predict(folder: str, data: str, *, out: str = "-", processes: int = 1) -> None:
     from luban.predictions import predict_file, writer_for
 
@@ -299,6 +331,8 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     stop: list[str] = (),
     chat: bool = False,
 ) -> None:
@@ -307,8 +341,9 @@ def generate(
 
     asked = {"tokens": tokens, "stop": stop, "seed": common["seed"]}
     sampling = checked(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
-    )
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+    )  # fmt: skip
     if n < 1 or tokens < 0:
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
@@ -522,6 +557,7 @@ VERBS = (
     curve,
     resume,
     evaluate,
+    shots,
     predict,
     generate,
     embed,

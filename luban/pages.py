@@ -16,7 +16,7 @@ from luban.report import Note, Report, Table, combine, jsonable
 if TYPE_CHECKING:
     from luban.bundle import Bundle
 
-ORDER = ("evaluate", "tune", "curve", "explain", "compress", "audit", "export")
+ORDER = ("evaluate", "shots", "tune", "curve", "explain", "compress", "audit", "export")
 HEADLINE = {
     "category": ("accuracy", True),
     "number": ("r2", True),

@@ -76,6 +76,7 @@ class Part:
         return cls(name, {"of": settings} if name == SHARE else settings or {})
 
 
+UNTOLD = ("masked", "skip_gram")  # fusions that learn what texts hold themselves, without answers
 DEFAULT = (Part("train"), Part("evaluate"))  # the stages of a recipe that names none
 
 
@@ -167,7 +168,7 @@ class Recipe:
 
     def task(self) -> str:
         """The usual name of the task that this recipe describes, as Hugging Face names it."""
-        if self.fusion.type == "match":
+        if self.fusion.type in ("match", "skip_gram"):
             return "feature-extraction"
         kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
         answer = "text" if self.writes else answers[0] if answers else ""
@@ -226,6 +227,8 @@ class Recipe:
         usual = Part(registry.schema("columns", kind)["x-encoder"])
         if self.writes and registry.schema("columns", kind)["x-form"] == "ids":
             usual = Part("transformer", READER[self.size])  # a state for every token, for a decoder to read
+        if self.fusion.type == "skip_gram":
+            usual = Part("bag")  # its table are the vectors
         return self.model.get(name) or self.model.get(kind) or usual
 
     @property

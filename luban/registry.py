@@ -49,6 +49,7 @@ FUSIONS = {
     "pair": "luban.nn.pair:Pair",
     "memory": "luban.nn.fusion:Memory",
     "masked": "luban.nn.networks.masked:Guess",
+    "skip_gram": "luban.nn.skip_gram:SkipGram",
     "match": "luban.nn.match:Match",
     "own": "luban.nn.networks.own:Own",
 }
@@ -102,6 +103,7 @@ STAGES = {
     "explain": "luban.stages.explain:explain",
     "serve": "luban.stages.serve:serve",
     "index": "luban.stages.index:index",
+    "shots": "luban.stages.shots:shots",
 }
 SEARCH = {
     "tune": "luban.tuning.search:search",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, files, registry
-from luban.errors import LubanError, RequestError, problem, raise_all
+from luban.errors import LubanError, RequestError, Unsupported, problem, raise_all
 from luban.recipe import Check
 
 
@@ -54,6 +54,20 @@ def fresh(folder: str, overwrite: bool) -> Path:
 
 def saved(folder: str) -> None:
     files.open_sealed(files.recovered(Path(folder).absolute()), "bundle", whole=False)
+
+
+def language_model(name: str) -> None:
+    """A saved model that writes without inputs, or what may be a checkpoint. Raises RequestError, Unsupported."""
+    from luban.data import models
+    from luban.recipe import Recipe
+
+    if (Path(name) / files.MANIFEST).is_file():
+        saved(name)
+        recipe = Recipe.load(Path(name) / "recipe.yaml")
+        if not recipe.writes or recipe.inputs:
+            raise Unsupported("shots.no_language_model", model=name)
+    elif not models.possible(name):
+        raise RequestError(models.absent(name, ""))
 
 
 def there(data: str) -> None:

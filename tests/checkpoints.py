@@ -71,7 +71,7 @@ def make(family, folder):
     """A checkpoint of a family in `folder`; large first weights, so that a wrong mask shows."""
     import transformers
 
-    kind = {"roberta": "bpe", "t5": "unigram"}.get(family, "wordpiece")
+    kind = {"roberta": "bpe", "t5": "unigram", "marian": "unigram"}.get(family, "wordpiece")
     made, folder = tokenizer(kind), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     made.enable_truncation(5)  # as published ones have, and the column must not heed
@@ -101,10 +101,29 @@ def make(family, folder):
             "T5Config",
             {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.0} | common,
         ),
+        "marian": (  # as the published ones: scaled embeddings, a text that is written begins with padding
+            "MarianConfig",
+            {
+                "d_model": 16,
+                "encoder_layers": 2,
+                "decoder_layers": 2,
+                "encoder_attention_heads": 2,
+                "decoder_attention_heads": 2,
+            }
+            | {
+                "encoder_ffn_dim": 24,
+                "decoder_ffn_dim": 24,
+                "max_position_embeddings": 104,
+                "scale_embedding": True,
+                "init_std": 0.3,
+            }
+            | {"decoder_start_token_id": pad, "eos_token_id": made.token_to_id("</s>"), "forced_eos_token_id": None}
+            | common,
+        ),
     }
     name, asked = settings[family]
     torch.manual_seed(0)
-    kinds = {"t5": "T5ForConditionalGeneration", "bert": "BertForMaskedLM"}
+    kinds = {"t5": "T5ForConditionalGeneration", "marian": "MarianMTModel", "bert": "BertForMaskedLM"}
     config = getattr(transformers, name)(**asked)
     whole = kinds.get(family)
     model = getattr(transformers, whole)(config) if whole else transformers.AutoModel.from_config(config)

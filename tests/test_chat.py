@@ -82,6 +82,103 @@ def test_no_template_is_ever_run(chatml, tmp_path):
     assert "__class__" not in json.dumps(column.to_json())
 
 
+ZEPHYR = (
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+PHI = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + message['content'] + '<|end|>' + '\n'}}"
+    "{% elif (message['role'] == 'assistant') %}{{'<|assistant|>' + '\n' + message['content'] + '<|end|>' + '\n'}}{% elif message['role'] == 'system' %}"
+    "{{'<|system|>' + '\n' + message['content'] + '<|end|>' + '\n'}}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' + '\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+
+
+def with_template(folder, source, **tokens):
+    """A checkpoint that says conversations so; its control tokens are called as those of such models."""
+    made = checkpoints.make_decoder("llama-groups", folder, eos_token_id=2, max_position_embeddings=128)
+    plain = json.loads((made / "tokenizer_config.json").read_text())
+    (made / "tokenizer_config.json").write_text(json.dumps(plain | {"chat_template": source} | tokens))
+    return made
+
+
+@pytest.mark.parametrize("source", [CHATML, ZEPHYR, PHI, GEMMA], ids=["chatml", "zephyr", "phi", "gemma"])
+def test_a_template_in_jinja_becomes_data_and_gives_the_same_ids(tmp_path, source):
+    import transformers
+
+    folder = with_template(tmp_path / "m", source)
+    column = column_of(folder)
+    template = column.state["chat"]
+    assert template and "{%" not in json.dumps(column.to_json())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    plain = [{**m, "content": m["content"].strip()} for m in TALK]
+    for talk in (
+        plain[:1],
+        plain[:3],
+        *([[{"role": "system", "content": "short"}, *plain[:1]]] if source != GEMMA else []),
+    ):
+        whole = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        want = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        found = chat.prompt(column, talk).tolist()
+        assert found[-len(want) :] == want and len(found) - len(want) <= 1, "a first token may stand before"
+    if source == GEMMA:
+        with pytest.raises(DataError, match="system"):
+            column.encode([{"role": "system", "content": "short"}, *plain])
+
+
+def test_control_what_is_more_than_marks_around_messages_is_not_taken():
+    from luban.columns.templates import derived
+
+    last = CHATML.replace("message['content'] +", "(message['content'] if loop.last else message['content'] | upper) +")
+    longer = CHATML.replace("message['content'] +", "message['content'] + (' (again)' if loop.index > 2 else '') +")
+    for source in (last, longer, "{{ messages[0]['content'] }}", "{% for m in messages %}"):
+        assert derived(source, {"eos_token": "</s>"}, {}, 0) is None, source
+    assert derived(CHATML, {"eos_token": "</s>"}, {}, 0)["roles"]["user"] == [["<|im_start|>user\n"], ["<|im_end|>\n"]]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10 ** 9 }}",
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_a_hostile_template_does_nothing_and_ends(source, tmp_path, monkeypatch):
+    from luban.columns import rendering
+    from luban.columns.templates import derived
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rendering, "SECONDS", 2)
+    assert derived(CHATML, {}, {}, 0), "control: that is time enough"
+    assert derived(source + CHATML, {}, {}, 0) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_exported_the_folder_speaks_the_same_template(chatml, tmp_path):
+    import transformers
+
+    bundle = imported(str(chatml))
+    bundle.export("huggingface", out=tmp_path / "folder")
+    theirs, mine = (transformers.AutoTokenizer.from_pretrained(f) for f in (chatml, tmp_path / "folder"))
+    for talk in (TALK[:1], TALK, [{"role": "system", "content": "short"}, *TALK[:3]]):
+        asked = {"tokenize": False, "add_generation_prompt": talk[-1]["role"] == "user"}
+        assert mine.apply_chat_template(talk, **asked) == theirs.apply_chat_template(talk, **asked)
+    assert imported(str(tmp_path / "folder")).columns["text"].state["chat"] == bundle.columns["text"].state["chat"]
+
+
 def test_without_a_known_template_roles_stand_behind_ends():
     column = Chat("c", vocabulary=300).fit([TALK])
     ids = column.encode(TALK[:2]).tolist()

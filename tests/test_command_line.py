@@ -42,6 +42,7 @@ ANSWERS = [
     (["resume", "t", "--json"], ["folder", "report", "evaluate"]),
     (["check", "rows.csv", "--target", "back", "--json"], None),
     (["evaluate", "m", "rows.csv", "--json"], ["rows", "outputs"]),
+    (["shots", "w0", "rows.csv", "--target", "back", "--shots", "0", "--rows", "5", "--json"], ["shots", "baselines"]),
     (["predict", "m", "rows.csv", "--out", "p.csv", *NEW], ["rows", "errors", "out"]),
     (["generate", "w0", "--prompt", "good", "--tokens", "3", "--json"], ["text", "tokens", "reason"]),
     (["explain", "m", "rows.csv", "--rows", "1", "--out", "w", *NEW], ["method", "rows", "error"]),

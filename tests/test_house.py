@@ -43,7 +43,7 @@ ORDER = [
     {"card", "bundle", "huggingface"},
     {"training", "evaluation"},
     {"stages", "predictions", "predicting"},
-    {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling", "searching"},
+    {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling", "searching", "prompted"},
     {"comparing"},
     {"tuning"},
     {"planning"},

@@ -21,8 +21,8 @@ def rows(count=80):
     return [{"said": f"one two {i}", "answer": "three" if i % 2 else "four five"} for i in range(count)]
 
 
-def translator(**settings):
-    name = checkpoints.folder("t5")
+def translator(family="t5", **settings):
+    name = checkpoints.folder(family)
     return luban.train(
         rows(), "answer", types={"said": "text", "answer": "text"}, size="nano", evaluate=False, seed=0, **({"epochs": 1} | settings),
         model={"said": {"pretrained": {"name": name}}, "answer": {"pretrained": {"name": name}}},
@@ -85,15 +85,16 @@ def test_control_rows_that_keep_a_strangers_past(monkeypatch):
     assert [t.ids for t in texts] != [reference(folder, t.prompt, t.most)[: len(t.ids)] for t in texts]
 
 
-def test_an_encoder_decoder_in_two_halves_is_the_whole_one():
-    """T5's encoder reads the input, its decoder writes: as the untouched network does, before any training."""
-    folder = checkpoints.folder("t5")
-    model = translator()
+@pytest.mark.parametrize("family", ["t5", "marian"])
+def test_an_encoder_decoder_in_two_halves_is_the_whole_one(family):
+    """Its encoder reads the input, its decoder writes: as the untouched network does, before any training."""
+    folder = checkpoints.folder(family)
+    model = translator(family)
     import transformers
 
     whole = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
     halves = model.network.encoders[0].model, model.network.writer.model
-    halves[0].load_state_dict(whole.encoder.state_dict(), strict=False)
+    halves[0].load_state_dict(whole.get_encoder().state_dict(), strict=False)
     halves[1].load_state_dict(whole.state_dict(), strict=False)
     source, answer = model.columns["said"], model.columns["answer"]
     x, mask = map(torch.as_tensor, source.collate(source.encode_all(["one two 7", "one"])))
@@ -102,6 +103,31 @@ def test_an_encoder_decoder_in_two_halves_is_the_whole_one():
     for i, text in enumerate(texts):
         given = {"input_ids": x[i : i + 1], "attention_mask": mask[i : i + 1].long()}
         assert text.ids == reference(folder, [answer.begin], 5, **given)[: len(text.ids)]
+
+
+def test_control_an_encoder_whose_embeddings_are_not_scaled_is_another():
+    """Marian multiplies embeddings by the root of their size, but not those that it is given."""
+    from luban.columns.text import Text as Column
+    from luban.nn.encoders.pretrained import Pretrained
+
+    name = checkpoints.folder("marian")
+    column = Column("said", tokens_of=name).fit(["one two", "the film was good"])
+    encoder = Pretrained([column], name=name).eval()
+    assert encoder.scale == 4.0
+    x, mask = map(torch.as_tensor, column.collate(column.encode_all(["the film was good", "one"])))
+    with torch.no_grad():
+        want = encoder.model(input_ids=x, attention_mask=mask.long())[0][mask]
+        assert (encoder(encoder.embed(x, mask), mask).x[mask] - want).abs().max() < 1e-5
+        encoder.scale = 1.0
+        assert (encoder(encoder.embed(x, mask), mask).x[mask] - want).abs().max() > 0.1
+
+
+def test_a_marian_learns_a_step_and_comes_back(tmp_path):
+    tuned = translator("marian", epochs=2, rate=0.1)
+    assert tuned.metrics[-1]["loss"] < tuned.metrics[0]["loss"]
+    asked = [{"said": "one two 3"}, {"said": "one two 4"}]
+    before = tuned.predict(asked)
+    assert luban.load(tuned.save(tmp_path / "m")).predict(asked) == before
 
 
 def test_it_learns_and_needs_nobody(tmp_path):

@@ -278,6 +278,8 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["plan", "bad.yaml", "--gpus", "2xL4"], ["bad.yaml:3", "categry", "category"]),
     (["resume", "nowhere"], ["nowhere"]),
     (["evaluate", "nowhere", "row.csv"], ["nowhere", "row.csv", "rows.csv"]),
+    (["shots", "m", "row.csv", "--target", "back", "--shots", "0,-1", "--draws", "0"], ["row.csv", "rows.csv", "--shots", ">= 0", "--draws"]),
+    (["shots", "m", "rows.csv", "--target", "back"], ["m", "inputs"]),
     (["predict", "nowhere", "rows.csv"], ["nowhere"]),
     (["predict", "m", "row.csv"], ["row.csv", "rows.csv"]),
     (["predict", "m", "rows.csv", "--out", "a.xlsx"], ["a.xlsx", ".csv"]),

@@ -451,3 +451,19 @@ def test_a_quantised_writer_is_saved_writes_and_makes_no_table_twice(tmp_path, m
     monkeypatch.setattr(Quantized, "weight", property(lambda self: (made.append(self.dense is None), real(self))[1]))
     assert small.generate("good", tokens=8, temperature=0.0) == text
     assert made and not any(made)
+
+
+def test_settings_of_sampling_have_one_set_of_names():
+    """`Sampling`, the flags of `luban generate` and the keys of the server."""
+    from dataclasses import fields
+
+    from luban import cli
+    from luban.command import Verb
+    from luban.generation.sampling import Sampling
+    from luban.stages.serve.openai import wanted
+
+    names = {f.name for f in fields(Sampling)}
+    flags = {f.name for f in (*Verb(cli.generate).flags, *cli.COMMON)}
+    keys = set(wanted._schema(wanted._sampled)["properties"])
+    assert names - flags == set() and names - keys == set()
+    assert names - (keys - {"top_k"}) == {"top_k"}, "control: one that lacks is seen"

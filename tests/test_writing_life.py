@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import luban
-from luban.errors import Unsupported
+from luban.errors import DataError, Unsupported
 from luban.nn.grouped import GROUP, packed, unpacked_rows
 from luban.nn.tokens import Batch
 from luban.stages.explain import explain_rows
-from tests import tiny
+from luban.stages.explain.going_on import GoingOn
+from tests import tiny, writing
 
 WORDS = ("red", "green", "blue", "old", "new")
 
@@ -129,7 +130,6 @@ def test_what_cannot_be_is_said(tmp_path):
         model().export(out=tmp_path / "x.onnx", data=rows(5))
     alone = luban.load(tiny.writer(tmp_path))
     for wrong in (
-        lambda: alone.explain(tiny.rows(3)),
         lambda: alone.predict(tiny.rows(3)),
         lambda: tiny.model().generate("x"),
     ):
@@ -144,3 +144,53 @@ def test_a_language_model_is_judged_by_bits(tmp_path):
     assert 0 < found["metrics"]["bits_per_byte"]["value"] < 8
     text = alone.generate("good", tokens=5, seed=3)
     assert text == alone.generate("good", tokens=5, seed=3)
+
+
+# -- the prompt of a language model ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["llama", "gpt", "transformer", "lstm"])
+def test_a_prompt_and_its_answer_are_read_as_one_text(head):
+    """Prompts of different lengths, padded side by side: the logits of each answer are those of its text alone."""
+    net = writing.network(head)
+    asked = GoingOn(net)
+    columns, _, values = asked.prompts(["the cat", "a dog and a cat", "mat"], 12)
+    answers = torch.tensor([[5, 6, 7], [8, 9, 0], [10, 0, 0]])
+    x, mask = map(torch.as_tensor, columns["prompt"].collate([v["prompt"] for v in values]))
+    batch = Batch({"prompt": (x, mask)}, {}, 3).answered("text", answers)
+    with torch.no_grad():
+        found = asked(batch)["text"]
+        for i, v in enumerate(values):
+            ids = torch.tensor([[asked.column.begin, *v["prompt"].tolist(), *answers[i].tolist()]])
+            alone = net.writer.logits(None, ids, torch.ones_like(ids, dtype=torch.bool))[0, len(v["prompt"]) : -1]
+            assert (found[i] - alone).abs().max() < 1e-4
+        shifted = Batch({"prompt": (x, torch.ones_like(mask))}, {}, 3).answered("text", answers)
+        assert (asked(shifted)["text"] - found).abs().max() > 1e-3, "control: padding that counts as text"
+
+
+def test_what_a_language_model_writes_is_explained_by_its_prompt(tmp_path):
+    alone = luban.load(tiny.writer(tmp_path))
+    report = alone.explain([{"review": "good bad odd"}, {"review": "odd"}], rows=2, tokens=4)
+    first, second = report.numbers["rows"]
+    assert first["segments"]["prompt"] == ["good", "bad", "odd"] and len(first["weights"]["prompt"]) == 3
+    assert first["answer"] == alone.generate("good bad odd", tokens=4, temperature=0.0)
+    matrix = first["by_token"]["weights"]
+    assert matrix.shape == (4, 3) and second["by_token"]["weights"].shape[1] == 1
+    assert np.abs(matrix.sum(0) - first["weights"]["prompt"]).max() < 0.05 * np.abs(matrix).sum() + 1e-3
+    assert report.numbers["error"]["gap_share"] < 0.02
+    assert "prompt" in report.to_markdown()
+
+
+@pytest.mark.parametrize("method", ["kernel-shap", "lime"])
+def test_other_methods_explain_a_prompt_too(tmp_path, method):
+    alone = luban.load(tiny.writer(tmp_path))
+    report = alone.explain([{"review": "good bad odd"}], rows=1, tokens=3, method=method, samples=16)
+    assert len(report.numbers["rows"][0]["weights"]["prompt"]) == 3
+
+
+def test_a_prompt_with_nothing_in_it_is_refused(tmp_path):
+    alone = luban.load(tiny.writer(tmp_path))
+    with pytest.raises(DataError):
+        alone.explain([{"review": " "}], rows=1)
+    with pytest.raises(DataError, match="review"):
+        alone.explain([{"reviews": "good"}], rows=1)

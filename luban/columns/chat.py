@@ -171,6 +171,8 @@ def sequence(column: Text, talk: Sequence[Said]) -> list[Place]:
         talk, first = [Said("system", template["system"]), *talk], -1
     found = [] if _starts(template) else [Place(template["begin"], False, -1)]
     for number, (role, content) in enumerate(talk, first):
+        if role not in template["roles"]:
+            raise DataError("chat.unknown_role", name=column.name, role=role)
         opens, closes = template["roles"][role]
         head = opens[-1] if opens and isinstance(opens[-1], str) else ""  # cut together with the message
         before, behind = _cut(column, opens[:-1] if head else opens), _cut(column, closes)

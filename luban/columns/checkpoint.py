@@ -114,14 +114,17 @@ def _written(
     starts = (config.get("decoder_start_token_id"), before[-1] if before else None, said.get("bos_token_id"))
     begin = next((i for i in (*starts, config.get("bos_token_id")) if _is_id(i, rows)), end)
     control = made.get_added_tokens_decoder()
+    source, marks = _template(folder, about), {t.content: i for i, t in control.items() if t.special}
+    words = {f"{kind}_token": _word(about, f"{kind}_token") for kind in ("bos", "eos", "unk", "pad")}
+    chat = templates.derived(source, words, marks, begin) or templates.known(source, ids, begin)
     return {
         "size": rows, "begin": begin, "end": end, "stops": sorted({end, *stops}), "bare": not before, "before": [],
-        "after": [end], "chat": templates.known(_template(folder, about), ids, begin), "silent": sorted(i for i, t in control.items() if t.special),
+        "after": [end], "chat": chat, "silent": sorted(i for i, t in control.items() if t.special),
     }  # fmt: skip
 
 
 def _template(folder: Path, about: dict[str, Any]) -> str:
-    """The checkpoint's template of conversations: a program, which is looked at and never run."""
+    """The checkpoint's template of conversations: a program in Jinja, "" where there is none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8", errors="replace")
@@ -171,6 +174,12 @@ def _id(about: dict[str, Any], ids: dict[str, int], kind: str, fallback: int | N
     named = about.get(kind)
     named = named.get("content") if isinstance(named, dict) else named
     return next((ids[t] for t in (named, *USUAL[kind]) if t in ids), fallback)
+
+
+def _word(about: dict[str, Any], kind: str) -> str:
+    named = about.get(kind)
+    named = named.get("content") if isinstance(named, dict) else named
+    return named if isinstance(named, str) else ""
 
 
 def _number(plain: dict[str, Any], key: str) -> int | None:

@@ -41,9 +41,11 @@ def likelihood(network: Any, name: str, examples: Examples) -> np.ndarray:
 
 @torch.inference_mode()
 def hidden(network: Any, name: str, examples: Examples) -> np.ndarray:
-    """(N, 3) for a network that says hidden tokens: the loss of those of each text, how many they are, how many were right."""
+    """(N, 3 or more) for a network that is asked what a text itself holds: the loss of what was asked, how much that is, how
+    much was right; see `told` of its fusion.
+    """
     column, texts = examples.columns[name], examples.inputs[name]
-    found, pieces, owners = np.zeros((len(examples), 3)), [], []
+    found, pieces, owners = np.zeros((len(examples), 0)), [], []
     most = min(column.length, int(texts.lengths.max(initial=1)))
     for i in range(len(texts)):
         cut = [texts[i][a : a + most] for a in range(0, len(texts[i]), most)]
@@ -53,7 +55,9 @@ def hidden(network: Any, name: str, examples: Examples) -> np.ndarray:
     for index in _batches(cut.lengths):
         x, mask = column.collate(take(cut, index))
         batch = Batch({name: (torch.as_tensor(x, device=device), torch.as_tensor(mask, device=device))}, {}, len(index))
-        np.add.at(found, owner[index], network(batch)[name].double().cpu().numpy())
+        told = network(batch)[name].double().cpu().numpy()
+        found = found if found.shape[1] else np.zeros((len(examples), told.shape[1]))
+        np.add.at(found, owner[index], told)
     return found
 
 

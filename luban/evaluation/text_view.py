@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from luban.columns.examples import cells
 from luban.errors import MissingExtra
@@ -21,6 +22,7 @@ from luban.messages import say
 BEGUN, GOES_ON = 8, 80  # words of a text that a language model is given, tokens that it writes
 SHOWN = 400  # characters of a text that a table shows
 LATELY = 8 << 20  # bytes of training text that a baseline of a language model reads, the last ones
+SHOWN_WORDS, NEAREST = 20, 8
 NAMES = ("chrf", "bleu", "rouge_l", "exact_match", "word_error_rate")
 
 
@@ -172,6 +174,56 @@ class HiddenView(View):
 
     def row(self, i: int) -> list[Any]:
         return [_short(self.texts[i]), f"{-self.per_row()[i]:.3f}"]
+
+
+class NearView(View):
+    """Neighbours told from words that were drawn at random (`fusion: skip_gram`)."""
+
+    kind = "near"
+    texts: list[str]
+    main = ("accuracy", True)
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        nats, count, right, _ = self.predictions.losses.T
+        draws = {"seed": self.seed, "resamples": self.resamples}
+        return {"accuracy": text_metrics.ratio(right, count, **draws), "loss": text_metrics.ratio(nats, count, **draws)}
+
+    def _measure(self, baseline: Baseline) -> dict[str, Metric]:
+        """The commoner word is taken for the neighbour."""
+        _, count, _, commoner = self.predictions.losses.T
+        return {
+            "accuracy": text_metrics.ratio(commoner, count, seed=self.seed, resamples=max(100, self.resamples // 5))
+        }
+
+    def pictures(self, report: Any, rivals: list[Baseline]) -> None:
+        pass
+
+    def samples(self, report: Any, bundle: Any) -> None:
+        """Words of every frequency and those nearest to them."""
+        from luban.columns import tokenizer
+        from luban.nn.skip_gram import nearest
+
+        words = tokenizer.words(self.predictions.column.state["tokenizer"])
+        table = bundle.network.fusion[list(bundle.inputs).index(self.name)].table[0].weight.detach().cpu()
+        plain = [i for i, w in enumerate(words) if i > 1 and w.strip("Ġ▁").isalpha() and len(w) > 3]
+        ids = torch.tensor(plain[: SHOWN_WORDS * 40 : 40] or plain[:SHOWN_WORDS], dtype=torch.long)
+        if not len(ids):
+            return
+        near, cosines = nearest(table, ids, NEAREST)
+        told = [
+            [words[i], ", ".join(f"{words[j]} {c:.2f}" for j, c in zip(row, cs))]
+            for i, row, cs in zip(ids.tolist(), near.tolist(), cosines.tolist())
+        ]
+        report.heading(say("evaluate.nearest"), 3)
+        report.table("", [say("evaluate.word"), say("evaluate.nearest_to")], told)
+
+    def per_row(self) -> np.ndarray:
+        _, count, right, _ = self.predictions.losses.T
+        return np.where(self.known, right / count.clip(1), np.nan)
+
+    def worst(self, count: int) -> np.ndarray:
+        return np.zeros(0, np.int64)
 
 
 def unigram(column: Any, train: Any) -> list[Baseline]:

@@ -292,9 +292,10 @@ VIEWS = {"category": CategoryView, "number": NumberView}
 
 def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, seed: int) -> View:
     if predictions.losses is not None:
-        from luban.evaluation.text_view import HiddenView, TextView, text_of
+        from luban.evaluation.text_view import HiddenView, NearView, TextView, text_of
 
-        found = (TextView if predictions.losses.shape[1] == 2 else HiddenView)(name, predictions, resamples, seed)
+        kind = {2: TextView, 3: HiddenView, 4: NearView}[predictions.losses.shape[1]]
+        found = kind(name, predictions, resamples, seed)
         found.texts = text_of(judged.cells[name], predictions.column)
         return found
     from luban.evaluation.label_view import LabelsView

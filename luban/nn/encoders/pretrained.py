@@ -63,6 +63,7 @@ class Pretrained(Encoder):
             raise RequestError(problem("model.other_tokens", place=column.name, name=name, found=str(column.tokens_of)))
         source = column.source if torch.get_default_device().type != "meta" else None
         self.model = loaded(source, config, name) if source else built(config, name)
+        self.scale = _scale(self.model)
         self.learned = source is not None  # its weights are worth keeping: LoRA may stand beside them
         if hasattr(self.model, "pooler"):
             self.model.pooler = None
@@ -72,7 +73,8 @@ class Pretrained(Encoder):
             part.requires_grad_(False)
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(x)
+        h = self.model.get_input_embeddings()(x)
+        return h if self.scale == 1 else h * self.scale
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
         return Tokens(self.model(inputs_embeds=embedded, attention_mask=seen(mask).long())[0], mask)
@@ -151,6 +153,21 @@ def _evenly(model: nn.Module) -> nn.Module:
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
         return model.get_encoder()
     return model
+
+
+@torch.no_grad()
+def _scale(model: nn.Module) -> float:
+    """What embeddings are multiplied by before the encoder sees them (Marian, Pegasus), where it does not do so itself with
+    those that it is given."""
+    asked = getattr(model, "embed_scale", 1.0)
+    table = model.get_input_embeddings()
+    if not isinstance(asked, (int, float)) or asked == 1 or table.weight.is_meta:
+        return 1.0
+    was, ids = model.training, torch.arange(min(3, table.weight.shape[0]), device=table.weight.device)[None]
+    model.eval()
+    whole, given = model(input_ids=ids)[0], model(inputs_embeds=table(ids))[0]
+    model.train(was)
+    return 1.0 if torch.allclose(whole, given, atol=1e-5) else float(asked)
 
 
 def _lowest(model: nn.Module, freeze: int | str) -> list[nn.Module]:

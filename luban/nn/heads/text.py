@@ -116,6 +116,10 @@ class TransformerText(Written):
         memory, real = (None, None) if tokens is None else tokens[:2]
         return self._vocabulary(self.layers(self.embedding(ids), mask, memory, real))
 
+    def continued(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """Embedded tokens (B, T, D) of a decoder without memory -> logits (B, T, V) of what follows each."""
+        return self._vocabulary(self.layers(embedded, mask))
+
     def start(self, tokens: Tokens | None, rows: int) -> Past:
         first = self.layers.layers[0].attention
         past = Past.empty(

@@ -87,9 +87,9 @@ class LSTMText(Written):
         lengths = torch.zeros(rows, dtype=torch.long, device=like.device)
         return Reading([(first, zero) for _ in self.layers], lengths, memory, mask)
 
-    def _states(self, state: Reading, ids: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """What the layers make of further ids (B, T): (B, T, D), and where they stand then."""
-        h, found = self.dropout(self.embedding(ids)), []
+    def _states(self, state: Reading, embedded: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """What the layers make of further tokens (B, T, D): (B, T, D), and where they stand then."""
+        h, found = self.dropout(embedded), []
         for layer, (hidden, cell) in zip(self.layers, state.states):
             h, (hidden, cell) = layer(h, (hidden[None].contiguous(), cell[None].contiguous()))
             h = self.dropout(h)
@@ -105,12 +105,17 @@ class LSTMText(Written):
 
     def logits(self, tokens: Tokens | None, ids: Tensor, mask: Tensor) -> Tensor:
         state = self.start(tokens, len(ids))
-        return self._answers(state, self._states(state, ids)[0])
+        return self._answers(state, self._states(state, self.embedding(ids))[0])
+
+    def continued(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """Embedded tokens (B, T, D) without memory -> logits (B, T, V) of what follows each."""
+        state = self.start(None, len(embedded))
+        return self._answers(state, self._states(state, embedded)[0])
 
     def advance(self, state: Reading, ids: Tensor, mask: Tensor) -> Tensor:
         last = self.embedding.weight.new_zeros(len(ids), self.embedding.embedding_dim)
         for t in range(ids.shape[1]):  # rows that are through keep where they are
-            h, found = self._states(state, ids[:, t : t + 1])
+            h, found = self._states(state, self.embedding(ids[:, t : t + 1]))
             real = mask[:, t : t + 1]
             state.states = [
                 (torch.where(real, a, b), torch.where(real, c, d)) for (a, c), (b, d) in zip(found, state.states)

@@ -1,4 +1,5 @@
-"""Learning a language from raw text: words are hidden, and the encoder says what they were (Devlin et al. 2019, "BERT").
+"""Learning a language from raw text: words are hidden, and the encoder says what they were (Devlin et al. 2019, "BERT"); or
+words that stand near each other get vectors that tell it (`luban.nn.skip_gram`).
 
 A model of its own that others begin with: `start: {source: FOLDER}` takes the encoder over.
 """
@@ -24,10 +25,10 @@ A, B, M = 2_654_435_761, 40_503, 1_000_003  # of a hash that spreads ids and pla
 
 
 class Masked(Composed):
-    """Every text input is read with some of its tokens hidden; there are no outputs. `masked` are the inputs' names.
+    """Every text input is read and asked by the fusion what it itself holds; there are no outputs. `masked` are the inputs' names.
 
-    `forward` gives, per input, (B, 3): the loss of its hidden tokens, how many those are, and how many would have been
-    said rightly. What is hidden is drawn anew each time while training; else it depends on the text alone, so that two
+    `forward` gives what the fusion's `told` does, per input (B, 3 or more): the loss of what was asked, how much that is, and how
+    much of it would have been said rightly. What is hidden is drawn anew each time while training; else it depends on the text alone, so that two
     networks are asked the same. Raises Unsupported for inputs that are no sequences of ids, and beside outputs.
     """
 
@@ -51,15 +52,7 @@ class Masked(Composed):
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         found = {}
         for name, encoder, guess in zip(self.masked, self.encoders, self.fusion):
-            x, mask = batch.inputs[name]
-            hidden, shown = guess.hide(x, mask)
-            states = encoder(encoder.embed(shown, mask), mask).x
-            if states.shape[1] != x.shape[1]:
-                raise Unsupported("masked.no_places", input=name, encoder=type(encoder).__name__)
-            each, right = guess(states[hidden], x[hidden])
-            row = hidden.nonzero()[:, 0]
-            sums = [torch.zeros(len(x), device=x.device).index_add(0, row, t.float()) for t in (each, right)]
-            found[name] = torch.stack([sums[0], hidden.sum(1).float(), sums[1]], 1)
+            found[name] = guess.told(encoder, *batch.inputs[name])
         return found
 
     def divergence(self, *_: Any, **__: Any) -> Any:
@@ -104,6 +97,18 @@ class Guess(nn.Module):
         self.bias = nn.Parameter(torch.zeros(column.size))
         begins = torch.tensor(column.begins()) if whole_words else torch.ones(column.size, dtype=torch.bool)
         self.register_buffer("begins", begins, persistent=False)
+        self.name = column.name
+
+    def told(self, encoder: Any, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, 3): the loss of the hidden tokens of each text, how many they are, how many are said rightly."""
+        hidden, shown = self.hide(x, mask)
+        states = encoder(encoder.embed(shown, mask), mask).x
+        if states.shape[1] != x.shape[1]:
+            raise Unsupported("masked.no_places", input=self.name, encoder=type(encoder).__name__)
+        each, right = self(states[hidden], x[hidden])
+        row = hidden.nonzero()[:, 0]
+        sums = [torch.zeros(len(x), device=x.device).index_add(0, row, t.float()) for t in (each, right)]
+        return torch.stack([sums[0], hidden.sum(1).float(), sums[1]], 1)
 
     def hide(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Which places (B, T) are hidden, and the ids that are shown."""

@@ -1,4 +1,4 @@
-"""audit: can the model's confidence be believed, and how does it treat groups of people."""
+"""audit: can the model's confidence be believed, how does it treat groups of people, what does it give back of its training texts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Predictions, Table, table
 from luban.messages import say
 from luban.report import Report
-from luban.settings import Natural
+from luban.settings import Count, Natural
 from luban.stages.audit import calibrate as calibrating
 from luban.stages.audit import groups as grouping
+from luban.stages.audit import memory as remembered
 
 
 def audit(
@@ -29,14 +30,19 @@ def audit(
     calibrate: bool = True,
     output: str | None = None,
     positive: str | None = None,
+    passages: Natural = 200,
+    context: Count = 50,
+    follow: Count = 50,
     seed: Natural | None = None,
 ) -> Bundle | Report:
     """A Report of kind "audit"; a Bundle that holds it when calibration changed the model.
 
     `sensitive`: the column that tells groups apart, an input or not. `positive`: the label that counts as selected (the last
     of two when not named). `calibrate`: fit a temperature per output on validation rows and keep it when the held-out loss
-    falls; no answer changes by it, only its probability. `output`: one output only. `seed`:
-    of the resampling, the recipe's unless given.
+    falls; no answer changes by it, only its probability. `output`: one output only. `passages`: of a
+    model that writes, so many of the training texts and as many of others are begun with `context` tokens, and the next
+    `follow` that it writes held against the text (`luban.evaluation.memory`). `seed`: of the resampling and of passages, the
+    recipe's unless given.
     Raises DataError without truth or such a column, RequestError for an output or a label that is not there.
     """
     part, rows = data.held_out()
@@ -57,6 +63,9 @@ def audit(
         _groups(report, bundle.seeded(seed), judged, chosen, sensitive, positive)
     else:
         report.note("info", say("audit.no_sensitive"))
+    if passages and hasattr(bundle.network, "advance") and not bundle.recipe.prefers:
+        asked = {"passages": passages, "context": context, "follow": follow}
+        remembered.audit(report, bundle.seeded(seed), data, rows, **asked)
     if not temperatures:
         return report
     return warmed(bundle, temperatures).with_report(report).with_history("audit", temperatures=temperatures)

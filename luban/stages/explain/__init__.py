@@ -27,11 +27,13 @@ from luban.report import Report
 from luban.settings import Count, Natural
 from luban.stages.explain import checks
 from luban.stages.explain.game import Example, Masked, Scorer, example, still
+from luban.stages.explain.going_on import GoingOn
 from luban.stages.explain.methods import METHODS, Found, Task, feature_layers
 from luban.stages.explain.page import page
 
 BY_TOKEN = "integrated-gradients"  # the method that is cheap enough to be asked about every token of an answer
 MATRICES, LONGEST = 5, 60  # rows and tokens that are drawn so
+PROMPT = 64  # tokens of a text that a language model goes on from
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def explain(
     samples: Count | Literal["auto"] = "auto",
     steps: Count = 50,
     background: Literal["typical", "rows"] | dict = "typical",
+    tokens: Count = 20,
     seed: Natural = 0,
     out: str | None = None,
 ) -> Report:
@@ -80,19 +83,30 @@ def explain(
     `rows`: how many, from the first held-out row, or positions in the data from 0. `target`: the class to explain instead of
     the predicted one; of tags a type, a tag, or one at a place (see `luban.columns.tags.Tags.fixed`). `samples`: coalitions
     or masks a row (auto: 512, or eight a segment). `background`: what stands where a segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
+    A language model writes `tokens` on from the beginning of each text, and the words of that beginning are weighed: its prompt.
     `out`: folder for explain.json and explain.html.
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
     """
-    if not bundle.inputs or not bundle.outputs:
+    goes_on = not bundle.inputs and hasattr(bundle.network, "advance") and not bundle.recipe.prefers
+    if not bundle.outputs or not (bundle.inputs or goes_on):
         raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
     data_rows, framed = _rows(bundle, data, rows)
-    encoded = encode(bundle.columns, bundle.inputs, (), framed)
+    network, columns, given = bundle.network, bundle.columns, None
+    if goes_on:
+        network = GoingOn(bundle.network)
+        if network.written not in framed.table.column_names:
+            raise DataError(problem("data.no_column", place=data.rows.source, name=network.written, allowed=framed.table.column_names))  # fmt: skip
+        most = max(1, bundle.network.window - tokens - 2)
+        columns, raw, values = network.prompts([r[network.written] for r in records(framed.table)], min(most, PROMPT))
+        given = network.answered(values, min(tokens, max(1, bundle.network.window - 2)))
+    else:
+        raw, values = records(framed.table), _values(encode(columns, bundle.inputs, (), framed))
     found = explain_rows(
-        bundle.network, bundle.columns, records(framed.table), _values(encoded), data_rows,
+        network, columns, raw, values, data_rows,
         method=method, output=_output(bundle, output), target=target, samples=None if samples == "auto" else samples,
-        steps=steps, background=background, seed=seed,
+        steps=steps, background=background, seed=seed, given=given,
     )  # fmt: skip
-    report = page(found, bundle.columns, {"background": background, "seed": seed, "target": target})
+    report = page(found, columns, {"background": background, "seed": seed, "target": target})
     if out:
         report.save(Path(out))
     return report
@@ -112,13 +126,17 @@ def explain_rows(
     steps: int = 50,
     background: Any = "typical",
     seed: int = 0,
+    given: tuple[list[Answer], np.ndarray] | None = None,
 ) -> Explanation:
-    """Explain encoded rows (`values`: input -> x) of a network; see `explain`. The network is left as it was."""
+    """Explain encoded rows (`values`: input -> x) of a network; see `explain`. The network is left as it was.
+
+    `given`: its answers to the rows, and the same as numbers that can be scored, where they are known already.
+    """
     method = registry.ALIASES.get(method, method)
     if method not in METHODS:
         raise RequestError(problem("explain.unknown_method", name=method, allowed=METHODS))
     with still(network), torch.random.fork_rng(devices=[]):
-        answers, own = _answers(network, columns, values, output, raw)
+        answers, own = given or _answers(network, columns, values, output, raw)
         numbers, explained = _fixed(columns[output], answers, own, target, raw)
         scorer = Scorer(network, columns, output, numbers)
         games = [

@@ -23,12 +23,13 @@ def export(
     bundle: Bundle,
     data: Any,
     *,
-    to: Literal["onnx", "huggingface"] = "onnx",
+    to: Literal["onnx", "huggingface", "word2vec"] = "onnx",
     out: str | None = None,
     rows: Count = 64,
 ) -> Path:
     """onnx: one self-contained file that `luban.engines.OnnxEngine` and `luban serve` answer from without PyTorch.
     huggingface: a folder that `transformers`, vLLM and llama.cpp open, of a model that writes or says hidden words.
+    word2vec: a text file of the vectors of the words of one input, as gensim and `vectors:` of a column read it.
 
     `out`: the file or folder, or (onnx) a folder to put `model.onnx` into. `rows`: how many real rows it is held against, in several batch
     sizes, lengths and paddings; the file appears only when all answers agree.
@@ -42,6 +43,10 @@ def export(
         path, worst = to_huggingface(bundle, out)
         tell("export.agrees_folder", difference=f"{worst:.1e}")
         return path
+    if to == "word2vec":
+        from luban.stages.export.to_word2vec import to_word2vec
+
+        return to_word2vec(bundle, out)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         need(module, "export")
     path = Path(out)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from luban import files
 from luban.bundle import Bundle
+from luban.columns import templates
 from luban.errors import ExportMismatch, RequestError, Unsupported, need, problem, raise_all, shortened
 from luban.huggingface import parts_of
 from luban.nn import families
@@ -96,6 +97,8 @@ def _content(bundle: Bundle, kind: families.Family) -> dict[str, bytes]:
     config |= {"tie_word_embeddings": kind is families.BERT or "lm_head.weight" not in weights, "dtype": "float32"}
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.length, **named}
     about |= {"clean_up_tokenization_spaces": False}
+    if column.ends and (chat := _chat(column, tokenizer)):
+        about["chat_template"] = chat
     found = {
         "config.json": config,
         "tokenizer.json": tokenizer,
@@ -149,6 +152,14 @@ def _tokenizer(column: Any) -> tuple[dict[str, Any], dict[str, str], dict[str, A
     return plain, {k: known[i] for k, i in marks.items() if i in known}, ids
 
 
+def _chat(column: Any, tokenizer: dict[str, Any]) -> str | None:
+    """The template of conversations that the model answers to, in Jinja; None where it has none, or a mark has no name."""
+    if not column.state.get("chat"):
+        return None
+    named = {t["id"]: t["content"] for t in tokenizer.get("added_tokens", ())}
+    return templates.jinja(column.state["chat"], named)
+
+
 def _begun(token: str, i: int) -> dict[str, Any]:
     """A text begins with that token, as `tokenizers` writes it."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
@@ -180,6 +191,8 @@ def passes(bundle: Bundle, folder: Path, texts: tuple[str, ...]) -> float:
         if mine != other:
             wrong.append(problem("export.other_ids", text=text[:40], found=other[:12], want=mine[:12]))
     raise_all(ExportMismatch, wrong[:3])
+    if column.ends and tokenizer.chat_template:
+        _same_talk(column, tokenizer, texts)
     rng, worst = np.random.default_rng(0), 0.0
     with torch.inference_mode():
         for length in (n for n in LENGTHS if n <= most):
@@ -191,6 +204,16 @@ def passes(bundle: Bundle, folder: Path, texts: tuple[str, ...]) -> float:
     for text in texts[:2] if column.ends else ():
         _same_text(bundle, theirs, tokenizer, text[: max(1, most // 8)], min(TOKENS, most // 4))
     return worst
+
+
+def _same_talk(column: Any, tokenizer: Any, texts: tuple[str, ...]) -> None:
+    """Conversations of these texts are the same ids by the folder's template."""
+    for text in texts:
+        talk = [{"role": r, "content": text.strip()} for r in ("user", "assistant", "user")]
+        whole = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        mine, other = column.chat(talk).tolist(), tokenizer(whole, add_special_tokens=False)["input_ids"]
+        if mine != other:
+            raise ExportMismatch(problem("export.other_ids", text=text[:40], found=other[:12], want=mine[:12]))
 
 
 def _layers(network: nn.Module) -> Any:
