@@ -2,7 +2,7 @@
 
     python -m benchmarks.language.llama_cpp --convert llama.cpp/convert_hf_to_gguf.py [--model FOLDER] [--json FILE]
 
-`--convert`: the script of a llama.cpp source tree (the sdist of llama-cpp-python holds one, below vendor/); it needs the packages gguf and transformers. llama.cpp
+`--convert`: the script of a llama.cpp source tree (the sdist of llama-cpp-python holds one, below vendor/); it needs the packages gguf, transformers and sentencepiece. llama.cpp
 itself comes with the package xllamacpp. Without `--model` a small network of Llama's shape is trained for a minute on English books. Greedy, float32.
 
 The converter knows tokenizers of published models by a checksum; one learned here is told to it as `gpt-2`, whose way of cutting text before the merges it has.
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS)
     parser.add_argument("--json")
     a = parser.parse_args()
     import xllamacpp
@@ -72,7 +73,7 @@ def main() -> None:
     params.n_gpu_layers, params.cpuparams.n_threads = 0, 1
     server = xllamacpp.Server(params)
     rows = []
-    for prompt in PROMPTS:
+    for prompt in a.prompts:
         asked = {"prompt": prompt, "max_tokens": a.tokens, "temperature": 0, "top_k": 1}
         theirs = server.handle_completions(asked)
         theirs = theirs["choices"][0]["text"] if "choices" in theirs else theirs["content"]

@@ -109,10 +109,13 @@ def loaded(folder: Path, config: Mapping[str, Any], name: str, room: str = ENCOD
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise RequestError(problem("model.bad_weights", place=str(folder), name=name, reason=reason)) from e
-    lacking = sorted(k for k in about["missing_keys"] if not k.startswith("pooler."))
+    made = {
+        n.removeprefix("model.") for n in getattr(kind, "_keys_to_ignore_on_load_missing", None) or ()
+    }  # fixed positions of Marian
+    lacking = [k for k in about["missing_keys"] if k.removeprefix("model.") not in made and not k.startswith("pooler.")]
     wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"])
     if lacking or wrong:
-        values = {"lacking": shortened(lacking) or "-", "wrong": shortened(wrong) or "-"}
+        values = {"lacking": shortened(sorted(lacking)) or "-", "wrong": shortened(wrong) or "-"}
         raise RequestError(problem("model.weights_differ", place=str(folder), name=name, **values))
     if extra := sorted(about["unexpected_keys"]):
         tell("model.extra", name=name, count=len(extra), names=shortened(extra))

@@ -58,8 +58,8 @@ class Pretrained(Written):
 
     @property
     def window(self) -> int:
-        """Tokens that it can look back on."""
-        return self.column.length + 1
+        """Tokens that it can look back on: no more than the positions that it has."""
+        return min(self.column.length + 1, self.column.state.get("window") or self.column.length + 1)
 
     @property
     def last(self) -> list[nn.Module]:
