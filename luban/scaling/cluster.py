@@ -12,13 +12,11 @@ from typing import Any
 from luban import console
 from luban.errors import WorkError
 
-TRIES = (
-    3  # starts of a local cluster: Ray gives its own processes up after 30 seconds, too few on a machine at its limits
-)
+TRIES = 10  # starts of a local cluster: Ray gives its own processes up after 30 seconds, too few on a busy machine
 
 
 def begin(ray: Any, *, patience: float, address: str | None = None, **settings: Any) -> None:
-    """`ray.init`, a local cluster's once more where it did not come and `patience` (seconds) is left.
+    """`ray.init`, a local cluster's again where it did not come and `patience` (seconds) is left.
 
     Raises WorkError in one sentence where there is no cluster in the end.
     """
@@ -33,7 +31,7 @@ def begin(ray: Any, *, patience: float, address: str | None = None, **settings: 
                 signal.raise_signal(signal.SIGTERM)
             raise
         except Exception as e:  # Ray raises plain Exception, RuntimeError, ConnectionError and more of its own
-            reason = " ".join(str(e).split())[:300] or type(e).__name__
+            reason = " ".join(str(e).split())[:300].rstrip(".") or type(e).__name__
             with suppress(Exception):
                 ray.shutdown()
             _end(_children() - before)
