@@ -11,7 +11,7 @@ from luban import console, registry
 from luban.data.prepare import Data, gathered, prepare, read_for
 from luban.errors import DataError, Problem, RecipeError, RequestError, problem, raise_all
 from luban.messages import say
-from luban.recipe import KEYS, SHARE, UNTOLD, Part, Recipe, usual_fusion
+from luban.recipe import BORROWED, KEYS, UNTOLD, Part, Recipe, usual_fusion
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         data["rows"] = near(rows)
 
     def beside(room: str, part: Part) -> Part:
-        named = _named(room, part, "path", "model") if part.type != SHARE else ()
+        named = _named(room, part, "path", "model") if part.type not in BORROWED else ()
         return Part(part.type, {k: near(v) if k in named else v for k, v in part.settings.items()})
 
     inputs = {n: beside("columns", p) for n, p in recipe.inputs.items()}
@@ -101,7 +101,7 @@ def _absent_files(recipe: Recipe) -> list[Problem]:
     places += [
         (f"model.{n}", "heads" if n in recipe.outputs else "encoders", p)
         for n, p in recipe.model.items()
-        if p.type != SHARE
+        if p.type not in BORROWED
     ]
     asked = [(f"{place}.{p.type}.{k}", p.settings[k]) for place, room, p in places for k in _named(room, p, "model")]
     return [models.absent(v, place) for place, v in asked if not models.possible(v)] + [

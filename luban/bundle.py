@@ -57,7 +57,7 @@ LAYOUT = re.compile(  # everything else is refused, sealed or not
 )
 # What a file with the right hashes and the wrong content can make of the code that reads it.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
-ANSWERS = ("explain", "compress", "export", "audit")  # stages that are about a model's answers
+ANSWERS = ("audit",)  # stages that are about nothing but a model's answers
 GIANT = 64  # times the size of the weights' file that a network may have before its edits make it smaller
 
 
@@ -204,10 +204,28 @@ class Bundle:
     def serve(self, **settings: Any) -> None:
         return self._stage("serve", None, settings)
 
+    @property
+    def matches(self) -> bool:
+        """Whether it answers nothing and makes vectors that lie close (`fusion: match`)."""
+        return not self.recipe.outputs and self.recipe.fusion.type == "match"
+
     def refuse_without_outputs(self, stage: str) -> None:
         """Raises Unsupported where a stage is about answers and this model gives none (`fusion: match`)."""
-        if not self.recipe.outputs and self.recipe.fusion.type == "match" and stage in ANSWERS:
+        if self.matches and stage in ANSWERS:
             raise Unsupported("search.no_answers", stage=stage)
+
+    def closeness(self) -> Bundle:
+        """A model that matches as one that answers how close the two inputs of a row lie, a number by the name `match`.
+
+        Raises Unsupported where it has not two inputs.
+        """
+        from luban.columns.number import Number
+        from luban.nn.networks.matching import NAME, Close
+
+        if len(self.inputs) != 2:
+            raise Unsupported("match.not_two_close", inputs=list(self.inputs))
+        number = Number(NAME).learned(mean=0.0, deviation=1.0)
+        return replace(self, network=Close(self.network), columns={**self.columns, NAME: number})
 
     def index(self, data: Any, **settings: Any) -> Bundle:
         return self._stage("index", data, settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from luban.columns.base import from_json, together
 from luban.columns.examples import Arrays
-from luban.errors import BundleError, need
+from luban.errors import BundleError, Unsupported, need
 
 FORMAT = "1"
 LARGEST = 2**31 - 1  # bytes that a protobuf can have
@@ -52,23 +52,45 @@ class OnnxEngine:
             self.feeds = [(str(n), str(x), str(mask)) for n, x, mask in feeds["inputs"]]
             self.outputs = tuple(str(n) for n in feeds["outputs"])
             self.inputs = tuple(n for n, _, _ in self.feeds)
-        except (KeyError, TypeError, ValueError) as e:
+            self.made = {str(n): str(v) for n, v in (feeds.get("vectors") or {}).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise BundleError("onnx.bad_description", path=str(path), reason=str(e)[:200]) from e
         self.session = session(data, self.path, threads)
         self.types = {i.name: TYPES.get(i.type) for i in self.session.get_inputs()}
         wanted = {x for _, *pair in self.feeds for x in pair}
         given = {o.name for o in self.session.get_outputs()}
         lacking = sorted({*self.inputs, *self.outputs} - self.columns.keys())
-        if self.types.keys() != wanted or None in self.types.values() or given != set(self.outputs) or lacking:
+        if (
+            self.types.keys() != wanted
+            or None in self.types.values()
+            or given != {*self.outputs, *self.made.values()}
+            or lacking
+        ):
             raise BundleError("onnx.other_graph", path=str(path))
 
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Output name -> raw head output (B, ...)."""
+        if self.made:
+            raise Unsupported("match.no_answer")
+        return dict(zip(self.outputs, self.session.run(list(self.outputs), self._fed(arrays.inputs))))
+
+    def vectors(self, name: str, arrays: Arrays) -> np.ndarray:
+        """The vectors of one input, (B, D); others that are not given are missing. Raises Unsupported for a network that makes none."""
+        if name not in self.made:
+            raise Unsupported("search.no_vectors")
+        given = dict(arrays.inputs)
+        for n in self.inputs:
+            if n not in given:
+                nothing = self.columns[n].encode_all([None] * arrays.size)
+                given[n] = self.columns[n].collate(nothing)
+        return self.session.run([self.made[name]], self._fed(given))[0]
+
+    def _fed(self, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         fed = {}
         for name, x, mask in self.feeds:
-            for key, value in zip((x, mask), arrays.inputs[name]):
+            for key, value in zip((x, mask), pairs[name]):
                 fed[key] = np.ascontiguousarray(value, self.types[key])
-        return dict(zip(self.outputs, self.session.run(list(self.outputs), fed)))
+        return fed
 
 
 def session(data: bytes, path: Path, threads: int | None) -> Any:

@@ -22,6 +22,7 @@ HEADLINE = {
     "number": ("r2", True),
     "match": ("mrr", True),
     "tags": ("f1", True),
+    "span": ("f1", True),
     "labels": ("f1_micro", True),
 }
 

@@ -50,6 +50,8 @@ DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
 
 
 SHARE = "share"  # model: {hypothesis: {share: premise}}: the encoder of another input, the same weights
+JOINT = "joint"  # model: {passage: {joint: question}}: read in one sequence with another input, by its encoder
+BORROWED = (SHARE, JOINT)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Part:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> Any:
-        if self.type == SHARE:
-            return {SHARE: self.settings["of"]}
+        if self.type in BORROWED and len(self.settings) == 1:
+            return {self.type: self.settings["of"]}
         settings = {k: v for k, v in self.settings.items() if v is not None}
         return {self.type: settings} if settings else self.type
 
@@ -73,14 +75,26 @@ class Part:
         if isinstance(value, str):
             return cls(value)
         ((name, settings),) = value.items()
-        return cls(name, {"of": settings} if name == SHARE else settings or {})
+        return cls(name, {"of": settings} if name in BORROWED and not isinstance(settings, Mapping) else settings or {})
 
 
 UNTOLD = ("masked", "skip_gram")  # fusions that learn what texts hold themselves, without answers
 DEFAULT = (Part("train"), Part("evaluate"))  # the stages of a recipe that names none
 
 
+JOINTLY = {  # settings of an input that is read jointly; see `luban.columns.joining`
+    "type": "object",
+    "properties": {
+        "of": {"type": "string"},
+        "overlap": {"type": "integer", "minimum": 0},
+        "window": {"type": "integer", "minimum": 8},
+    },
+    "required": ["of"],
+    "additionalProperties": False,
+}
+APART = ("pair", "match", "masked")  # fusions that want every text by itself
 KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
+TASKS = {"tags": "token-classification", "span": "question-answering"}
 MUON = {"optimizer": "muon", "rate": 0.01}
 READER = {  # the encoder of a text that another text is written from, by the recipe's size
     "nano": {"width": 128, "layers": 2, "positions": "rotary"},
@@ -119,7 +133,8 @@ class Recipe:
             plain = {**plain, "stages": [aliases.stage(s) for s in plain["stages"]]}
         for change in changes:
             plain = _changed(plain, change)
-        raise_all(RecipeError, Check(lines).recipe(plain))
+        raise_all(RecipeError, Check(lines).recipe(_asked(plain)))
+        plain = _asked(plain)
         return cls(
             data=plain.get("data") or {},
             inputs={k: Part.of(v) for k, v in (plain.get("inputs") or {}).items()},
@@ -180,14 +195,14 @@ class Recipe:
         if answer == "text":
             written = {"text": "text2text-generation", "image": "image-to-text", "tabular": "text-generation"}
             return written[kind]
-        if answer == "tags":
-            return "token-classification"
+        if answer in TASKS:
+            return TASKS[answer]
         return f"{kind}-" + KINDS.get(answer, answer)
 
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
-        brought = {n: self._with_brought(n, self.inputs[self.shared(n) or n]) for n in self.inputs}
+        brought = {n: self._with_brought(n, self._as_read(n)) for n in self.inputs}
         frame = fill("frames", self.frame, self.size)
         clean = self.data.get("clean") or {}
         inputs = columns({n: _cleaning(_packed(p, frame), clean) for n, p in brought.items()})
@@ -225,7 +240,7 @@ class Recipe:
         name = self.shared(name) or name
         kind = self.inputs[name].type
         usual = Part(registry.schema("columns", kind)["x-encoder"])
-        if self.writes and registry.schema("columns", kind)["x-form"] == "ids":
+        if (self.writes or self.together(name)) and registry.schema("columns", kind)["x-form"] == "ids":
             usual = Part("transformer", READER[self.size])  # a state for every token, for a decoder to read
         if self.fusion.type == "skip_gram":
             usual = Part("bag")  # its table are the vectors
@@ -244,7 +259,23 @@ class Recipe:
     def shared(self, name: str) -> str | None:
         """The input whose encoder this one shares, and with it what its column has learned."""
         part = self.model.get(name)
-        return part.settings["of"] if part is not None and part.type == SHARE else None
+        return part.settings["of"] if part is not None and part.type in BORROWED else None
+
+    def joined(self, name: str) -> str | None:
+        """The input that this one is read with in one sequence."""
+        return self.shared(name) if name in self.model and self.model[name].type == JOINT else None
+
+    def together(self, name: str) -> list[str]:
+        """The inputs that are read in one sequence behind this one, in their order."""
+        return [n for n in self.inputs if self.joined(n) == name]
+
+    def _as_read(self, name: str) -> Part:
+        """The column of an input; one that shares an encoder has the other's settings, read jointly a length of its own."""
+        own, of = self.inputs[name], self.shared(name)
+        if of is None:
+            return own
+        kept = {k: own.settings[k] for k in ("length", "keep") if self.joined(name) and own.settings.get(k) is not None}
+        return Part(self.inputs[of].type, {**self.inputs[of].settings, **kept})
 
     def _with_brought(self, name: str, column: Part) -> Part:
         """The column of an input with what its encoder brings: a pretrained one its tokenizer."""
@@ -345,6 +376,29 @@ def writes(part: Part) -> bool:
     return registry.schema("columns", part.type).get("x-head") == "text"
 
 
+def _asked(plain: Any) -> Any:
+    """The plain recipe; a text that an answer is a stretch of is read jointly with the one other text, where nothing is said."""
+    if not isinstance(plain, Mapping) or plain.get("fusion"):
+        return plain
+    inputs, outputs, model = (plain.get(k) or {} for k in ("inputs", "outputs", "model"))
+    if not all(isinstance(side, Mapping) for side in (inputs, outputs, model)):
+        return plain
+    kind = lambda v: Check._named(v)[0]  # noqa: E731
+    texts = [n for n, v in inputs.items() if _mark_of("columns", kind(v), "x-form") == "ids"]
+    for value in outputs.values():
+        of = Check._named(value)[1].get("of")
+        others = [n for n in texts if n != of]
+        free = of in texts and of not in model and len(others) == 1
+        if _mark_of("columns", kind(value), "x-joint") and free and kind(model.get(others[0])) not in BORROWED:
+            return {**plain, "model": {**model, of: {JOINT: others[0]}}}
+    return plain
+
+
+def _mark_of(room: str, name: Any, mark: str) -> Any:
+    """What a thing says of itself, False where it does not; None for a name that is none."""
+    return registry.schema(room, name).get(mark, False) if name in registry.names(room) else None
+
+
 def usual_fusion(outputs: Any) -> Part:
     """The fusion of a recipe that names none: a text is written from every position of the inputs."""
     found = [writes(Part.of(p)) for p in outputs.values()]
@@ -399,6 +453,7 @@ class Check:
         if plain.get("outputs") and (fusion == "match" or (isinstance(fusion, Mapping) and "match" in fusion)):
             yield problem("recipe.match_outputs", place=self.place(("outputs",)))
         yield from self._alongs(plain)
+        yield from self._jointly(plain)
         yield from self._model(plain.get("model"), columns)
         yield from self._one(plain, "frame", "frames")
         yield from self._one(plain, "fusion", "fusions")
@@ -434,6 +489,14 @@ class Check:
         for key, shape in shapes.items():
             if data.get(key) is not None:
                 yield from self.value(data[key], shape, ("data", key))
+
+    def _jointly(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
+        """Fusions that are about each text by itself."""
+        fusion, _ = self._named(plain.get("fusion"))
+        model = plain.get("model") if isinstance(plain.get("model"), Mapping) else {}
+        for name, value in model.items():
+            if isinstance(value, Mapping) and JOINT in value and fusion in APART:
+                yield problem("joint.fusion", place=self.place(("model", name, JOINT)), name=name, fusion=fusion)
 
     def _alongs(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
         """Inputs that can be none, outputs that are `of:` no input, and encoders that give no state for each position."""
@@ -486,25 +549,34 @@ class Check:
                 continue
             side, kind = columns.get(name, ("inputs", name))
             room = "heads" if side == "outputs" else "encoders"
-            if room == "encoders" and isinstance(value, Mapping) and list(value) == [SHARE]:
-                yield from self._share(name, value[SHARE], model, columns, path)
+            if room == "encoders" and isinstance(value, Mapping) and list(value) in ([SHARE], [JOINT]):
+                yield from self._share(name, *value.items(), model, columns, path)
                 continue
             yield from self._part(room, value, path)
             yield from self._suits(room, value, kind, path)
 
     def _share(
-        self, name: str, of: Any, model: Mapping[str, Any], columns: Mapping[str, Any], path: Any
+        self, name: str, asked: tuple[str, Any], model: Mapping[str, Any], columns: Mapping[str, Any], path: Any
     ) -> Iterator[Problem]:
-        """Another input of the same type, with an encoder of its own."""
-        own = lambda n: not (isinstance(model.get(n), Mapping) and SHARE in model[n])  # noqa: E731
+        """Another input of the same type, with an encoder of its own; of those that are read jointly a sequence of ids."""
+        how, value = asked
+        if how == JOINT and isinstance(value, Mapping):
+            yield from self.value(value, JOINTLY, (*path, how))
+        of = value.get("of") if how == JOINT and isinstance(value, Mapping) else value
+        borrows = lambda n: list(v) if isinstance(v := model.get(n), Mapping) else []  # noqa: E731
+        own = lambda n: not {*borrows(n)} & {*BORROWED}  # noqa: E731
+        named = lambda v: v.get("of") if isinstance(v, Mapping) else v  # noqa: E731
+        lent = {h for n in model if n != name for h in borrows(n) if h in BORROWED and named(model[n][h]) == of}
         side, kind = columns.get(name, ("", ""))
-        several = kind in registry.names("columns") and registry.schema("columns", kind)["x-form"] not in (
-            "scalar",
-            "index",
-        )
+        form = registry.schema("columns", kind)["x-form"] if kind in registry.names("columns") else ""
+        several = form == "ids" if how == JOINT else form not in ("", "scalar", "index")
         allowed = [n for n, found in columns.items() if several and n != name and found == (side, kind) and own(n)]
-        if of not in allowed:
-            yield problem("recipe.no_share", place=self.place((*path, SHARE)), name=str(of), allowed=allowed)
+        if of not in allowed or lent - {how}:
+            yield problem(f"recipe.no_{how}", place=self.place((*path, how)), name=str(of), allowed=allowed)
+        elif how == JOINT and _mark_of("encoders", encoder := self._named(model.get(of))[0], "x-sequences") is False:
+            fitting = [n for n in registry.names("encoders") if registry.schema("encoders", n).get("x-sequences")]
+            place = self.place(("model", of))
+            yield problem("joint.one_vector", place=place, encoder=encoder, inputs=[of, name], allowed=fitting)
 
     def _suits(self, room: str, value: Any, kind: str | None, path: tuple[Any, ...]) -> Iterator[Problem]:
         """An encoder made for text cannot read an image."""

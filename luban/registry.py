@@ -22,6 +22,7 @@ COLUMNS = {
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
     "tags": "luban.columns.tags:Tags",
+    "span": "luban.columns.span:Span",
     "chat": "luban.columns.chat:Chat",
     "preference": "luban.columns.preference:Preference",
 }
@@ -58,6 +59,7 @@ HEADS = {
     "number": "luban.nn.heads.number:NumberHead",
     "labels": "luban.nn.heads.labels:LabelsHead",
     "tags": "luban.nn.heads.tags:TagsHead",
+    "span": "luban.nn.heads.span:SpanHead",
     "text": "luban.nn.heads.text:Llama",
     "llama": "luban.nn.heads.text:Llama",
     "gpt": "luban.nn.heads.text:GPT",
@@ -181,7 +183,7 @@ def describe(thing: Any) -> dict[str, Any]:
         if isinstance(value := getattr(thing, mark, None), (str, tuple, dict)):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
     return result | {
-        "x-" + mark: True for mark in ("along", "sequences", "alone") if getattr(thing, mark, None) is True
+        "x-" + mark: True for mark in ("along", "joint", "sequences", "alone") if getattr(thing, mark, None) is True
     }
 
 

@@ -52,6 +52,10 @@ MONTHS = [
     "November",
     "December",
 ]
+THINGS = ("a kite", "3 lamps", "a map", "a tea-pot", "12 chairs", "a box")
+PEOPLE = ("Ann Smith", "Bob", "Carla de Cruz", "Dai Jones", "Ebo", "Fay Lee")
+CITIES = ("Rome", "New Delhi", "York", "Buenos Aires", "Oslo")
+DAYS = ("monday", "tuesday", "friday", "May 1")
 HANDLING = {
     "fine": ("dry", "careful", "upright", "padded", "sealed"),
     "rough": ("dropped", "wet", "torn", "leaking", "crushed"),
@@ -148,6 +152,53 @@ def _messages(folder: Path) -> str:
     return _csv(folder / "messages.csv", ("message", "topic"), lines)
 
 
+def _tagged(folder: Path) -> str:
+    """500 wishes to a shop, each with what is wanted, by whom, and where it goes, one tag a word."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(500):
+        words, tags = [], []
+        parts = [("please", ""), ("send", ""), *_named(rng, "ITEM", THINGS), ("to", ""), *_named(rng, "PER", PEOPLE)]
+        parts += [("in", ""), *_named(rng, "LOC", CITIES)] if rng.random() < 0.7 else []
+        for word, tag in parts:
+            words.append(word)
+            tags.append(tag or "O")
+        if rng.random() < WRONG:
+            tags = ["O"] * len(tags)
+        lines.append((" ".join(words), " ".join(tags)))
+    return _csv(folder / "wishes.csv", ("wish", "names"), lines)
+
+
+def _named(rng: Any, kind: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    words = str(rng.choice(names)).split()
+    return [(w, f"{'I' if i else 'B'}-{kind}") for i, w in enumerate(words)]
+
+
+def _asked(folder: Path) -> str:
+    """800 questions about short notes on parcels; the answer stands in the note, or is not told."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(800):
+        thing, person, city, day = (str(rng.choice(some)) for some in (THINGS, PEOPLE, CITIES, DAYS))
+        told = (
+            (("who", "ordered", "it", "?"), (person, "ordered", thing, "."), person),
+            (("what", "was", "ordered", "?"), (person, "ordered", thing, "."), thing),
+            (("where", "does", "it", "go", "?"), ("it", "goes", "to", city, "."), city),
+            (("when", "will", "it", "come", "?"), ("it", "comes", "on", day, "."), day),
+        )
+        question, sentence, answer = told[rng.integers(len(told))]
+        rest = [s for s in dict.fromkeys(s for _, s, _ in told) if s != sentence and rng.random() < 0.7]
+        silent = bool(rest) and rng.random() < WRONG
+        chosen = rest if silent else [sentence, *rest]
+        note = " ".join(" ".join(chosen[i]) for i in rng.permutation(len(chosen)))
+        lines.append((" ".join(question), note, "[]" if silent else answer))
+    return _csv(folder / "notes.csv", ("question", "note", "answer"), lines)
+
+
 def _days(folder: Path) -> str:
     """1,500 days of two centuries, in figures and as a letter says them."""
     import datetime
@@ -207,6 +258,12 @@ STARTERS = {
             "outputs": {"letter": {"text": {"tokens": "characters", "whitespace": True}}},
         },
         15,
+    ),
+    "token-classification": Starter(_tagged, {"inputs": {"wish": "text"}, "outputs": {"names": "tags"}}, 10),
+    "question-answering": Starter(
+        _asked,
+        {"inputs": {"question": "text", "note": "text"}, "outputs": {"answer": {"span": {"of": "note"}}}},
+        20,
     ),
     "image-classification": Starter(
         _sample("digits"), {"inputs": {"image": "image"}, "outputs": {"label": "category"}}, 10

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from luban.bundle import Bundle
-from luban.errors import DataError, RequestError, Unsupported
+from luban.errors import BundleError, DataError, RequestError, Unsupported
 from luban.evaluation import paired
 from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.latency import Timing, speedup
 from luban.evaluation.metrics import classification, regression
+from luban.nn.edits import replay
 from luban.stages.compress import methods
 from luban.stages.compress.compare import sample
 from luban.stages.train import train
@@ -198,6 +199,18 @@ def test_a_student_learns_its_teacher(trained, data):
     """More of the teacher's answers after distilling than an untrained student gives."""
     small = trained.compress(data, distill="nano", epochs=25, resamples=20, explain=4)
     assert small.reports["compress"].numbers["agreement"]["buys"]["same"].value > 0.85
+
+
+def test_four_bits_are_not_pruned(trained, data):
+    small = quick(trained, data, quantize="int4")
+    if not any(type(m).__name__.startswith("Grouped") for m in small.network.modules()):
+        pytest.fail("nothing in four bits to try")
+    for kind in ("magnitude", "structured"):
+        with pytest.raises(Unsupported, match="prune first"):
+            quick(small, data, prune=0.5, kind=kind)
+    layer = next(n for n, m in small.network.named_modules() if type(m).__name__ == "GroupedLinear")
+    with pytest.raises(BundleError):
+        replay(small.copy_network(), [{"edit": "prune_magnitude", "layers": [layer], "share": 0.5}])
 
 
 def test_a_network_without_layers_is_refused(trained, data):

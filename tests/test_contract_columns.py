@@ -53,11 +53,27 @@ VALUES = {
     ],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
     "labels": ["a;b", ["b", "c"], None, "", [], NASTY, "c; a"],
+    "span": [
+        "de Lee",
+        {"text": "Rome", "start": 3},
+        None,
+        "",
+        [],
+        '[{"text": "said", "answer_start": 6}]',
+        ["two", "three"],
+        NASTY,
+    ],
     "tags": ["O B-PER I-PER", ["O", "B-LOC"], None, "", '[{"start": 0, "end": 5, "label": "PER"}]', "O", "I-LOC O O"],
 }
 # A column `of:` another gets the other's value beside its own; any text where a value is none of these.
 TEXTS = dict(
     zip(map(repr, VALUES["tags"]), ["mr de Lee", ["in", "Rome"], "no tag", None, "Smith said", "word", "a b c"])
+)
+TEXTS |= dict(
+    zip(
+        map(repr, VALUES["span"]),
+        ["mr de Lee", "in Rome", "no tag", None, "word", "Smith said", "one two three", NASTY],
+    )
 )
 WORDS = make("text", "text", {}).fit(["mr de lee in rome", "smith said a b c", "word", "mr de lee a b c in"])
 VARIANTS = [
@@ -69,6 +85,7 @@ VARIANTS = [
     ("image", {"side": [9, 5], "shape": "stretch"}),
     ("number", {"scale": "none"}),
     ("tags", {"scheme": "bioes"}),
+    ("span", {"longest": 2}),
 ]
 every = pytest.mark.parametrize(("type", "settings"), VARIANTS, ids=str)
 
@@ -196,7 +213,7 @@ def padding_is_marked(column, values):
 def test_collate(type, settings):
     column, values = fitted(type, settings)
     x, mask = batch(column, values)
-    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "labels": 2, "vectors": 3, "grid": 4}
+    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "labels": 2, "span": 2, "vectors": 3, "grid": 4}
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"
     if column.form in ("ids", "index", "tags"):

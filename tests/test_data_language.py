@@ -82,6 +82,24 @@ def test_chinese_pairs_have_chinese_in_them(monkeypatch, tmp_path):
     assert [(r["text"], r["title"]) for r in titles] == [("Old text.\n一个文件。", "T")]
 
 
+def test_headings_ask_for_the_first_sentence_below_them(monkeypatch, tmp_path):
+    sections = [
+        ("To add a row", "Click here. It is added."),
+        ("To copy it", "Press C: done."),
+        ("Syntax", "ADD(A1)"),
+        ("To end", "Close."),
+    ]
+    parts = "".join(f'<h2 id="hd_id{i}">{h}</h2><p id="par_id{i}">{p}</p>' for i, (h, p) in enumerate(sections))
+    english = help_package("en-US", a=parts.encode(), few=parts[: parts.index("<h2", 1)].encode())
+    rows = made(monkeypatch, tmp_path, "libreoffice-headings", english)
+    assert [(r["heading"], r["answer"], int(r["answer_start"])) for r in rows] == [
+        ("To add a row", "Click here.", 0),
+        ("To copy it", "Press C:", 25),
+    ]  # no heading and no answer of one word, and no page of few sections
+    assert {r["passage"] for r in rows} == {"Click here. It is added. Press C: done. ADD(A1) Close."}
+    assert all(r["passage"][int(r["answer_start"]) :].startswith(r["answer"]) for r in rows)
+
+
 def ztext(verses: list[str]) -> dict[str, bytes]:
     """One block with these entries; the last is referred to twice, as verses that are told together are."""
     plain = "".join(verses).encode()
@@ -199,6 +217,7 @@ GROUPS = {
     "libreoffice-help-en-zh": "page",
     "libreoffice-help-en-de": "page",
     "libreoffice-titles-zh": "page",
+    "libreoffice-headings": "page",
     "debian-descriptions": "source",
     "cmudict": "word",
 }

@@ -47,6 +47,15 @@ def test_the_share_that_is_hidden():
             assert 0.05 < float((what == x[hidden]).float().mean()) < 0.16
 
 
+def test_compress_refuses_before_it_works():
+    from luban.bundle import Bundle
+
+    net, column = masked()
+    plain = {"luban": 1, "inputs": {"text": "text"}, "fusion": "masked", "data": {"rows": "nowhere.csv"}}
+    with pytest.raises(Unsupported, match="start"):
+        Bundle(Recipe.of(plain).resolved(), {"text": column}, net).compress()
+
+
 def test_whole_words_are_hidden_whole():
     net, column = masked(share=0.5, whole_words=True)
     b = batch(column)

@@ -167,6 +167,58 @@ def test_a_pretrained_encoder_learns_to_match(csv):
     assert found.embed(["old cat"]).shape == (1, 8) and found.recipe.task() == "feature-extraction"
 
 
+# -- the stages of a model that answers ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["integrated-gradients", "lime", "kernel-shap"])
+def test_the_words_of_both_texts_that_make_them_close(model, csv, method):
+    asked = [dict(zip(("question", "answer"), r)) for r in rows(4)]
+    found = model.explain(asked, method=method, rows=4).numbers
+    assert set(found["columns"]) == {"question", "answer"}
+    for row, pair in zip(found["rows"], asked):
+        u, v = (model.embed(pair[n], n)[0] for n in pair)
+        assert row["score"] == pytest.approx(float(u @ v), abs=1e-5)
+        if method != "lime":
+            assert sum(sum(w) for w in row["weights"].values()) == pytest.approx(
+                row["score"] - row["baseline"], abs=0.02
+            )
+            wrong = sum(sum(w) for w in row["weights"].values()) - (row["baseline"] - row["score"])
+            assert abs(wrong) > 0.02  # planted fault: the difference with its sign turned
+    (other,) = model.explain([asked[0] | {"answer": asked[1]["answer"]}], method=method, rows=1).numbers["rows"]
+    assert other["score"] < found["rows"][0]["score"]
+
+
+def test_compressed_it_finds_the_same(model, csv, tmp_path):
+    small = model.compress(csv, quantize="int8", explain=8)
+    assert small.bytes() < 0.6 * model.bytes()
+    numbers = small.reports["compress"].numbers
+    assert abs(numbers["outputs"]["match"]["mrr"]["difference"].value) < 0.05
+    assert (
+        numbers["agreement"]["match"]["correlation"] > 0.99 and numbers["explanations"]["match"]["cosine"].value > 0.95
+    )
+    again = luban.load(small.save(tmp_path / "small"))
+    assert np.array_equal(again.embed(["old cat"]), small.embed(["old cat"]))
+    student = model.compress(csv, distill="nano", epochs=2, explain=4)
+    assert student.reports["compress"].numbers["outputs"]["match"]["mrr"]["after"].value > 0.05
+
+
+def test_exported_it_makes_the_same_vectors(model, csv, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from luban.engines import OnnxEngine
+    from luban.errors import ExportMismatch
+    from luban.stages.export import gate, real_rows
+
+    engine = OnnxEngine(model.export("onnx", out=tmp_path / "m.onnx", data=csv))
+    for name, texts in (("question", ["old small feline", "", "quick"]), ("answer", ["dlo llams tac", "xyz"])):
+        found = searching.vectors(engine, name, texts)  # one input alone: the other need not be there
+        assert np.allclose(found, model.embed(texts, name), atol=1e-5) and found.dtype == np.float32
+    with pytest.raises(Unsupported, match="embeds"):
+        engine.run(None)
+    other = trained(csv, epochs=1)
+    from luban.data.prepare import prepare
+
+    with pytest.raises(ExportMismatch):  # planted fault: the file of another model
+        gate.passes(other, tmp_path / "m.onnx", real_rows(other, prepare(other.recipe), 8))
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------------
 def test_what_makes_no_sense_is_refused(model, csv, tmp_path):
     with pytest.raises(RecipeError, match="no outputs"):
@@ -175,11 +227,10 @@ def test_what_makes_no_sense_is_refused(model, csv, tmp_path):
         )
     with pytest.raises(Unsupported, match="sizes"):
         trained(csv, {"question": {"bag": {"embedding": 8}}, "answer": {"bag": {"embedding": 9}}}, epochs=1)
-    for stage in ("explain", "audit", "compress"):
-        with pytest.raises(Unsupported, match="vectors"):
-            getattr(model, stage)(csv)
     with pytest.raises(Unsupported, match="vectors"):
-        model.export(out=tmp_path / "m.onnx")
+        model.audit(csv)
+    with pytest.raises(Unsupported, match="embeds"):
+        model.predict([{"question": "a", "answer": "b"}])
     with pytest.raises(Unsupported):
         tiny.model().embed(["a quiet film"], "review")
 

@@ -1,5 +1,7 @@
 """One's own torch.nn.Module (or Keras model) goes through the whole life that a built-in network has."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 
 import luban
 from luban.errors import BundleError, RequestError, Unsupported
+from tests import asking, tagging
 
 QUICK = {"epochs": 6, "rate": 0.01, "size": "nano"}
 
@@ -84,6 +87,61 @@ def test_explained(mixed, method):
     bundle, _, rows = mixed
     report = bundle.explain(rows, rows=3, method=method, samples=64)
     assert report.numbers["method"] == method
+
+
+class Reader(nn.Module):
+    """Ids of one text, or of a question and a text -> numbers at each position of the last."""
+
+    def __init__(self, size, answers):
+        super().__init__()
+        self.words, self.ahead = nn.Embedding(200, 16), nn.Embedding(200, 16)
+        self.read = nn.GRU(16, 16, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(32 + 16 * (size - 1), answers)
+
+    def forward(self, *texts):
+        h = self.read(self.words(texts[-1]))[0]
+        if len(texts) > 1:
+            h = torch.cat([h, self.ahead(texts[0]).mean(1, keepdim=True).expand(-1, h.shape[1], -1)], 2)
+        return self.out(h)
+
+
+class One(Reader):
+    def __init__(self, answers):
+        super().__init__(1, answers)
+
+    def forward(self, text):
+        return super().forward(text)
+
+
+class Two(Reader):
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, question, text):
+        return super().forward(question, text)
+
+
+def test_a_tag_for_each_word(tmp_path):
+    rows, new = tagging.rows(160), {"sentence": "then mr smith sat in rome"}
+    torch.manual_seed(0)
+    settings = {"types": {"sentence": "text", "ner": "tags"}, "size": "nano", "epochs": 12, "rate": 0.01}
+    bundle = luban.train(rows, "ner", model=One(5), out=tmp_path / "m", **settings)
+    assert bundle.reports["evaluate"].numbers["outputs"]["ner"]["metrics"]["f1"]["value"] > 0.8
+    (row,) = bundle.predict([new])
+    assert row["ner"] == ["O", "O", "B-PER", "O", "O", "B-LOC"]
+    assert luban.load(tmp_path / "m", module=One(5)).predict([new]) == [row]
+    assert bundle.explain([new], rows=1, target="LOC").numbers["rows"][0]["explained"] == "LOC: rome"
+    with pytest.raises(RequestError, match="each position of 'sentence'"):
+        luban.train(rows, "ner", model=One(4), evaluate=False, **settings | {"epochs": 1})
+
+
+def test_an_answer_that_stands_in_a_text(tmp_path):
+    plain = asking.recipe()
+    plain = {k: plain[k] for k in ("luban", "size", "inputs", "outputs")}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, asking.rows(300))))
+    torch.manual_seed(0)
+    bundle = luban.train(plain | {"data": {"rows": str(tmp_path / "rows.jsonl")}}, model=Two(), epochs=12, rate=0.01)
+    assert bundle.reports["evaluate"].numbers["outputs"]["answer"]["metrics"]["f1"]["value"] > 0.4
 
 
 def test_integrated_gradients_add_up(mixed):

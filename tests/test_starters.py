@@ -37,6 +37,8 @@ def test_a_starter_runs(task, tmp_path, capsys, monkeypatch):
         ("image-classification", "accuracy", 0.92),
         ("multimodal-classification", "accuracy", 0.8),
         ("text2text-generation", "exact_match", 0.8),
+        ("token-classification", "f1", 0.85),
+        ("question-answering", "f1", 0.85),
     ],
 )
 def test_a_starter_as_it_is_learns(task, metric, least, tmp_path):

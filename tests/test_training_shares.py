@@ -105,6 +105,25 @@ def test_shares_of_the_rate():
     assert shares(network, {}, 1.0) == {}
 
 
+class Tables(nn.Module):
+    """As BERT is: several tables and a norm before its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places, self.norm = nn.Embedding(3, 4), nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+
+def test_the_tables_below_the_layers_are_one_layer():
+    network = Whole()
+    network.encoder = Tables()
+    found = shares(network, {}, 0.5)
+    share = {n: found[id(p)] for n, p in network.named_parameters() if n.startswith("encoder")}
+    assert share["encoder.blocks.1.weight"] == 1 and share["encoder.blocks.0.weight"] == 0.5
+    below = {share[f"encoder.{n}.weight"] for n in ("words", "places", "norm")}
+    assert below == {0.25}  # each a layer of its own would have 0.0625 at the lowest
+
+
 def test_a_share_is_a_rate():
     """A parameter with half the rate moves as torch's does with half the rate."""
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luban.columns.base import Ragged
+from luban.columns.base import GONE, Ragged
 from luban.columns.examples import Examples
 from luban.columns.kept import packed
 from luban.columns.text import Text
@@ -261,8 +261,13 @@ def test_log_probabilities_are_those_of_the_text():
     mask = found[..., 0] >= 0
     b.targets["text"] = (ids, mask)
     o = net(b)
-    each = net.score(o, {"text": ids * mask})["text"]
+    each = net.score(o, {"text": torch.where(mask, ids, GONE)})["text"]
     assert torch.allclose(each.double(), (found[..., 1] * mask).sum(1), atol=1e-4)
+    zeros = net.score(o, {"text": torch.where(mask, 0, GONE)})[
+        "text"
+    ]  # the first id is a token like others (of GPT-2, "!")
+    assert torch.allclose(zeros, (o["text"].log_softmax(-1)[..., 0] * mask).sum(1), atol=1e-4) and (zeros < 0).all()
+    assert columns()["text"].numbered(found[:1].numpy())[0].tolist() == torch.where(mask[0], ids[0], GONE).tolist()
 
 
 def test_seeds_and_neighbours():

@@ -19,6 +19,7 @@ import numpy as np
 from luban import registry
 from luban.errors import BundleError, DataError, Unsupported
 
+GONE = -(2**31)  # where the ids of a fixed answer have ended: below every ~id
 LONG = 100  # entries on average from which on a copy of each item is faster than the place of every entry
 
 
@@ -101,7 +102,10 @@ class Column:
     form: ClassVar[str]  # what x is: scalar (B,), index (B,), ids (B, T), vectors (B, T, D), grid (B, C, H, W)
     encoder: ClassVar[str]  # the encoder used when the recipe names none; "" = it cannot be an input
     head: ClassVar[str] = ""  # the head used when the column is an output; "" = it cannot be one
-    along: ClassVar[bool] = False  # as an output it has an answer for each position of the column that it is `of:`
+    along: ClassVar[bool] = False  # as an output it is read off the positions of the column that it is `of:`
+    details: ClassVar[
+        dict[str, str]
+    ] = {}  # what else its answers tell that gets a column of a table: `number` or `text`
 
     @property
     def size(self) -> int:
@@ -144,7 +148,7 @@ class Column:
 
     def numbered(self, array: np.ndarray) -> np.ndarray:
         """Head outputs (N, ...) -> the answers that they mean, as `score` wants them fixed: (N,), zeros where there are no
-        classes, or ids (N, T) of a text, 0 = padding.
+        classes, or ids (N, T) of a text, `GONE` behind its end.
         """
         labels = getattr(self, "labels", None)
         if labels is None:

@@ -72,6 +72,7 @@ def read(name: str, column: str) -> Checkpoint:
         "before": before,
         "between": between,
         "after": after,
+        "types": any(made.encode("a", "a").type_ids),  # whether a second text is told apart from the first
         "window": _window(config, about),
         "config": config,
         "pooling": _pooling(folder),

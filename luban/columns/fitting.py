@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from luban.columns import joining
 from luban.columns.base import Column, make, to_list
 from luban.columns.examples import cells
 from luban.console import tell
@@ -27,6 +28,10 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
             found |= _shared(recipe, chosen, found)
         column = make(n, chosen[n].type, dict(chosen[n].settings)).beside(found)
         found[n] = _fitted(column, framed, sharers.get(n, ()))
+        if n in recipe.inputs and recipe.together(n):
+            found |= _joined(recipe, found[n], framed)
+        else:
+            _told(found[n], framed)
     found |= _shared(recipe, chosen, found)
     return {n: found[n] for n in chosen}
 
@@ -34,7 +39,18 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
 def _shared(recipe: Recipe, chosen: Mapping[str, Any], found: Mapping[str, Column]) -> dict[str, Column]:
     """Inputs that take what another's column has learned."""
     pairs = {n: recipe.shared(n) for n in chosen if n in recipe.inputs}
-    return {n: replace(found[of], name=n) for n, of in pairs.items() if of and of in found}
+    return {n: replace(found[of], name=n) for n, of in pairs.items() if of and of in found and n not in found}
+
+
+def _joined(recipe: Recipe, base: Any, framed: Any) -> dict[str, Any]:
+    """The columns of texts that are read in one sequence."""
+    names = [base.name, *recipe.together(base.name)]
+    few = framed.some(base.sampled)
+    own = {n: {k: recipe.inputs[n].settings[k] for k in ("length", "keep")} for n in names}
+    found = joining.joined(recipe, base, own, {n: cells(few.only(n)) for n in names})
+    for column in found.values():
+        _told(column, framed)
+    return found
 
 
 def sampled(columns: Mapping[str, Column], framed: Any) -> dict[str, int]:
@@ -59,7 +75,10 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
     values, of = cells(few.only(column.name)), getattr(column, "of", None)
     for name in sharers:
         values = [*to_list(values), *to_list(cells(few.only(name)))]
-    fitted = column.fit(values, of=cells(few.only(of))) if of else column.fit(values)
-    if (cut := fitted.state.get("cut")) and not framed.pack:
-        tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=fitted.room)
-    return fitted
+    return column.fit(values, of=cells(few.only(of))) if of else column.fit(values)
+
+
+def _told(column: Any, framed: Any) -> None:
+    """Say how many texts lose something."""
+    if (cut := column.state.get("cut")) and not framed.pack:
+        tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=column.room)

@@ -45,6 +45,7 @@ class Tags(Column):
     head: ClassVar[str] = "tags"
     ragged: ClassVar[bool] = True
     along: ClassVar[bool] = True
+    details: ClassVar[dict[str, str]] = {"entities": "text"}
 
     def beside(self, others: Mapping[str, Column]) -> Self:
         return replace(self, text_column=others.get(self.of or ""))

@@ -13,7 +13,7 @@ import numpy as np
 
 from luban.columns import checkpoint
 from luban.columns import tokenizer as tokenizers
-from luban.columns.base import Answer, Column, Ragged, Segments, coloured, text_of, to_list
+from luban.columns.base import GONE, Answer, Column, Ragged, Segments, coloured, text_of, to_list
 from luban.columns.templates import template_of
 from luban.data.tagged import joined
 from luban.errors import DataError, problem
@@ -102,13 +102,21 @@ class Text(Column):
     def _measured(self, texts: Sequence[str]) -> Self:
         """How long the texts are, in tokens."""
         lengths = np.fromiter(map(len, self._ids(texts)), np.int64, len(texts))
-        learned = self.learned(
-            seen=int(lengths.sum()), longest=int(lengths.max()), cut=float((lengths > self.room).mean())
+        return self.keeping(
+            self.learned(seen=int(lengths.sum()), longest=int(lengths.max()), cut=float((lengths > self.room).mean()))
         )
-        for kept in ("_tokenizer", "_source"):
-            if kept in self.__dict__:
-                object.__setattr__(learned, kept, self.__dict__[kept])
-        return learned
+
+    def keeping(self, column: Self) -> Self:
+        """A column made from this one, with what this one holds beside its state: tokenizer, first weights, their folder."""
+        for kept in ("_tokenizer", "_source", "_table"):
+            if kept in self.__dict__ and kept not in column.__dict__:
+                object.__setattr__(column, kept, self.__dict__[kept])
+        return column
+
+    def lengths_of(self, values: Any) -> np.ndarray:
+        """How many tokens each of some values has, control tokens aside, nothing cut: (N,)."""
+        texts = [self._clean(v) for v in to_list(values)]
+        return np.fromiter(map(len, self._ids(texts)), np.int64, len(texts))
 
     def _taken(self) -> Self:
         """With the tokenizer of the checkpoint. Raises DataError where there is none."""
@@ -201,6 +209,14 @@ class Text(Column):
         ):
             settings = {k: v for k, v in self.settings().items() if k in fresh.settings()}
             return replace(fresh, **settings, state={**self.state, "chat": template_of(self.state)})
+        if (
+            self.type == fresh.type == "text"
+            and "joint" in fresh.state
+            and self.state.get("joint") != fresh.state["joint"]
+        ):
+            from luban.columns import joining
+
+            return joining.like(self, fresh)
         return super().becomes(fresh)
 
     def whole(self) -> Self:
@@ -299,7 +315,8 @@ class Text(Column):
         return Answer(self.text(ids), float(np.exp(array[ids >= 0, 1].sum())))
 
     def numbered(self, array: np.ndarray) -> np.ndarray:
-        return np.maximum(np.asarray(array)[..., 0], 0).astype(np.int64)
+        ids = np.asarray(array)[..., 0]
+        return np.where(ids < 0, GONE, ids).astype(np.int64)
 
     def _joined(self, value: Any) -> str:
         if isinstance(value, list) and value and all(isinstance(w, str) for w in value):

@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from luban.data.rows import LONGEST_RAW, Quarantined, Rows
+from luban.data.spans import is_squad, squad_rows
 from luban.errors import DataError, Problem, problem
 
 DEEPEST = 64  # levels of nesting that a row may have
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)  # an open one runs to the end: linear time
+_PARAGRAPHS = re.compile(rb'"paragraphs"\s*:')
+LOOKED = 100_000  # bytes in which a file of SQuAD says that it is one
 _MARKS = re.compile(rb"[\[\]{}]")
 
 
@@ -33,6 +36,8 @@ def parse(data: bytes, source: str) -> Rows:
     """Rows of UTF-8 text. Raises DataError where no line is a usable object."""
     if data.lstrip()[:1] == b"[":
         return _array(data, source)
+    if _PARAGRAPHS.search(data, 0, LOOKED) and (found := _squad(data)):
+        return _array(json.dumps(found).encode(), source)
     found = objects(data, source)
     if not found.rows:
         raise unusable(found.quarantine, source)
@@ -81,6 +86,15 @@ def unusable(quarantine: list[Quarantined], source: str) -> DataError:
         return DataError(problem("data.no_rows", place=source))
     q = quarantine[0]
     return DataError(problem("data.no_usable_row", place=f"{source}:{q.line}", count=len(quarantine), reason=q.reason))
+
+
+def _squad(data: bytes) -> list[dict[str, Any]] | None:
+    """The rows of a file of SQuAD; None for anything else."""
+    try:
+        value = strict(data)
+        return squad_rows(value) if is_squad(value) else None
+    except (BadRow, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _array(data: bytes, source: str) -> Rows:

@@ -12,6 +12,7 @@ from luban import registry
 from luban.data.frames import Framed
 from luban.data.rows import Rows
 from luban.data.sources import read, typed
+from luban.data.spans import spanned
 from luban.data.streams import by_blocks
 from luban.data.tagged import flat, tagged
 from luban.errors import DataError
@@ -115,13 +116,17 @@ def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str
     """Typed rows with files located, lists of words as text, tags held against their text. `alongs`: settings by column."""
     rows = flat(located(rows, types), [n for n, kind in types.items() if kind == "text"])
     for name, settings in alongs.items():
-        rows = tagged(rows, name, settings["of"], settings.get("unit") or "auto", settings.get("scheme") or "auto")
+        if types[name] == "span":
+            rows = spanned(rows, name, settings["of"], settings.get("empty") or "missing")
+        else:
+            rows = tagged(rows, name, settings["of"], settings.get("unit") or "auto", settings.get("scheme") or "auto")
     return rows
 
 
 def _as_fitted(column: Any) -> dict[str, Any]:
-    """How a fitted column of tags reads them, whatever these rows look like."""
-    return {"of": column.of, "unit": column.state.get("unit"), "scheme": column.state.get("scheme")}
+    """How a fitted column of tags, or of answers, reads them, whatever these rows look like."""
+    kept = {k: column.state.get(k) for k in ("unit", "scheme")}
+    return {"of": column.of, "empty": getattr(column, "empty", None), **kept}
 
 
 def gathered(rows: Rows, types: Mapping[str, str]) -> Rows:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from luban.data import conll, csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
 from luban.data.rows import Rows
+from luban.data.spans import STARTS
 from luban.data.typed import typed
 from luban.errors import DataError, problem
 
@@ -202,7 +203,7 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if _is_words(kind):
         return column
     if pa.types.is_nested(kind):
-        return _talks(column)
+        return _talks(column) or _answers(column)
     if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
@@ -231,6 +232,18 @@ def _talks(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return None
     cells = ([{k: m[k] for k in keys} for m in v] if v is not None else None for v in column.to_pylist())
     texts = [v if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in cells]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def _answers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Answers that stand in a text (`luban.data.spans`) as JSON, one text for each row; None for anything else."""
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    inside = kind.value_type if lists else kind
+    fields = {f.name for f in inside} if pa.types.is_struct(inside) else set()
+    if "text" not in fields or not fields <= {"text", "end", *STARTS}:
+        return None
+    texts = [v if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in column.to_pylist()]
     return pa.chunked_array([pa.array(texts, pa.string())])
 
 

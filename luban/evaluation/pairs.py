@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from luban.evaluation import paired, views
+from luban.evaluation import answers, intervals, paired, views
 from luban.evaluation.entities import Counts
 from luban.evaluation.table import Predictions, Table, table
 from luban.space import HIGHER
@@ -28,7 +28,7 @@ def between(before: Table, after: Table, output: str, metric: str = "auto", seed
     first, second = before.outputs[output], after.outputs[output]
     kind = second.column.type
     metric = views.MAIN[kind][0] if metric == "auto" else metric
-    compared = {"category": _classes, "tags": _tags}.get(kind, _numbers)(first, second, seed)
+    compared = {"category": _classes, "tags": _tags, "span": _spans}.get(kind, _numbers)(first, second, seed)
     found = compared[metric]
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
@@ -64,6 +64,16 @@ def _tags(first: Predictions, second: Predictions, seed: int) -> dict[str, Any]:
         for p in (first, second)
     ]
     return paired.of_counts(*counts, seed=seed)
+
+
+def _spans(first: Predictions, second: Predictions, seed: int) -> dict[str, Any]:
+    known = first.known & second.known
+    truth = [t for t, k in zip(second.truth, known) if k]
+    scores = [answers.by_row(truth, [a.value for a, k in zip(p.answers, known) if k]) for p in (first, second)]
+    there = np.array([bool(t) for t in truth], bool)
+    parts = {"exact_match": (0, there | True), "f1": (1, there | True), "has_answer_exact_match": (0, there)}
+    parts |= {"has_answer_f1": (1, there), "no_answer_accuracy": (0, ~there)}
+    return {n: intervals.paired_difference(scores[1][k][w], scores[0][k][w], seed=seed) for n, (k, w) in parts.items()}
 
 
 def _over(p: Predictions, labels: list[str]) -> np.ndarray:

@@ -34,17 +34,10 @@ def judged(
 
     Queries are the values of the first input in `rows`, candidates the distinct values of the second in all rows of the data.
     """
-    query, partner = bundle.inputs
-    values = {n: to_list(cells(data.table[n])) for n in (query, partner)}
-    candidates = list(dict.fromkeys(values[partner]))
-    place = {v: i for i, v in enumerate(candidates)}
-
-    def ask(some: np.ndarray) -> tuple[list[Any], np.ndarray]:
-        return [values[query][i] for i in some], np.array([place[values[partner][i]] for i in some], np.int64)
-
+    partner = bundle.inputs[1]
+    values, candidates, ask = _asked(bundle, data)
     asked, own = ask(rows)
-    found = searching.vectors(bundle.engine, query, asked), searching.vectors(bundle.engine, partner, candidates)
-    said = {"": ranks(*found, own)}
+    said = {"": own_places(bundle, data, rows)}
     if baselines and data.splits is not None:
         validation = ask(data.part("validation")[:CHOSEN])
         training = [values[partner][i] for i in data.part("train")]
@@ -58,10 +51,35 @@ def judged(
     return report
 
 
+def own_places(bundle: Any, data: Any, rows: np.ndarray) -> np.ndarray:
+    """At which place the own partner of each row comes, (N,) from 1."""
+    _, candidates, ask = _asked(bundle, data)
+    asked, own = ask(rows)
+    queries, partners = (searching.vectors(bundle.engine, *a) for a in zip(bundle.inputs, (asked, candidates)))
+    return ranks(queries, partners, own)
+
+
+def _asked(bundle: Any, data: Any) -> tuple[dict[str, list[Any]], list[Any], Any]:
+    """The values of both inputs, the distinct ones of the second, and some rows -> queries and their partners' numbers."""
+    query, partner = bundle.inputs
+    values = {n: to_list(cells(data.table[n])) for n in (query, partner)}
+    candidates = list(dict.fromkeys(values[partner]))
+    place = {v: i for i, v in enumerate(candidates)}
+
+    def ask(some: np.ndarray) -> tuple[list[Any], np.ndarray]:
+        return [values[query][i] for i in some], np.array([place[values[partner][i]] for i in some], np.int64)
+
+    return values, candidates, ask
+
+
+def by_row(found: np.ndarray) -> dict[str, np.ndarray]:
+    """What each row adds to every metric, of places (N,) from 1."""
+    return {f"recall_{k}": (found <= k).astype(float) for k in DEPTHS} | {MAIN: 1 / found}
+
+
 def metrics(found: np.ndarray, resamples: int = 500, seed: int = 0) -> dict[str, Metric]:
     """From ranks (N,), 1 for the first place, each with its interval."""
-    shares = {f"recall_{k}": (found <= k).astype(float) for k in DEPTHS} | {MAIN: 1 / found}
-    return {n: intervals.mean(v, resamples=resamples, seed=seed) for n, v in shares.items()}
+    return {n: intervals.mean(v, resamples=resamples, seed=seed) for n, v in by_row(found).items()}
 
 
 def ranks(queries: Any, candidates: Any, own: np.ndarray) -> np.ndarray:

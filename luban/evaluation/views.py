@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from luban import plots
+from luban.columns.base import to_list
 from luban.columns.examples import cells
+from luban.data.spans import text_of
 from luban.evaluation import calibration, metrics, paired
 from luban.evaluation.baselines import Baseline, baselines
 from luban.evaluation.slices import slices as sliced
+from luban.evaluation.span_baselines import span_baselines
 from luban.evaluation.table import Predictions, Table
 from luban.evaluation.tag_baselines import tag_baselines
 from luban.messages import say
@@ -22,6 +25,7 @@ MAIN = {
     "number": ("r2", True),
     "labels": ("f1_micro", True),
     "tags": ("f1", True),
+    "span": ("f1", True),
 }  # the metric that baselines are compared by; higher is better
 
 CURVES = 10  # classes that one plot can still tell apart
@@ -299,9 +303,10 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         found.texts = text_of(judged.cells[name], predictions.column)
         return found
     from luban.evaluation.label_view import LabelsView
+    from luban.evaluation.span_view import SpanView
     from luban.evaluation.tag_view import TagsView
 
-    kind = TagsView if predictions.column.along else {**VIEWS, "labels": LabelsView}[predictions.column.type]
+    kind = {**VIEWS, "labels": LabelsView, "tags": TagsView, "span": SpanView}[predictions.column.type]
     return kind(name, predictions, resamples, seed, judged)
 
 
@@ -328,9 +333,7 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
         return {n: rivals_of(n, bundle.inputs, tables, bundle.recipe.seed, bundle.columns[n]) for n in written}
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
     alongs = {n: p.column for n, p in judged.outputs.items() if p.column.along}
-    result = {
-        n: tag_baselines(c, (cells(train[n]), cells(train[c.of])), cells(judged.cells[c.of])) for n, c in alongs.items()
-    }
+    result = {n: _along(bundle, c, train, judged.cells) for n, c in alongs.items()}
     from luban.evaluation.label_view import label_baselines
 
     others = [n for n in judged.outputs if n not in alongs]
@@ -356,6 +359,17 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
             tabular=tabular, classes=classes, seed=bundle.recipe.seed,
         )  # fmt: skip
     return result
+
+
+def _along(bundle: Any, column: Any, train: Any, test: Any) -> list[Baseline]:
+    """Of an output with an answer for each position of a text, or with a stretch of it as its answer."""
+    if column.type == "tags":
+        return tag_baselines(column, (cells(train[column.name]), cells(train[column.of])), cells(test[column.of]))
+    texts = lambda table, name: [text_of(v) for v in to_list(cells(table[name]))]  # noqa: E731
+    others = [n for n in bundle.inputs if n != column.of and bundle.columns[n].form == "ids"]
+    questions = [" ".join(q) for q in zip(*(texts(test, n) for n in others))] or [""] * len(test)
+    truths = [column.truth(v) for v in to_list(cells(train[column.name]))]
+    return span_baselines((texts(train, column.of), truths), (questions, texts(test, column.of)))
 
 
 def _truths(column: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from luban import registry
 from luban.errors import BundleError
 from luban.nn.grouped import in_groups
-from luban.nn.quantized import Quantized, stand_in
+from luban.nn.quantized import Quantized, Stored, stand_in
 
 
 def replay(network: nn.Module, edits: Sequence[dict[str, Any]]) -> nn.Module:
@@ -77,6 +77,8 @@ def prune_magnitude(network: nn.Module, *, layers: list[str], share: float) -> n
         raise ValueError(share)
     for name in layers:
         layer = network.get_submodule(name)
+        if isinstance(layer, Stored) and not isinstance(layer, Quantized):
+            raise ValueError(name)  # four bits have no weight of their own to set to zero
         gone = smallest(layer.weight.detach(), share)
         stored = layer.q if isinstance(layer, Quantized) else layer.weight.data
         stored.masked_fill_(gone, 0)

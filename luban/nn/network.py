@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from luban import registry
 from luban.columns.base import Answer, Column
 from luban.errors import RecipeError, problem
 from luban.nn.forms import MANY
+from luban.nn.joint import Joint
 from luban.nn.tokens import Batch, Encoder, Span, Tokens
 from luban.recipe import Part, Recipe
 
@@ -84,8 +86,8 @@ class Headed(nn.Module):
 class Composed(Headed):
     """Inputs -> encoders -> fusion -> heads.
 
-    Scalar and index inputs that ask for the same encoder share one (x (B, F)); every other input has its own, or that of
-    another input (`share`), the same module. A head that answers for each position of an input reads that input's positions
+    Scalar and index inputs that ask for the same encoder share one (x (B, F)); texts that are read jointly have one, see `Joint`;
+    every other input has its own, or that of another input (`share`), the same module. A head that answers for each position of an input reads that input's positions
     instead of the pooled vector.
     """
 
@@ -94,7 +96,7 @@ class Composed(Headed):
         self.outputs = {n: columns[n] for n in recipe.outputs}
         self.groups = _groups(recipe, columns)
         made = {
-            names[0]: build("encoders", recipe.encoder(names[0]), [columns[n] for n in names])
+            names[0]: _reader(recipe, names, [columns[n] for n in names])
             for names in self.groups
             if not recipe.shared(names[0])
         }
@@ -107,7 +109,7 @@ class Composed(Headed):
             raise RecipeError(
                 problem("tags.fusion", place="fusion", fusion=recipe.fusion.type, output=name, allowed=fitting)
             )
-        sizes = [self.fusion.size if at is None else self.fusion.sizes[at] for at in self.places]
+        sizes = [self.fusion.size if at is None else self.fusion.sizes[at[0]] for at in self.places]
         self.heads = nn.ModuleList(
             build("heads", recipe.head(n), c, size) for (n, c), size in zip(self.outputs.items(), sizes)
         )
@@ -117,47 +119,52 @@ class Composed(Headed):
         """Input name -> first differentiable form. A shared encoder's is split into one per column."""
         result = {}
         for names, many, encoder in zip(self.groups, self.many, self.encoders):
-            e = encoder.embed(*self._gather(batch, names, many))
-            result |= {n: e[:, i] for i, n in enumerate(names)} if many else {names[0]: e}
+            if many:
+                e = encoder.embed(*batch.together(names))
+                result |= {n: e[:, i] for i, n in enumerate(names)}
+            else:
+                result |= {n: encoder.embed(*batch.inputs[n]) for n in names}
         return result
 
     def tokens(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> list[Tokens]:
         """The Tokens of each encoder, with the spans of its columns."""
         result = []
         for names, many, encoder in zip(self.groups, self.many, self.encoders):
-            x, mask = self._gather(batch, names, many)
-            if embedded is None:
-                e = encoder.embed(x, mask)
+            if many:
+                x, mask = batch.together(names)
+                e = encoder.embed(x, mask) if embedded is None else torch.stack([embedded[n] for n in names], 1)
+                t = encoder(e, mask)
+                spans = tuple(Span(n, i, i + 1, (1,)) for i, n in enumerate(names))
             else:
-                e = torch.stack([embedded[n] for n in names], 1) if many else embedded[names[0]]
-            t = encoder(e, mask)
-            spans = (
-                tuple(Span(n, i, i + 1, (1,)) for i, n in enumerate(names))
-                if many
-                else (Span(names[0], 0, t.x.shape[1], t.x.shape[1:2]),)
-            )
+                parts = [encoder.embed(*batch.inputs[n]) if embedded is None else embedded[n] for n in names]
+                masks = [batch.inputs[n][1] for n in names]
+                t = encoder(parts, masks) if len(names) > 1 else encoder(parts[0], masks[0])
+                spans = _spans(names, t, parts)
             result.append(t if t.spans else t._replace(spans=spans))
         return result
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         tokens = self.tokens(batch, embedded)
         fused = {None: self.fusion(tokens)} if None in self.places else {}
-        fused |= {at: self.fusion.positions(tokens, at) for at in {*self.places} - {None}}
+        fused |= {at: self._at(tokens, *at) for at in {*self.places} - {None}}
         return {n: head(fused[at]).float() for (n, head), at in zip(self._heads(), self.places)}  # losses are in fp32
+
+    def _at(self, tokens: list[Tokens], which: int, name: str) -> Tokens:
+        """The positions of one input as the fusion gives them."""
+        found, spans = self.fusion.positions(tokens, which), tokens[which].spans
+        if len(spans) == 1:
+            return found
+        start, stop = next((s.start, s.stop) for s in spans if s.name == name)
+        return Tokens(found.x.narrow(1, start, stop - start), found.mask.narrow(1, start, stop - start))
 
     def pooled(self, name: str, batch: Batch) -> Tensor:
         """The mean over the real positions that the encoder of an input gives, (B, D); other inputs may be absent."""
-        i = next(i for i, names in enumerate(self.groups) if names[0] == name)
+        encoder = self.encoder_of(name)
         x, mask = batch.inputs[name]
-        t = self.encoders[i](self.encoders[i].embed(x, mask), mask)
+        e = encoder.embed(x, mask)
+        t = encoder.alone(e, mask) if isinstance(encoder, Joint) else encoder(e, mask)
         real = t.mask[..., None].to(t.x.dtype)
         return (t.x * real).sum(1) / real.sum(1).clamp(min=1)
-
-    @staticmethod
-    def _gather(batch: Batch, names: list[str], many: bool) -> tuple[Tensor, Tensor]:
-        if not many:
-            return batch.inputs[names[0]]
-        return batch.together(names)
 
     def encoder_of(self, name: str) -> Any:
         """The encoder that reads an input."""
@@ -170,10 +177,25 @@ def build(room: str, part: Part, *sources: Any) -> Any:
     return registry.find(room, part.type)(*sources, **settings)
 
 
+def _reader(recipe: Recipe, names: Sequence[str], columns: Sequence[Column]) -> Encoder:
+    """The encoder of some inputs; of texts that are read in one sequence one that joins them."""
+    if len(names) > 1 and recipe.together(names[0]):
+        return Joint(lambda long: build("encoders", recipe.encoder(names[0]), [long]), columns)
+    return build("encoders", recipe.encoder(names[0]), columns)
+
+
+def _spans(names: Sequence[str], tokens: Tokens, parts: Sequence[Tensor]) -> tuple[Span, ...]:
+    """Where each input's positions stand in the Tokens of its encoder."""
+    if len(names) == 1:
+        return (Span(names[0], 0, tokens.x.shape[1], tokens.x.shape[1:2]),)
+    stops = list(accumulate(p.shape[1] for p in parts))
+    return tuple(Span(n, b - p.shape[1], b, p.shape[1:2]) for n, b, p in zip(names, stops, parts))
+
+
 def _place(
     recipe: Recipe, name: str, column: Column, groups: Sequence[Sequence[str]], encoders: Sequence[Encoder]
-) -> int | None:
-    """The number of the encoder whose positions the head of an output reads; None for the pooled vector.
+) -> tuple[int, str] | None:
+    """The number of the encoder whose positions the head of an output reads, and of which input; None for the pooled vector.
 
     Raises RecipeError where that encoder gives one vector for all.
     """
@@ -188,7 +210,7 @@ def _place(
         raise RecipeError(
             problem("tags.one_vector", place=f"model.{column.of}", encoder=part.type, output=name, allowed=fitting)
         )
-    return at
+    return at, column.of
 
 
 def _groups(recipe: Recipe, columns: Mapping[str, Column]) -> list[list[str]]:
@@ -196,6 +218,8 @@ def _groups(recipe: Recipe, columns: Mapping[str, Column]) -> list[list[str]]:
     for name in recipe.inputs:
         form = columns[name].form
         alone = form not in MANY or recipe.shared(name)
-        key = json.dumps(["alone", name] if alone else [form, recipe.encoder(name).plain()])
-        groups.setdefault(key, []).append(name)
+        own = recipe.joined(name) or name
+        key = json.dumps(["alone", own] if alone else [form, recipe.encoder(name).plain()])
+        found = groups.setdefault(key, [])
+        found.insert(0 if recipe.together(name) else len(found), name)  # the one that the others are read behind
     return list(groups.values())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from luban.columns.base import GONE
 from luban.columns.examples import Pairs
 
 
@@ -81,9 +82,12 @@ class Batch:
     def answered(self, output: str, answers: Tensor) -> Batch:
         """The batch in which the answers to an output are these: a text is scored while it is read, so a network must have it.
 
-        answers: class numbers (B,), which change nothing, or ids (B, T), 0 = padding, ~id = given and not to be scored.
+        answers: class numbers (B,), which change nothing, or ids (B, T), `GONE` = padding, ~id = given and not to be scored.
         """
-        return self if answers.ndim < 2 else replace(self, targets={output: (answers, answers != 0)})
+        if answers.ndim < 2:
+            return self
+        real = answers != GONE
+        return replace(self, targets={output: (torch.where(real, answers, 0), real)})
 
     def cut(self, pieces: int) -> list[Batch]:
         """Its examples in so many batches of like size, or as many as there are examples."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from luban.nn.forms import Indices, Scalars
+from luban.nn.joint import Joint
 
 
 def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
@@ -23,6 +24,8 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
     for group, encoder in zip(new.groups, new.encoders):
         for names_before, before in zip(old.groups, old.encoders):
             common = [n for n in group if n in names_before and n in names]
+            if common and isinstance(encoder, Joint) and type(encoder.encoder) is type(before):
+                done |= dict.fromkeys(common, _widened(encoder.encoder, before))
             if not common or type(encoder) is not type(before):
                 continue
             same = group == names_before and len(common) == len(group)
@@ -44,6 +47,21 @@ def _copied(new: nn.Module, old: nn.Module) -> bool:
     if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
         return False
     new.load_state_dict(theirs)
+    return True
+
+
+@torch.no_grad()
+def _widened(new: nn.Module, old: nn.Module) -> bool:
+    """Copy all weights into a network with more ids and positions, whose further rows stay as they are; none where others differ."""
+    mine, theirs = new.state_dict(), old.state_dict()
+    fits = lambda a, b: a.shape[1:] == b.shape[1:] and len(a) >= len(b) if a.ndim else b.ndim == 0  # noqa: E731
+    if mine.keys() != theirs.keys() or not all(fits(mine[k], theirs[k]) for k in mine):
+        return False
+    for key, value in theirs.items():
+        if value.ndim:
+            mine[key][: len(value)] = value
+        else:
+            mine[key].copy_(value)
     return True
 
 

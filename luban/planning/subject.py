@@ -147,6 +147,8 @@ def _made_up(recipe: Recipe, columns: Mapping[str, Column], count: int) -> Examp
     random = np.random.default_rng(0)
 
     def one(column: Column) -> Any:
+        if column.form == "span":
+            return np.sort(random.integers(0, columns[column.of].state["longest"], (count, 2)), axis=1)
         if column.along:
             length = columns[column.of].state["longest"]
             return Ragged(random.integers(1, column.size, count * length, np.int32), np.arange(count + 1) * length)
@@ -244,6 +246,7 @@ def _hollow(examples: Examples, count: int, lengths: Mapping[str, int]) -> Batch
 
     blocks = [(names, like(x), like(mask)) for names, x, mask in real.inputs.blocks]
     others = {n: (like(x, n), like(mask, n)) for n, (x, mask) in real.inputs.others.items()}
-    alike = lambda n: n if n in lengths else getattr(examples.columns[n], "of", None) or ""  # noqa: E731
+    of = lambda c: (getattr(c, "of", None) or "") if c.ragged else ""  # noqa: E731
+    alike = lambda n: n if n in lengths else of(examples.columns[n])  # noqa: E731
     targets = {n: (like(x, alike(n)), like(mask, alike(n))) for n, (x, mask) in real.targets.items()}
     return Batch(Pairs(blocks, others), targets, count)

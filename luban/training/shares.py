@@ -71,10 +71,18 @@ def shares(network: Any, rates: Mapping[str, float], decay: float) -> dict[int, 
 
 
 def _layers(part: nn.Module) -> dict[str, int]:
-    """Parameter name -> the number of its layer from below: members of a list are layers, else each module that has weights."""
-    numbers: dict[str, int] = {}
-    result = {}
-    for name, _ in part.named_parameters():
+    """Parameter name -> the number of its layer from below: members of a list are layers, else each module that has weights.
+
+    What stands before the first list, or the embedding tables where there is none, is the lowest layer together.
+    """
+    names = [n for n, _ in part.named_parameters()]
+    listed = [i for i, n in enumerate(names) if any(w.isdecimal() for w in n.split("."))]
+    tables = {f"{n}." for n, m in part.named_modules() if isinstance(m, nn.Embedding)}
+    others = (i for i, n in enumerate(names) if n.rpartition(".")[0] + "." not in tables)
+    first = listed[0] if listed else next(others, len(names))
+    numbers: dict[str, int] = {"below": 0} if first else {}
+    result = dict.fromkeys(names[:first], 0)
+    for name in names[first:]:
         words = name.split(".")
         place = next((i for i, w in enumerate(words) if w.isdecimal()), len(words) - 2)
         result[name] = numbers.setdefault(".".join(words[: place + 1]) if place >= 0 else "", len(numbers))

@@ -176,6 +176,14 @@ _LANGUAGE = (
         "titles.csv",
     ),
     Sample(
+        "libreoffice-headings",
+        "answer",
+        4304,
+        (_HELP_EN,),
+        {"headings.csv": "a0544566bfb21b24bf58c1376e2261b8c9dab909e5a26d61882fd90797988639"},
+        "headings.csv",
+    ),
+    Sample(
         "debian-descriptions",
         "short",
         60_283,

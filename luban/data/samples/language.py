@@ -11,6 +11,7 @@ import html
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -147,6 +148,60 @@ def help_titles_zh(sample: Sample, work: Path) -> Content:
     yield "titles.csv", as_csv(("page", "text", "title", "part"), rows)
 
 
+# ---- questions whose answer stands in a manual
+
+
+BLOCK = 1000  # characters of a passage: so many sections of a page together
+FEWEST, COMMONEST = 3, 5  # sections of a passage; passages that a heading may stand over
+
+
+def help_headings(sample: Sample, work: Path) -> Content:
+    """A heading of LibreOffice's help asks, the first sentence below it answers, out of some sections of the page without their headings.
+
+    Nobody asked these questions: they say how well a network finds what a heading is about. Headings that stand on many pages
+    ("Syntax") ask nothing, and are left out.
+    """
+    archive = deb_data(download(sample, sample.packages[0], work), sample)
+    pages = _pages(archive, "en-US", sample)
+    found = [(page, *asked) for page in sorted(pages) for asked in _asked_of(pages[page])]
+    counts = Counter(question for _, question, *_ in found)
+    rows, seen = [], set()
+    for page, question, passage, answer, start in found:
+        if counts[question] <= COMMONEST and (question, passage) not in seen:
+            seen.add((question, passage))
+            rows.append((page, question, passage, answer, start, part_of(sample.name, page)))
+    yield "headings.csv", as_csv(("page", "heading", "passage", "answer", "answer_start", "part"), rows)
+
+
+def _asked_of(page: str) -> Iterator[tuple[str, str, str, int]]:
+    """Heading, passage, answer and the character where it begins, of every heading of a page."""
+    sections: list[tuple[str, list[str]]] = []
+    for tag, _, inner in _PARAGRAPH.findall(page):
+        text = " ".join(html.unescape(re.sub(r"<[^>]*>", "", inner)).split())
+        if tag != "p":
+            sections.append((text.rstrip(" :"), []))
+        elif text and sections:
+            sections[-1][1].append(text)
+    block: list[tuple[str, list[str]]] = []
+    for section in [*(s for s in sections if s[0] and s[1]), None]:
+        if section is None or sum(len(" ".join(p)) + 1 for _, p in [*block, section]) > BLOCK:
+            if len(block) >= FEWEST:
+                yield from _block(block)
+            block = []
+        if section is not None:
+            block.append(section)
+
+
+def _block(sections: list[tuple[str, list[str]]]) -> Iterator[tuple[str, str, str, int]]:
+    passage = " ".join(" ".join(paragraphs) for _, paragraphs in sections)
+    start = 0
+    for heading, paragraphs in sections:
+        sentence = re.match(r".+?(?:[.!?:](?= |$)|$)", paragraphs[0])[0]
+        if " " in sentence and " " in heading and heading not in passage:
+            yield heading, passage, sentence, start
+        start += len(" ".join(paragraphs)) + 1
+
+
 # ---- descriptions of Debian's packages
 
 
@@ -207,6 +262,7 @@ CONTENT: dict[str, Callable[[Sample, Path], Content]] = {
     "libreoffice-help-en-zh": help_en_zh,
     "libreoffice-help-en-de": help_en_de,
     "libreoffice-titles-zh": help_titles_zh,
+    "libreoffice-headings": help_headings,
     "debian-descriptions": debian_descriptions,
     "cmudict": cmudict,
 }

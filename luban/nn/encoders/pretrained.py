@@ -69,6 +69,12 @@ class Pretrained(Encoder):
             self.model.pooler = None
         self.size = int(self.model.config.hidden_size)
         self.pooling = column.state.get("pooling", "mean") if pooling == "auto" else pooling
+        types = getattr(self.model.config, "type_vocab_size", 0) or 0
+        self.typed = (
+            bool(column.state.get("types"))
+            and types > 1
+            and "token_type_ids" in inspect.signature(self.model.forward).parameters
+        )
         for part in _lowest(self.model, freeze):
             part.requires_grad_(False)
 
@@ -76,8 +82,10 @@ class Pretrained(Encoder):
         h = self.model.get_input_embeddings()(x)
         return h if self.scale == 1 else h * self.scale
 
-    def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
-        return Tokens(self.model(inputs_embeds=embedded, attention_mask=seen(mask).long())[0], mask)
+    def forward(self, embedded: Tensor, mask: Tensor, types: Tensor | None = None) -> Tokens:
+        """`types` (B, T): which of two texts a position belongs to, for a network that is `typed`."""
+        told = {} if types is None else {"token_type_ids": types}
+        return Tokens(self.model(inputs_embeds=embedded, attention_mask=seen(mask).long(), **told)[0], mask)
 
 
 # -- the network of a checkpoint ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class TagsHead(nn.Module):
 
     accepts = ("tags",)
     positions = True  # it reads the positions of the column that its own is `of:`
+    ahead = 0  # what a module of one's own gives before the first position
 
     def __init__(
         self,

@@ -66,9 +66,9 @@ class Written(nn.Module):
         return F.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1).mean(1) * temperature**2
 
     def score(self, o: Tensor, answers: Tensor) -> Tensor:
-        """Log-probability of a fixed text, (B,). answers: ids (B, T), 0 = padding; o as `forward` gave for them."""
+        """Log-probability of a fixed text, (B,). answers: ids (B, T), below 0 what is not scored; o as `forward` gave for them."""
         each = o.log_softmax(-1).gather(2, answers.clamp(min=0)[..., None])[..., 0]
-        return (each * (answers > 0)).sum(1)
+        return (each * (answers >= 0)).sum(1)
 
     def glance(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[str, Tensor, Tensor]:
         counts = mask & (x >= GIVEN)

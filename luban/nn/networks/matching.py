@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from luban.columns.base import Column
 from luban.errors import Unsupported
@@ -15,7 +15,7 @@ from luban.nn.network import Composed
 from luban.nn.tokens import Batch
 from luban.recipe import Recipe
 
-NAME = "match"  # of its loss
+NAME = "match"  # of its loss, and of the closeness of two inputs
 
 
 class Matching(Composed):
@@ -70,8 +70,36 @@ class Matching(Composed):
     def divergence(
         self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
     ) -> dict[str, Tensor]:
-        """1 - cosine of both answers."""
-        return {NAME: sum(1 - (o[n] * teacher[n]).sum(1) for n in o)}
+        """KL(teacher || student) of which of the batch's partners is a row's own, (B,), times temperature squared; the vectors may be of
+        different sizes."""
+
+        def near(vectors: Mapping[str, Tensor]) -> Tensor:
+            u, *v = vectors.values()
+            return F.log_softmax(u @ (v[0] if v else u).T / (self.fusion.temperature * temperature), 1)
+
+        each = F.kl_div(near(o), near(teacher), log_target=True, reduction="none").sum(1)
+        return {NAME: each * temperature**2}
 
     def predict(self, batch: Batch) -> dict[str, Any]:
         raise Unsupported("match.no_answer")
+
+
+class Close(nn.Module):
+    """The same network as one that answers: the cosine of the two vectors of a row, (B, 1). What is explained is the cosine itself."""
+
+    def __init__(self, network: Matching):
+        super().__init__()
+        self.network = network
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        return self.network.embed(batch)
+
+    def encoder_of(self, name: str) -> Any:
+        return self.network.encoder_of(name)
+
+    def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        u, v = self.network(batch, embedded).values()
+        return {NAME: (u * v).sum(1, keepdim=True)}
+
+    def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: o[n][:, 0] for n in answers}

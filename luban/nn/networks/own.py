@@ -5,7 +5,8 @@ It is called with x of each input, in the order of the recipe: numbers (B,), cat
 and several inputs of other kinds as a list. One whose `forward` names `masks` also gets a tuple of them, bool, True = real.
 
 It gives, per output, logits (B, K), for two classes also (B, 1) or (B,), the log-odds of the last label; for a number the
-standardised value (B,) or (B, 1): one tensor, or several by name or in order. It is trained in place.
+standardised value (B,) or (B, 1); for tags logits (B, T, K) over the positions of their text; for an answer that stands in a text
+what beginning and ending is worth at each (B, T, 2), "no answer" first where there may be none (B, 1 + T, 2): one tensor, or several by name or in order. It is trained in place.
 
 Saved weights go by the module's own names. Keras counts up the names of nameless layers: name them, or build the model
 that is loaded into after `keras.utils.clear_session()`.
@@ -64,7 +65,7 @@ class Own(Headed):
             arguments = (
                 [torch.stack(arguments, 1)] if self.numbers else [arguments] if len(arguments) > 1 else arguments
             )
-        return self._shaped(self.module(*arguments, **self._named(batch)), batch.size)
+        return self._shaped(self.module(*arguments, **self._named(batch)), batch)
 
     def _named(self, batch: Batch) -> dict[str, Any]:
         """What the module wants to be told beside x."""
@@ -91,7 +92,7 @@ class Own(Headed):
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         if embedded is None and self.numbers:
-            return self._shaped(self.module(batch.together(self.numbers)[0], **self._named(batch)), batch.size)
+            return self._shaped(self.module(batch.together(self.numbers)[0], **self._named(batch)), batch)
         x = self._x(batch)
         if embedded is None:
             return self._run(x, batch)
@@ -118,22 +119,34 @@ class Own(Headed):
             yield
 
     # -- what comes out ------------------------------------------------------------------------------------------------
-    def _shaped(self, given: Any, size: int) -> dict[str, Tensor]:
+    def _shaped(self, given: Any, batch: Batch) -> dict[str, Tensor]:
         names = list(self.outputs)
         if isinstance(given, Tensor):
             if len(names) == 1:
-                return {names[0]: self._one(names[0], given, self.heads[0])}
+                return {names[0]: self._one(names[0], given, self.heads[0], batch)}
             given = (given,)
         if isinstance(given, Sequence) and len(given) == len(names):
             given = dict(zip(names, given))
         if not isinstance(given, Mapping) or any(not isinstance(given.get(n), Tensor) for n in names):
             found = sorted(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
             raise RequestError("own.outputs", found=found, want=names)
-        return {n: self._one(n, given[n], head) for n, head in self._heads()}
+        return {n: self._one(n, given[n], head, batch) for n, head in self._heads()}
 
-    def _one(self, name: str, o: Tensor, head: Any) -> Tensor:
-        """(B, K), or (B, 1) for a number or the log-odds of two classes, in float32."""
+    def _one(self, name: str, o: Tensor, head: Any, batch: Batch) -> Tensor:
+        """(B, K), or (B, 1) for a number or the log-odds of two classes, in float32; what a head that reads positions makes of
+        (B, T, K)."""
         o = o.float()
+        if getattr(head, "positions", False):
+            of = self.outputs[name].of
+            mask = batch.inputs[of][1]
+            if (
+                o.ndim != 3
+                or o.shape[2] != head.classes
+                or o.shape[1] not in (mask.shape[1], mask.shape[1] + head.ahead)
+            ):
+                found, want = list(o.shape[1:]), [mask.shape[1] + head.ahead, head.classes]
+                raise RequestError("own.positions", output=name, of=of, found=found, want=want)
+            return head.framed(o, mask)
         o = o[:, None] if o.ndim == 1 else o
         wide = getattr(head, "classes", 1)
         if getattr(head, "binary", False) and o.ndim == 2 and o.shape[1] == 2:
@@ -161,4 +174,6 @@ def _without_layers(recipe: Recipe, name: str, column: Column) -> nn.Module:
     settings = {k: v for k, v in recipe.head(name).settings.items() if v is not None and k not in ("hidden", "dropout")}
     head = registry.find("heads", recipe.head(name).type)(column, 1, **settings)
     head.hidden, head.out = nn.Identity(), nn.Identity()
+    if hasattr(head, "none"):
+        head.none = None
     return head

@@ -150,8 +150,8 @@ def _one_output(
 ) -> dict[str, Any]:
     seed, column = bundle.recipe.seed, predictions.column
     if column.along:
-        found = grouping.of_tags(predictions, groups, seed)
-        grouping.write_tags(report, name, found)
+        found = grouping.of_view(name, predictions, groups, seed)
+        grouping.write_view(report, name, found)
         return {"groups": found}
     if not hasattr(column, "probabilities"):
         found = grouping.of_numbers(predictions, groups, seed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from luban.columns.base import text_of
 from luban.errors import DataError, RequestError, problem
-from luban.evaluation import entities, fairness, intervals
+from luban.evaluation import fairness, intervals, views
 from luban.evaluation.table import Predictions
 from luban.messages import say
 
@@ -120,21 +120,21 @@ def write_numbers(report: Any, name: str, found: dict[str, dict[str, Any]]) -> N
     report.table(say("audit.by_group"), [say("audit.group"), say("evaluate.rows"), "mae", "mean_error"], rows)
 
 
-def of_tags(predictions: Predictions, groups: list[str], seed: int) -> dict[str, dict[str, Any]]:
-    """Per group every metric of its rows' tags."""
-    known = predictions.known
-    rows = [(t, a.value, g) for t, a, g, k in zip(predictions.truth, predictions.answers, groups, known) if k]
-    result = {}
-    for name in sorted({g for *_, g in rows}):
-        truth, answers = zip(*((t, a) for t, a, g in rows if g == name))
-        counts = entities.Counts(truth, answers, predictions.column.kind)
-        result[name] = {"rows": len(counts), **counts.metrics(seed=seed)}
+def of_view(output: str, predictions: Predictions, groups: list[str], seed: int) -> dict[str, dict[str, Any]]:
+    """Per group every metric that its rows are judged by, those whose truth is known."""
+    names, result = np.array(groups, object), {}
+    for name in sorted(set(names[predictions.known])):
+        index = np.flatnonzero((names == name) & predictions.known)
+        parts = [[v[i] for i in index] for v in (predictions.truth, predictions.answers)]
+        some = Predictions(predictions.column, predictions.raw[index], parts[0], np.ones(len(index), bool), parts[1])
+        result[name] = {"rows": len(index), **views.view(output, some, None, resamples=500, seed=seed).metrics}
     return result
 
 
-def write_tags(report: Any, name: str, found: dict[str, dict[str, Any]]) -> None:
+def write_view(report: Any, name: str, found: dict[str, dict[str, Any]]) -> None:
     report.heading(say("audit.groups", name=name), 3)
-    metrics = [m for m in next(iter(found.values()), {}) if m != "rows"]
+    metrics = list(dict.fromkeys(m for n in found.values() for m in n if m != "rows"))
     small = lambda n: say("evaluate.cannot_tell") if n["rows"] < fairness.LEAST else ""  # noqa: E731
-    rows = [[g, n["rows"], *(n[m].to_json() for m in metrics), small(n)] for g, n in found.items()]
+    told = lambda n, m: n[m].to_json() if m in n else ""  # noqa: E731
+    rows = [[g, n["rows"], *(told(n, m) for m in metrics), small(n)] for g, n in found.items()]
     report.table(say("audit.by_group"), [say("audit.group"), say("evaluate.rows"), *metrics, ""], rows)

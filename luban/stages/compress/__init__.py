@@ -13,9 +13,10 @@ from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.prepare import prepare
 from luban.data.samples import SAMPLES
-from luban.errors import DataError
+from luban.errors import DataError, Unsupported
 from luban.evaluation.seen import seen_rows
 from luban.messages import say
+from luban.nn.quantized import Quantized, Stored
 from luban.settings import Count, Fraction, Natural, Positive, Range
 from luban.stages.compress import methods
 from luban.stages.compress.compare import compared, sample
@@ -48,6 +49,12 @@ def compress(
     and without the training rows only sizes are known.
     Raises RequestError, DataError without rows to learn from, Unsupported where the network cannot be changed so.
     """
+    if bundle.recipe.fusion.type == "masked":
+        raise Unsupported("compress.masked")
+    if prune is not None and any(
+        isinstance(m, Stored) and not isinstance(m, Quantized) for m in bundle.network.modules()
+    ):
+        raise Unsupported("compress.four_bits_pruned")
     own, bundle = bundle, bundle.seeded(seed)
     data = own_rows(own) if data is None else _split(own, data, distill is not None or prune is not None)
     if distill is None and prune is None and quantize is None:

@@ -13,9 +13,9 @@ from luban.bundle import Bundle
 from luban.columns import answering
 from luban.columns.base import to_list
 from luban.columns.examples import Examples, cells, encode
-from luban.evaluation import views
+from luban.evaluation import retrieval, views
 from luban.evaluation.attribution import attributions, likeness
-from luban.evaluation.intervals import Metric, mean
+from luban.evaluation.intervals import Metric, mean, paired_difference
 from luban.evaluation.latency import one_thread, speedup, timings
 from luban.evaluation.table import table
 from luban.nn.tokens import Batch
@@ -85,10 +85,16 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     found.rows = len(examples)
     if not found.rows:
         return found
+    if before.matches and len(before.inputs) == 2:
+        _judge_places(found, before, after, data, rows, resamples)
+        before, after = before.closeness(), after.closeness()
+    elif before.matches:
+        return found
     _time(found, before, after, examples)
     if zeros:  # the same arithmetic: whatever the clock said, it was chance
         found.speed = {b: {**s, "faster": False} for b, s in found.speed.items()}
-    _judge(found, before, after, data, rows, resamples)
+    if not before.matches:
+        _judge(found, before, after, data, rows, resamples)
     raw = [answering.outputs_of(b.engine, examples) for b in (before, after)]
     for name in raw[0]:
         cells_of = lambda of: cells(framed.table[of])  # noqa: E731
@@ -119,6 +125,20 @@ def _judge(found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np
             for m, d in first.difference(second).items()
             if m in first.metrics
         }
+
+
+def _judge_places(
+    found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np.ndarray, resamples: int
+) -> None:
+    """At which place each row's own partner comes, of both models."""
+    seed = before.recipe.seed
+    places = [retrieval.own_places(b, data, rows) for b in (before, after)]
+    first, second = (retrieval.metrics(p, resamples, seed) for p in places)
+    both = [retrieval.by_row(p) for p in places]
+    draws = {"seed": seed, "resamples": resamples}
+    found.metrics[retrieval.KIND] = {
+        m: [first[m], second[m], paired_difference(both[1][m], both[0][m], **draws)] for m in first
+    }
 
 
 def agreement(first: list[Any], second: list[Any]) -> dict[str, Any]:

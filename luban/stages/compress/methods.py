@@ -26,7 +26,7 @@ from luban.nn.grouped import in_groups
 from luban.nn.lora import LORA
 from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
-from luban.recipe import SHARE, Part, Recipe
+from luban.recipe import BORROWED, Part, Recipe
 from luban.settings import SIZES
 from luban.training.batches import batch_for, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
@@ -207,7 +207,7 @@ def resized(recipe: Recipe, size: str) -> Recipe:
 
 def _undialled(room: str, part: Part) -> Part:
     """Without the settings that follow the dial; what has no sizes, as a pretrained encoder, by what it is distilled into."""
-    if part.type == SHARE:
+    if part.type in BORROWED:
         return part
     if student := registry.schema(room, part.type).get("x-student"):
         return Part(student)

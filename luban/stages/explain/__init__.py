@@ -31,6 +31,7 @@ from luban.stages.explain.going_on import GoingOn
 from luban.stages.explain.methods import METHODS, Found, Task, feature_layers
 from luban.stages.explain.page import page
 
+MATCH = "match"  # the name of the closeness of two inputs
 BY_TOKEN = "integrated-gradients"  # the method that is cheap enough to be asked about every token of an answer
 MATRICES, LONGEST = 5, 60  # rows and tokens that are drawn so
 PROMPT = 64  # tokens of a text that a language model goes on from
@@ -78,8 +79,8 @@ def explain(
 ) -> Report:
     """Signed weights of every segment of every input, for each row, with the method's own error beside them.
 
-    What is explained is the score of a fixed answer: the log-odds of a class, a number's value in its own units, or the
-    log-probability of a text, with a matrix of its tokens against the words of the input for the first rows.
+    What is explained is the score of a fixed answer: the log-odds of a class, a number's value in its own units, how close the two
+    inputs of a row lie (`fusion: match`), or the log-probability of a text, with a matrix of its tokens against the words of the input for the first rows.
     `rows`: how many, from the first held-out row, or positions in the data from 0. `target`: the class to explain instead of
     the predicted one; of tags a type, a tag, or one at a place (see `luban.columns.tags.Tags.fixed`). `samples`: coalitions
     or masks a row (auto: 512, or eight a segment). `background`: what stands where a segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
@@ -88,7 +89,9 @@ def explain(
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
     """
     goes_on = not bundle.inputs and hasattr(bundle.network, "advance") and not bundle.recipe.prefers
-    if not bundle.outputs or not (bundle.inputs or goes_on):
+    if bundle.matches:
+        bundle, output = bundle.closeness(), MATCH
+    elif not bundle.outputs or not (bundle.inputs or goes_on):
         raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
     data_rows, framed = _rows(bundle, data, rows)
     network, columns, given = bundle.network, bundle.columns, None
@@ -103,7 +106,7 @@ def explain(
         raw, values = records(framed.table), _values(encode(columns, bundle.inputs, (), framed))
     found = explain_rows(
         network, columns, raw, values, data_rows,
-        method=method, output=_output(bundle, output), target=target, samples=None if samples == "auto" else samples,
+        method=method, output=output if bundle.matches else _output(bundle, output), target=target, samples=None if samples == "auto" else samples,
         steps=steps, background=background, seed=seed, given=given,
     )  # fmt: skip
     report = page(found, columns, {"background": background, "seed": seed, "target": target})
@@ -261,7 +264,7 @@ def _by_token(
     """How much each segment speaks for each token of the answer, what was written before it being given: rows of a matrix."""
     found = {}
     for r, e in enumerate(examples[:MATRICES]):
-        ids = scorer.answers[r][scorer.answers[r] != 0][:LONGEST]
+        ids = scorer.answers[r][scorer.answers[r] >= 0][:LONGEST]
         if not len(ids):
             continue
         one = np.where(np.eye(len(ids), dtype=bool), ids, ~ids)

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         pairs = {n: (tensors[2 * i], tensors[2 * i + 1]) for i, n in enumerate(self.inputs)}
         o = self.network(Batch(pairs, {}, tensors[0].shape[0]))
-        return tuple(o[n] for n in self.outputs)
+        return tuple(o[n] for n in self.outputs or self.inputs)  # without outputs: a vector of each input
 
 
 def feeds(inputs: Sequence[str]) -> list[list[str]]:
@@ -57,7 +57,7 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
 
     Raises ExportMismatch where the network cannot be written down for every batch size and length, MissingExtra.
     """
-    if getattr(bundle.network, "written", None) or not bundle.outputs:
+    if getattr(bundle.network, "written", None) or not (bundle.outputs or bundle.matches):
         raise Unsupported("onnx.writes", outputs=list(bundle.outputs) or bundle.recipe.task())
     for module in ("onnx", "onnxscript"):
         need(module, "export")
@@ -73,7 +73,7 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
                 tensors,
                 dynamo=True,
                 input_names=[n for _, *pair in names for n in pair],
-                output_names=outputs_apart(bundle.outputs, names),
+                output_names=outputs_apart(bundle.outputs or vectors_of(names).values(), names),
                 dynamic_shapes=(axes,),
                 opset_version=OPSET,
                 custom_translation_table=onnx_table(),
@@ -88,7 +88,19 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
         return program.model_proto.SerializeToString()
 
 
-def outputs_apart(outputs: Sequence[str], names: list[list[str]]) -> list[str]:
+def vectors_of(names: list[list[str]]) -> dict[str, str]:
+    """Per input the graph's name of its vector: NAME.vector."""
+    taken, result = {n for name in names for n in name}, {}
+    for name, *_ in names:
+        vector = f"{name}.vector"
+        while vector in taken:
+            vector += "_"
+        taken.add(vector)
+        result[name] = vector
+    return result
+
+
+def outputs_apart(outputs: Iterable[str], names: list[list[str]]) -> list[str]:
     """Names of the graph's outputs: those of the columns. No column is an input and an output at once."""
     masks = {mask for _, _, mask in names}
     if masks & set(outputs):
@@ -141,7 +153,11 @@ def describe(model: Any, bundle: Bundle, names: list[list[str]]) -> None:
         "luban.weights": bundle.fingerprint(),
         "luban.recipe": bundle.recipe.yaml(),
         "luban.columns": json.dumps([c.to_json() for c in bundle.columns.values()], ensure_ascii=False),
-        "luban.feeds": json.dumps({"inputs": names, "outputs": list(bundle.outputs)}, ensure_ascii=False),
+        "luban.feeds": json.dumps(
+            {"inputs": names, "outputs": list(bundle.outputs)}
+            | ({"vectors": vectors_of(names)} if bundle.matches else {}),
+            ensure_ascii=False,
+        ),
     }
     model.metadata_props.update(about)
 

@@ -100,7 +100,9 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
         return Guarded(_onnx(path, threads), "onnx")
     auto = which == "auto" and device in (None, "cpu")
     if which == "onnx" or (auto and find_spec("onnxruntime") and fits(path)):
-        return _fitting(path, threads)
+        found = _fitting(path, threads)
+        if which == "onnx" or found.outputs:  # embeddings are the network's own to give
+            return found
     from luban.bundle import Bundle
 
     bundle = Bundle.load(path)
