@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from luban.asking import Ask, recipe_from
@@ -21,12 +16,8 @@ from luban.console import tell
 from luban.data.prepare import prepare
 from luban.errors import BundleError, RequestError, problem, raise_all, shortened
 from luban.huggingface import imported
+from luban.nn.tensor_files import ENDINGS, read
 from luban.recipe import Recipe
-
-PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-ENDINGS = (*PICKLED, ".safetensors")
-INSIDE = ("state_dict", "model_state_dict", "model")  # where trainers put the weights beside other things
-WRAPPED = "module."  # what DataParallel puts before every name
 
 
 def import_weights(
@@ -61,44 +52,6 @@ def import_weights(
     return Bundle(described, columns, network.eval()).with_history("import", file=Path(file).name, tensors=len(weights))
 
 
-def read(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name. Raises BundleError, RequestError for another kind of file."""
-    path = Path(file)
-    if path.suffix not in ENDINGS:
-        raise RequestError(problem("import.kind", place=str(file), name=path.suffix, allowed=ENDINGS))
-    if not path.is_file():
-        raise RequestError("import.no_file", path=str(file))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an unpickler that then refuses, in words for its own developers
-            found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except UnpicklingError as e:
-        raise BundleError("import.hostile", path=str(file), reason=_line(e)) from e
-    except (
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        EOFError,
-        OSError,
-        TypeError,
-        AttributeError,
-        MemoryError,
-    ) as e:
-        raise BundleError("import.unreadable", path=str(file), reason=_line(e)) from e
-    return _tensors(found, str(file))
-
-
-def _tensors(found: Any, file: str) -> dict[str, Tensor]:
-    for key in INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or any(not isinstance(v, Tensor) for v in found.values()):
-        raise BundleError("import.no_tensors", path=file)
-    wrapped = all(str(k).startswith(WRAPPED) for k in found)
-    return {str(k)[len(WRAPPED) if wrapped else 0 :]: v for k, v in found.items()}
-
-
 def _fit(network: nn.Module, weights: Mapping[str, Tensor], file: str) -> None:
     """Put the weights in; every name that lacks, is too many, or has another shape is told at once."""
     wanted = network.state_dict()
@@ -112,8 +65,3 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], file: str) -> None:
             problems.append(problem("import.shape", place=file, tensor=name, found=found, want=want))
     raise_all(BundleError, problems)
     network.load_state_dict(dict(weights))
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

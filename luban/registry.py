@@ -43,6 +43,15 @@ ENCODERS = {
     "bert": "luban.nn.encoders.transformer:BERT",
     "gpt": "luban.nn.encoders.transformer:GPT",
     "pretrained": "luban.nn.encoders.pretrained:Pretrained",
+    "lenet": "luban.nn.vision.lenet:LeNet",
+    "alexnet": "luban.nn.vision.lenet:AlexNet",
+    "vgg": "luban.nn.vision.vgg:VGG",
+    "inception": "luban.nn.vision.inception:Inception",
+    "resnet": "luban.nn.vision.resnet:ResNet",
+    "densenet": "luban.nn.vision.densenet:DenseNet",
+    "efficientnet": "luban.nn.vision.efficientnet:EfficientNet",
+    "vit": "luban.nn.vision.vit:ViT",
+    "timm": "luban.nn.vision.timm:Timm",
 }
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",

