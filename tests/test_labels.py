@@ -57,7 +57,10 @@ def test_the_whole_life(tmp_path):
     assert told[0]["explained"] == "red"
     small = bundle.compress(quantize="int8")
     assert small.bytes() < bundle.bytes()
-    bundle.audit(rows(60))
+    sides = [r | {"side": "left" if i < 25 else "right"} for i, r in enumerate(rows(60))]
+    groups = luban.load(bundle.path).audit(sides, sensitive="side").numbers["outputs"]["kinds"]["groups"]
+    assert {g: n["rows"] for g, n in groups.items()} == {"left": 25, "right": 35}
+    assert all(n["f1_micro"].value > 0.8 for n in groups.values())
     bundle.export(out=tmp_path / "m.onnx", data=rows(20))
     assert (tmp_path / "m.onnx").is_file()
 

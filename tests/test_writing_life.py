@@ -55,6 +55,15 @@ def test_answers_and_generation_agree():
         assert 0 < answer["echo.probability"] <= 1
 
 
+def test_groups_are_judged_by_what_is_written(tmp_path):
+    """Rows of one group have a truth that nobody could write: it alone is judged badly."""
+    told = [r | {"side": "left" if i < 10 else "right"} for i, r in enumerate(rows(24))]
+    wrong = [r | {"echo": "NOTHING"} if r["side"] == "left" else r for r in told]
+    groups = luban.load(model().path).audit(wrong, sensitive="side", passages=0).numbers["outputs"]["echo"]["groups"]
+    assert {g: n["rows"] for g, n in groups.items()} == {"left": 10, "right": 14}
+    assert groups["left"]["exact_match"].value == 0 and groups["right"]["exact_match"].value > 0.8
+
+
 def test_saved_and_loaded_it_writes_the_same(tmp_path):
     again = luban.load(model().save(tmp_path / "again"))
     assert [a["echo"] for a in again.predict(rows(20))] == [a["echo"] for a in model().predict(rows(20))]

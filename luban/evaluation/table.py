@@ -29,6 +29,13 @@ class Predictions:
     answers: list[Answer]
     losses: np.ndarray | None = None
 
+    def take(self, index: np.ndarray) -> Predictions:
+        """Those of some rows, in this order; what has no answers keeps none."""
+        some = lambda v: v[index] if isinstance(v, np.ndarray) else [v[i] for i in index]  # noqa: E731
+        answers = some(self.answers) if self.answers else []
+        losses = None if self.losses is None else self.losses[index]
+        return Predictions(self.column, some(self.raw), some(self.truth), self.known[index], answers, losses)
+
 
 def _truths(column: Column, values: Any, texts: Any) -> list[Any]:
     """Of a column with an answer a position the truth as a person writes it, beyond what the network sees, too."""
@@ -45,6 +52,9 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, index: np.ndarray) -> Table:
+        return Table(self.rows[index], self.cells.take(index), {n: p.take(index) for n, p in self.outputs.items()})
 
 
 def table(bundle: Any, data: Any, rows: np.ndarray | None = None, engine: Any = None) -> Table:

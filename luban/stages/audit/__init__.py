@@ -112,7 +112,7 @@ def _fit_rows(bundle: Bundle, data: Any, judged: Table) -> Table | None:
 
 def _half(p: Predictions, first: int) -> Predictions:
     every = slice(first, None, 2)
-    return Predictions(p.column, p.raw[every], p.truth[every], p.known[every], p.answers[every])
+    return p.take(np.arange(len(p.known))[every])
 
 
 def warmed(bundle: Bundle, temperatures: dict[str, float]) -> Bundle:
@@ -140,22 +140,23 @@ def _groups(
         "warn" if is_input else "info", say("audit.is_input" if is_input else "audit.not_input", name=sensitive)
     )
     report.numbers["sensitive"] = {"column": sensitive, "is_input": is_input, "groups": sorted(set(groups))}
-    for name, predictions in chosen.items():
-        report.numbers["outputs"][name] |= _one_output(report, bundle, name, predictions, groups, positive)
+    for name in chosen:
+        report.numbers["outputs"][name] |= _one_output(report, bundle, name, judged, groups, positive)
     report.text(say("audit.what_it_is_not"))
 
 
 def _one_output(
-    report: Report, bundle: Bundle, name: str, predictions: Predictions, groups: list[str], positive: str | None
+    report: Report, bundle: Bundle, name: str, judged: Table, groups: list[str], positive: str | None
 ) -> dict[str, Any]:
-    seed, column = bundle.recipe.seed, predictions.column
-    if column.along:
-        found = grouping.of_view(name, predictions, groups, seed)
-        grouping.write_view(report, name, found)
-        return {"groups": found}
-    if not hasattr(column, "probabilities"):
+    seed, predictions = bundle.recipe.seed, judged.outputs[name]
+    column = predictions.column
+    if column.form == "scalar":
         found = grouping.of_numbers(predictions, groups, seed)
         grouping.write_numbers(report, name, found)
+        return {"groups": found}
+    if not hasattr(column, "probabilities"):
+        found = grouping.of_view(name, judged, groups, seed)
+        grouping.write_view(report, name, found)
         return {"groups": found}
     favour = grouping.favoured(column.labels, positive, name)
     rates = grouping.of_classes(predictions, groups, favour)

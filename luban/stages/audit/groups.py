@@ -10,7 +10,7 @@ import numpy as np
 from luban.columns.base import text_of
 from luban.errors import DataError, RequestError, problem
 from luban.evaluation import fairness, intervals, views
-from luban.evaluation.table import Predictions
+from luban.evaluation.table import Predictions, Table
 from luban.messages import say
 
 MANY = 10  # different numbers above which they are cut into quarters
@@ -120,14 +120,13 @@ def write_numbers(report: Any, name: str, found: dict[str, dict[str, Any]]) -> N
     report.table(say("audit.by_group"), [say("audit.group"), say("evaluate.rows"), "mae", "mean_error"], rows)
 
 
-def of_view(output: str, predictions: Predictions, groups: list[str], seed: int) -> dict[str, dict[str, Any]]:
+def of_view(output: str, judged: Table, groups: list[str], seed: int) -> dict[str, dict[str, Any]]:
     """Per group every metric that its rows are judged by, those whose truth is known."""
-    names, result = np.array(groups, object), {}
-    for name in sorted(set(names[predictions.known])):
-        index = np.flatnonzero((names == name) & predictions.known)
-        parts = [[v[i] for i in index] for v in (predictions.truth, predictions.answers)]
-        some = Predictions(predictions.column, predictions.raw[index], parts[0], np.ones(len(index), bool), parts[1])
-        result[name] = {"rows": len(index), **views.view(output, some, None, resamples=500, seed=seed).metrics}
+    names, known, result = np.array(groups, object), judged.outputs[output].known, {}
+    for name in sorted(set(names[known])):
+        some = judged.take(np.flatnonzero((names == name) & known))
+        seen = views.view(output, some.outputs[output], some, resamples=500, seed=seed)
+        result[name] = {"rows": len(some), **seen.metrics}
     return result
 
 
