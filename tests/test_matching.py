@@ -147,8 +147,9 @@ def test_the_verbs(csv, indexed, tmp_path, monkeypatch, capsys):
     assert main(["embed", "m", csv, "--input", "answer", "--out", "v.parquet"]) == 0
     assert main(["embed", "m", csv, "--out", "v.txt"]) == 2 and main(["search", "i", "x", "--top", "0"]) == 2
     assert main(["embed", "m", csv, "--input", "anser", "--out", "w.npy"]) == 2
-    assert main(["predict", "m", csv, "--out", "p.csv"]) == 2 and main(["explain", "m", csv, "--out", "x"]) == 2
+    assert main(["predict", "m", csv, "--out", "p.csv"]) == 2 and main(["audit", "m", csv, "--out", "x"]) == 2
     assert "answer" in capsys.readouterr().err
+    assert main(["explain", "m", csv, "--out", "x"]) == 0
 
 
 def test_a_checkpoint_is_searched_with_as_it_is(csv, tmp_path, monkeypatch, capsys):

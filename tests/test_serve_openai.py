@@ -275,7 +275,7 @@ def test_a_client_that_goes_makes_room(folder, monkeypatch):
 
 
 def test_control_a_desk_that_does_not_let_go_is_seen(folder, monkeypatch):
-    slow(monkeypatch, 0.02)
+    slow(monkeypatch, 0.3)  # the text itself would take long
     monkeypatch.setattr(Desk, "leave", lambda self, order: None)
     with serving(folder, batch=1) as (server, _):
         with httpx.stream("POST", server.url + "/v1/completions", json={"max_tokens": 100, "stream": True}) as reply:

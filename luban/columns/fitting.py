@@ -81,4 +81,4 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
 def _told(column: Any, framed: Any) -> None:
     """Say how many texts lose something."""
     if (cut := column.state.get("cut")) and not framed.pack:
-        tell("columns.cut", name=column.name, share=f"{cut:.1%}", most=column.room)
+        tell("columns.cut", name=column.name, share=f"{cut:.1%}" if cut >= 0.001 else f"{cut:.3%}", most=column.room)

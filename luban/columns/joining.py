@@ -54,7 +54,7 @@ def like(before: Any, fresh: Column) -> Column:
     kept = {k: fresh.state[k] for k in ("joint", "window", "longest", "cut")}
     first, last = fresh.state["joint"]["first"], fresh.state["joint"]["last"]
     controls = {"before": found.state["before"] if first else [], "after": found.state["after" if last else "between"]}
-    return found.keeping(replace(found, length=fresh.length).learned(**controls, **kept))
+    return found.keeping(replace(found, name=fresh.name, length=fresh.length).learned(**controls, **kept))
 
 
 def _with_controls(column: Any) -> Any:

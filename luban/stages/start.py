@@ -31,6 +31,8 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     before = _called(source if isinstance(source, Bundle) else opened(source), bundle, names or {})
     fresh = bundle.columns or fit_columns(bundle.recipe, data)
     found = {n: _kept(before.columns[n], c, n in bundle.outputs) for n, c in fresh.items() if n in before.columns}
+    for n in [n for n in found if n in bundle.inputs]:  # what is read in one sequence has one vocabulary
+        found |= {m: before.columns[n].becomes(fresh[m]) for m in bundle.recipe.together(n) if m not in found}
     kept = {n: c for n, c in found.items() if c is not None}
     columns = {**fresh, **kept}
     recipe = _with_sizes(_with_settings(bundle.recipe, kept), before.recipe, kept)
