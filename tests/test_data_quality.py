@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from luban.data.json_lines import BadRow, strict
+from luban.data.json_lines import strict
 from luban.data.quality import check
+from luban.data.rows import BadRow
 from luban.data.sources import read, typed
 from luban.data.splits import Splits, split
 from luban.errors import DataError

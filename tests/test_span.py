@@ -11,8 +11,8 @@ import torch
 
 from luban.columns.base import make
 from luban.data import spans
+from luban.data.rows import BadRow
 from luban.data.sources import read
-from luban.data.tagged import Bad
 from luban.errors import DataError
 from luban.evaluation import answers
 from luban.evaluation.span_baselines import span_baselines
@@ -50,7 +50,7 @@ def test_every_way_of_writing_is_read(cell, want):
     "cell", [3, {"text": ""}, {"text": "a", "start": "b"}, [{"words": "a"}], {"text": ["a"], "answer_start": [1, 2]}]
 )
 def test_what_is_no_answer_is_refused(cell):
-    with pytest.raises(Bad):
+    with pytest.raises(BadRow):
         spans.plain(cell)
 
 
@@ -58,7 +58,7 @@ def test_answers_are_placed_where_they_stand():
     place = lambda words, start: tuple(spans.placed([(words, start)], TEXT)[0])  # noqa: E731
     assert place("Rome", None) == (8, 12) and place("Rome", 17) == (17, 21)
     assert place("Rome", 16) == (17, 21) and place("Rome", 9) == (8, 12)  # beside the place that is told
-    with pytest.raises(Bad):
+    with pytest.raises(BadRow):
         place("Paris", 8)
 
 

@@ -8,9 +8,10 @@ import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
 from luban.columns.base import make
+from luban.data.rows import BadRow
 from luban.data.samples import peoples_daily
 from luban.data.sources import read
-from luban.data.tagged import Bad, Entity, Scheme, aligned, placed, scheme_of, tagged, unit_of
+from luban.data.tagged import Entity, Scheme, aligned, placed, scheme_of, tagged, unit_of
 from luban.errors import DataError
 
 BIO = Scheme()
@@ -49,7 +50,7 @@ def test_names_by_their_place():
     ],
 )
 def test_what_is_wrong_is_one_sentence(value, text, said):
-    with pytest.raises(Bad) as e:
+    with pytest.raises(BadRow) as e:
         aligned(value, text, "characters" if said.endswith("characters") else "words", BIO)
     assert e.value.id == said
 

@@ -15,8 +15,8 @@ import numpy as np
 from luban.columns.base import Answer, Column, to_list
 from luban.console import tell
 from luban.data import spans
+from luban.data.rows import BadRow
 from luban.data.spans import Stretch
-from luban.data.tagged import Bad
 from luban.errors import BundleError, DataError, RequestError, problem
 from luban.messages import say
 from luban.settings import Count
@@ -91,7 +91,7 @@ class Span(Column):
         """The answers of a cell, each with its place where that is given; None where the truth is missing. Raises DataError."""
         try:
             found = spans.plain(value)
-        except Bad as e:
+        except BadRow as e:
             raise DataError(e.id, column=self.name, of=self.of or "", **e.values) from e
         return [] if found is None and self.empty == "none" else found
 
@@ -126,7 +126,7 @@ class Span(Column):
     def _positions(self, answer: tuple[str, int | None], text: Any, offsets: np.ndarray) -> tuple[int, int]:
         try:
             (stretch,) = spans.placed([answer], spans.text_of(text))
-        except Bad as e:
+        except BadRow as e:
             raise DataError(e.id, column=self.name, of=self.of or "", **e.values) from e
         inside = np.flatnonzero((offsets[:, 0] < stretch.stop) & (offsets[:, 1] > stretch.start) & (offsets[:, 0] >= 0))
         if not len(inside) or offsets[inside[-1], 1] < stretch.stop:

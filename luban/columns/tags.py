@@ -18,7 +18,8 @@ import numpy as np
 from luban.columns import chain
 from luban.columns.base import Answer, Column, Ragged, to_list
 from luban.data import tagged
-from luban.data.tagged import OUTSIDE, Bad, Entity, Scheme
+from luban.data.rows import BadRow
+from luban.data.tagged import OUTSIDE, Entity, Scheme
 from luban.errors import BundleError, DataError, RequestError, problem
 from luban.messages import say
 
@@ -298,7 +299,7 @@ def _marked(text: str, label: str) -> str:
 
 
 class _Refusals:
-    """`Bad` becomes a DataError that names the column."""
+    """`BadRow` becomes a DataError that names the column."""
 
     def __init__(self, name: str, of: str):
         self.name, self.of = name, of
@@ -307,5 +308,5 @@ class _Refusals:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, Bad):
+        if isinstance(error, BadRow):
             raise DataError(error.id, column=self.name, of=self.of, **error.values) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from luban.data.rows import LONGEST_RAW, Quarantined, Rows
+from luban.data.rows import LONGEST_RAW, BadRow, Quarantined, Rows
 from luban.data.spans import is_squad, squad_rows
 from luban.errors import DataError, Problem, problem
 
@@ -22,14 +22,6 @@ _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)  # an open one
 _PARAGRAPHS = re.compile(rb'"paragraphs"\s*:')
 LOOKED = 100_000  # bytes in which a file of SQuAD says that it is one
 _MARKS = re.compile(rb"[\[\]{}]")
-
-
-class BadRow(ValueError):
-    """Why a line is not a row: sentence id and values."""
-
-    def __init__(self, id: str, **values: Any):
-        super().__init__(id)
-        self.id, self.values = id, values
 
 
 def parse(data: bytes, source: str) -> Rows:

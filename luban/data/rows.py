@@ -28,6 +28,14 @@ LONGEST_RAW = 10_000  # characters of a bad row that the ledger keeps
 _MISSING = b"\xff"
 
 
+class BadRow(ValueError):
+    """Why a line is not a row, or a cell not what its column holds: sentence id and values."""
+
+    def __init__(self, id: str, **values: Any):
+        super().__init__(id)
+        self.id, self.values = id, values
+
+
 @dataclass(frozen=True)
 class Quarantined:
     """A row that is not used: where it stood, which sentence says why, and what it held."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from luban.data.rows import Rows
-from luban.data.tagged import Bad, joined
+from luban.data.rows import BadRow, Rows
+from luban.data.tagged import joined
 from luban.errors import DataError, problem
 
 STARTS = ("start", "answer_start")
@@ -35,7 +35,7 @@ def text_of(value: Any) -> str:
 
 
 def plain(value: Any) -> list[tuple[str, int | None]] | None:
-    """A cell as its answers, each with its place where one is given; [] = there is no answer; None = empty. Raises Bad."""
+    """A cell as its answers, each with its place where one is given; [] = there is no answer; None = empty. Raises BadRow."""
     if value is None or value == "" or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, str):
@@ -45,7 +45,7 @@ def plain(value: Any) -> list[tuple[str, int | None]] | None:
         value = value.tolist()
     found = _structured(value)
     if found is None:
-        raise Bad("span.not_an_answer", value=str(value)[:60])
+        raise BadRow("span.not_an_answer", value=str(value)[:60])
     return found
 
 
@@ -76,7 +76,7 @@ def _checked(answers: list[tuple[Any, Any]]) -> list[tuple[str, int | None]] | N
 
 
 def placed(answers: list[tuple[str, int | None]], text: str) -> list[Stretch]:
-    """Where answers stand; one that is not at the place given stands where it is next to that. Raises Bad for one that is not there."""
+    """Where answers stand; one that is not at the place given stands where it is next to that. Raises BadRow for one that is not there."""
     found = []
     for words, start in answers:
         if start is not None and text[start : start + len(words)] == words and start >= 0:
@@ -86,7 +86,7 @@ def placed(answers: list[tuple[str, int | None]], text: str) -> list[Stretch]:
         after = text.find(words, max(0, start or 0))
         at = [i for i in (before, after) if i >= 0]
         if not at:
-            raise Bad("span.not_there", value=words[:60])
+            raise BadRow("span.not_there", value=words[:60])
         best = min(at, key=lambda i: abs(i - (start or 0)))
         found.append(Stretch(best, best + len(words)))
     return found
@@ -109,7 +109,7 @@ def spanned(rows: Rows, name: str, of: str, empty: str = "missing") -> Rows:
             if found and len(found) == 1 and found[0][1] is None:
                 found = [(found[0][0], _place(start))]
             stretches = placed(found, text_of(text)) if found else []
-        except Bad as e:
+        except BadRow as e:
             reasons[i] = (e.id, {"column": name, "of": of, **e.values})
             continue
         moved += sum(n is not None and n != s.start for (_, n), s in zip(found or (), stretches))
@@ -126,7 +126,7 @@ def _place(value: Any) -> int | None:
     try:
         return None if value is None or value == "" else int(float(value))
     except (TypeError, ValueError, OverflowError):
-        raise Bad("span.not_a_place", value=str(value)[:60]) from None
+        raise BadRow("span.not_a_place", value=str(value)[:60]) from None
 
 
 def _written(found: list[tuple[str, int | None]] | None, stretches: list[Stretch], empty: str) -> str | None:

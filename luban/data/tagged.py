@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from luban.data.rows import Rows
+from luban.data.rows import BadRow, Rows
 from luban.errors import DataError, problem
 
 OUTSIDE = "O"
@@ -30,14 +30,6 @@ UNITS = ("words", "characters")
 LOOKED = 2000  # rows by which unit and scheme are told
 MOST = 0.9  # share of the tags other than O that must have a prefix
 _PREFIXED = re.compile(r"([BIMELSU])-(.+)")
-
-
-class Bad(ValueError):
-    """Why a cell cannot be tags of its text: sentence id and values."""
-
-    def __init__(self, id: str, **values: Any):
-        super().__init__(id)
-        self.id, self.values = id, values
 
 
 class Entity(NamedTuple):
@@ -172,7 +164,7 @@ def unit_of(texts: Iterable[Any], tags: Iterable[Any]) -> str:
 
 
 def plain(value: Any) -> list[Any] | None:
-    """A cell as a list of tags or of names by their place; None where it is empty. Raises Bad."""
+    """A cell as a list of tags or of names by their place; None where it is empty. Raises BadRow."""
     if value is None or value == "" or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, str):
@@ -181,19 +173,19 @@ def plain(value: Any) -> list[Any] | None:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as e:
-            raise Bad("tags.not_tags", value=str(value)[:60]) from e
+            raise BadRow("tags.not_tags", value=str(value)[:60]) from e
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
-        raise Bad("tags.not_tags", value=str(value)[:60])
+        raise BadRow("tags.not_tags", value=str(value)[:60])
     spans = [isinstance(v, Mapping) for v in value]
     if any(spans):
         if not all(spans):
-            raise Bad("tags.not_tags", value=str(value)[:60])
+            raise BadRow("tags.not_tags", value=str(value)[:60])
         return list(value)
     tags = [v if isinstance(v, str) else str(v) if isinstance(v, (int, np.integer)) else None for v in value]
     if any(t is None or not t or any(c.isspace() for c in t) for t in tags):
-        raise Bad("tags.not_tags", value=str(value)[:60])
+        raise BadRow("tags.not_tags", value=str(value)[:60])
     return tags
 
 
@@ -202,7 +194,7 @@ def _is_spans(value: Sequence[Any]) -> bool:
 
 
 def aligned(value: Any, text: Any, unit: str, scheme: Scheme) -> list[str] | None:
-    """One tag a unit of the text, BIO mended; None where the cell is empty. Raises Bad."""
+    """One tag a unit of the text, BIO mended; None where the cell is empty. Raises BadRow."""
     found = plain(value)
     if found is None:
         return None
@@ -210,27 +202,27 @@ def aligned(value: Any, text: Any, unit: str, scheme: Scheme) -> list[str] | Non
     if _is_spans(found) or (not found and places and scheme.name != "none"):
         return scheme.written(_entities(found, places, scheme), len(places))
     if len(found) != len(places):
-        raise Bad(
+        raise BadRow(
             f"tags.count.{'words' if isinstance(text, (list, tuple)) else unit}", tags=len(found), units=len(places)
         )
     if scheme.name != "none":
         wrong = next((t for t in found if t != OUTSIDE and not _PREFIXED.fullmatch(t)), None)
         if wrong is not None:
-            raise Bad("tags.prefix", value=wrong[:40], letters=", ".join(f"{c}-" for c in scheme.letters.values()))
+            raise BadRow("tags.prefix", value=wrong[:40], letters=", ".join(f"{c}-" for c in scheme.letters.values()))
     return scheme.mended(found)
 
 
 def _entities(spans: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, int]], scheme: Scheme) -> list[Entity]:
     if scheme.name == "none" and spans:
-        raise Bad("tags.spans_unprefixed")
+        raise BadRow("tags.spans_unprefixed")
     starts, ends = {s: i for i, (s, _) in enumerate(places)}, {e: i + 1 for i, (_, e) in enumerate(places)}
     found = []
     for span in sorted(spans, key=lambda s: (str(type(s.get("start"))), s.get("start") or 0)):
         start, end, label = (span.get(k) for k in ("start", "end", "label"))
         if start not in starts or end not in ends or starts[start] >= ends[end] or not _word(label):
-            raise Bad("tags.span", value=json.dumps(dict(span), ensure_ascii=False, default=str)[:80])
+            raise BadRow("tags.span", value=json.dumps(dict(span), ensure_ascii=False, default=str)[:80])
         if found and starts[start] < found[-1].stop:
-            raise Bad("tags.overlap", value=json.dumps(dict(span), ensure_ascii=False, default=str)[:80])
+            raise BadRow("tags.overlap", value=json.dumps(dict(span), ensure_ascii=False, default=str)[:80])
         found.append(Entity(starts[start], ends[end], label))
     return found
 
@@ -265,7 +257,7 @@ def tagged(rows: Rows, name: str, of: str, unit: str = "auto", scheme: str = "au
     for i, cell in enumerate(cells):
         try:
             found.append(plain(cell))
-        except Bad as e:
+        except BadRow as e:
             found.append(None)
             reasons[i] = (e.id, {"column": name, "of": of, **e.values})
     every = max(1, len(cells) // LOOKED)
@@ -276,7 +268,7 @@ def tagged(rows: Rows, name: str, of: str, unit: str = "auto", scheme: str = "au
     for i, (value, text) in enumerate(zip(found, texts)):
         try:
             tags = aligned(value, text, unit, kind) if i not in reasons else None
-        except Bad as e:
+        except BadRow as e:
             tags, reasons[i] = None, (e.id, {"column": name, "of": of, **e.values})
         if tags is not None and not _is_spans(value):
             mended += sum(a != b for a, b in zip(tags, value))

@@ -70,8 +70,8 @@ def _spans(first: Predictions, second: Predictions, seed: int) -> dict[str, Any]
     known = first.known & second.known
     truth = [t for t, k in zip(second.truth, known) if k]
     scores = [answers.by_row(truth, [a.value for a, k in zip(p.answers, known) if k]) for p in (first, second)]
-    there = np.array([bool(t) for t in truth], bool)
-    parts = {"exact_match": (0, there | True), "f1": (1, there | True), "has_answer_exact_match": (0, there)}
+    there, every = np.array([bool(t) for t in truth], bool), np.ones(len(truth), bool)
+    parts = {"exact_match": (0, every), "f1": (1, every), "has_answer_exact_match": (0, there)}
     parts |= {"has_answer_f1": (1, there), "no_answer_accuracy": (0, ~there)}
     return {n: intervals.paired_difference(scores[1][k][w], scores[0][k][w], seed=seed) for n, (k, w) in parts.items()}
 

@@ -51,7 +51,7 @@ class Backbone(Encoder):
             self.register_buffer("usual_mean", mean)
             self.register_buffer("usual_scale", 1 / deviation)
         self.net = make(channels)
-        shapes = _shapes(self.net, make, channels, column)
+        shapes = _shapes(make, channels, column)
         self.channels = [shape[0] for shape in shapes]  # of each map, for what reads several
         size, *grid = shapes[-1]
         positions = grid[0] * grid[1]
@@ -91,7 +91,7 @@ class Backbone(Encoder):
         return self.last
 
 
-def _shapes(net: nn.Module, make: Callable[[int], nn.Module], channels: int, column: Any) -> list[tuple[int, ...]]:
+def _shapes(make: Callable[[int], nn.Module], channels: int, column: Any) -> list[tuple[int, ...]]:
     """(C', H', W') of each map, worked out without computing anything."""
     with torch.device("meta"):
         twin = make(channels).eval()

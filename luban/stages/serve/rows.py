@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luban.data.json_lines import BadRow, strict
+from luban.data.json_lines import strict
+from luban.data.rows import BadRow
 from luban.errors import Problem, problem
 from luban.stages.serve.refusal import Refusal
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from luban.data.json_lines import BadRow, strict
+from luban.data.json_lines import strict
+from luban.data.rows import BadRow
 from luban.errors import Problem, problem
 from luban.generation.sampling import Penalty, Sampling
 from luban.recipe import Check
