@@ -1,14 +1,14 @@
-"""Images a second of the default CNN: Luban's `fit` beside the best loop that we can write by hand, and beside the naive one.
+"""Images a second: Luban's `fit` beside the best loop that we can write by hand, and beside the naive one.
 
-    python -m benchmarks.images [--rows 2560] [--pairs 5] [--json FILE]
+    python -m benchmarks.images [--models cnn resnet] [--rows 7680] [--pairs 5] [--json FILE]
 
-Fashion-MNIST, the default network and its first weights on every side, batches of 128, AdamW at 2e-3, one thread; turns of one
-epoch as in `benchmarks.loop`. Accuracy on 2,000 test rows after the last epoch stands beside each.
+Fashion-MNIST, the default CNN and a ResNet-18, the same first weights on every side, batches of 128, AdamW at 2e-3, one
+thread; turns of one epoch as in `benchmarks.loop`. Accuracy on 2,000 test rows after the last epoch stands beside each.
 
 | side | what it is |
 |---|---|
-| luban | `fit` with every default on, images as uint8 in memory, precision as `auto` would have it |
-| hand | the same modules: one uint8 tensor, permuted once an epoch, channels last, fused AdamW; bf16 where the processor computes it |
+| luban | `fit` with every default on (images are moved about, the hand-written loop's are not), uint8 in memory, the precision that the trial of `precision: auto` takes |
+| hand | the same modules: one uint8 tensor, permuted once an epoch, channels last, fused AdamW; bf16 where that is faster |
 | naive | DataLoader over standardised fp32 images, AdamW as it comes, `loss.item()` |
 
 Where the processor has bf16 the goal is twice the naive loop, too; the JSON says whether it has (`bf16`).
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
+import itertools
 import os
 import statistics
 import tempfile
@@ -40,7 +41,7 @@ from luban.nn.network import Composed
 from luban.recipe import Recipe
 from luban.training.loop import Plan, fit
 from luban.training.objectives import supervised
-from luban.training.precision import able
+from luban.training.precision import able, choose
 
 BATCH, RATE, TEST = 128, 2e-3, 2000
 
@@ -55,7 +56,7 @@ def idx(path: Path) -> np.ndarray:
 class Work:
     """The rows, the columns fitted on them, and the network with its first weights."""
 
-    def __init__(self, count: int):
+    def __init__(self, model: str, count: int):
         with tempfile.TemporaryDirectory() as folder:
             samples.save("fashion-mnist", Path(folder) / "f")
             read = {n: idx(Path(folder) / "f" / f"{n}-ubyte.gz") for n in (
@@ -63,12 +64,16 @@ class Work:
         self.x, self.y = read["train-images-idx3"][:count], read["train-labels-idx1"][:count].astype(np.int64)
         self.test = read["t10k-images-idx3"][:TEST], read["t10k-labels-idx1"][:TEST].astype(np.int64)
         plain = {"luban": 1, "inputs": {"image": "image"}, "outputs": {"label": "category"}, "stages": ["train"]}
+        plain["model"] = {"image": model}
         self.recipe = Recipe.of(plain).resolved()
         parts = {**self.recipe.inputs, **self.recipe.outputs}
         raw = {"image": self.x, "label": [str(v) for v in self.y]}
         self.columns = {n: make(n, p.type, dict(p.settings)).fit(raw[n]) for n, p in parts.items()}
         torch.manual_seed(0)
         self.first = Composed(self.recipe, self.columns)
+        pixels = self.columns["image"].encode_all(self.x)
+        self.examples = Examples(self.columns, {"image": pixels}, {"label": self.y + 1}, np.arange(count), count)
+        self.precision = choose(self.first, self.examples, BATCH, "cpu", supervised).precision
 
     def network(self) -> Composed:
         return copy.deepcopy(self.first)
@@ -90,25 +95,25 @@ class Hand(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         h = (pixels.float() - self.form.mean) * self.form.scale if pixels.dtype == torch.uint8 else pixels
-        h = self.encoder.layers(h).flatten(2).transpose(1, 2).flatten(1)  # no copy where channels lie last
-        h = self.encoder.dense(h)
+        if hasattr(self.encoder, "net"):
+            h = self.encoder.net.maps(h.contiguous(memory_format=torch.channels_last))[-1].mean((2, 3))
+        else:
+            h = self.encoder.layers(h).flatten(2).transpose(1, 2).flatten(1)  # no copy where channels lie last
+            h = self.encoder.dense(h)
         return self.head.out(self.fusion.dropout(h)).float()
 
 
 def luban(work: Work) -> Side:
-    examples = Examples(
-        work.columns, {"image": work.columns["image"].encode_all(work.x)}, {"label": work.y + 1}, np.arange(len(work.x)), len(work.x)
-    )  # fmt: skip
     settings = work.recipe.stage("train").settings
     known = {k: v for k, v in settings.items() if k in Plan.__dataclass_fields__}
 
     def side(epochs: int, tick: Tick) -> nn.Module:
         network = work.network()
         mine = {"epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": "cpu", "patience": 0}
-        plan = Plan(**known | mine | {"precision": "bf16" if able("cpu") else "fp32"})
+        plan = Plan(**known | mine | {"precision": work.precision})
         with tempfile.TemporaryDirectory() as folder:
             fit(
-                network, examples, None, plan=plan, objective=supervised, folder=Path(folder), title="train",
+                network, work.examples, None, plan=plan, objective=supervised, folder=Path(folder), title="train",
                 watch=lambda _: tick(),
             )  # fmt: skip
         return network
@@ -121,7 +126,7 @@ def hand(work: Work) -> Side:
         network = work.network().train()
         model = Hand(network).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
-        x, y, low = torch.from_numpy(work.x.copy())[:, None], torch.from_numpy(work.y), able("cpu")
+        x, y, low = torch.from_numpy(work.x.copy())[:, None], torch.from_numpy(work.y), work.precision == "bf16"
         for epoch in range(epochs):
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
             for pixels, truth in zip(x[order].split(BATCH), y[order].split(BATCH)):
@@ -161,22 +166,23 @@ def naive(work: Work) -> Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2560)
+    parser.add_argument("--models", nargs="*", default=["cnn", "resnet"])
+    parser.add_argument("--rows", type=int, default=7680)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    work = Work(asked.rows)
     found: list[dict[str, Any]] = []
-    for name, rival in (("hand", hand(work)), ("naive", naive(work))):
-        mine, theirs, (network, other) = duel(luban(work), asked.pairs, rival)
+    for model, rival in itertools.product(asked.models, ("hand", "naive")):
+        work = Work(model, asked.rows)
+        mine, theirs, (network, other) = duel(luban(work), asked.pairs, {"hand": hand, "naive": naive}[rival](work))
         ratios = [b / a for a, b in zip(mine, theirs)]
         found.append({
-            "rival": name, "images_per_second": round(len(work.x) / statistics.median(mine)),
+            "model": model, "rival": rival, "images_per_second": round(len(work.x) / statistics.median(mine)),
             "rival_images_per_second": round(len(work.x) / statistics.median(theirs)),
             "times_the_rival": round(statistics.median(ratios), 3), "low": round(min(ratios), 3), "high": round(max(ratios), 3),
             "n": len(ratios), "accuracy": round(work.accuracy(network), 4),
-            "rival_accuracy": round(work.accuracy(other), 4), "bf16": able("cpu"),
+            "rival_accuracy": round(work.accuracy(other), 4), "precision": work.precision, "bf16": able("cpu"),
         })  # fmt: skip
         finish("images", found, asked.json)
 

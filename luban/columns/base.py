@@ -103,6 +103,7 @@ class Column:
     encoder: ClassVar[str]  # the encoder used when the recipe names none; "" = it cannot be an input
     head: ClassVar[str] = ""  # the head used when the column is an output; "" = it cannot be one
     along: ClassVar[bool] = False  # as an output it is read off the positions of the column that it is `of:`
+    turns: ClassVar[bool] = False  # whether its `follow` can follow a turn and a shear (`Move.turn`), too
     details: ClassVar[
         dict[str, str]
     ] = {}  # what else its answers tell that gets a column of a table: `number` or `text`
@@ -183,6 +184,10 @@ class Column:
     def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
         """A changed batch x (B, ...) and the change, for columns that are `of:` this one."""
         return x, None
+
+    def still(self) -> Self:
+        """The column as it augments where one that is `of:` it cannot follow a turn: shifts and mirrors are all it does."""
+        return self
 
     def follow(self, x: np.ndarray, change: Any) -> np.ndarray:
         """Follow the change of the column that this one is `of:`."""

@@ -115,6 +115,8 @@ class Examples:
         changes = {}
         for name in self.augmented:
             column, (x, mask) = self.columns[name], inputs[name]
+            tied = [c for c in self.columns.values() if getattr(c, "of", None) == name]
+            column = column if all(c.turns for c in tied) else column.still()
             changed, changes[name] = column.augment(x, mask, rng)
             if column.form in FLAT:
                 x[:] = changed  # in place: x is a view of its block

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
-from luban.columns import picture
+from luban.columns import augmenting, picture
+from luban.columns.augmenting import Move
 from luban.columns.base import Column, Segments, to_list
 from luban.console import tell
 from luban.errors import DataError
@@ -23,22 +24,15 @@ PATCHES = 7  # segments along the longer side
 DECODERS = 4
 
 
-class Move(NamedTuple):
-    """What `augment` did to each of B images: rows and columns moved by (dy, dx), mirrored left to right where `flip`."""
-
-    dy: np.ndarray
-    dx: np.ndarray
-    flip: np.ndarray
-    reach: float  # the largest shift as a share of the side
-
-
 @dataclass(frozen=True)
 class Image(Column):
     """x is uint8 (C, H, W). A missing image is the mean colour everywhere.
 
     `side`: side, or [height, width]; auto takes the commonest size of the training images, no side above `largest`.
     `channels`: 1 grey, 3 colour; auto takes grey where every training image is. `shape`: how other shapes are brought
-    to size. `shift` (share of a side) and `flip` (auto: colour images) move training images at random.
+    to size. `shift` (share of a side) and `flip` (auto: colour images) move training images at random; `randaugment` (strength, 0.3
+    is usual) does two more things to each of them: turns, shears, moves, brightness, contrast, colour; `erase` (share of
+    images) takes a box out. See `luban.columns.augmenting`.
     """
 
     side: int | list[Count] | Literal["auto"] = field(default="auto", kw_only=True)
@@ -48,6 +42,8 @@ class Image(Column):
     scale: Literal["standard", "unit"] = field(default="standard", kw_only=True)  # unit: pixels / 255
     shift: Fraction = field(default=0.04, kw_only=True)
     flip: bool | Literal["auto"] = field(default="auto", kw_only=True)
+    randaugment: Fraction = field(default=0.0, kw_only=True)
+    erase: Fraction = field(default=0.0, kw_only=True)
 
     type: ClassVar[str] = "image"
     encoder: ClassVar[str] = "cnn"
@@ -159,23 +155,33 @@ class Image(Column):
         """The mean colour of the training images, (C, 1, 1)."""
         return np.round(self.state["mean"]).astype(x.dtype)[:, None, None]
 
+    def still(self) -> Self:
+        copy = replace(self)
+        object.__setattr__(copy, "_still", True)
+        return copy
+
     def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
-        """Shifted by up to `shift` of a side (a pixel at least), the edge repeated; mirrored at random where `flip` allows."""
+        """Shifted by up to `shift` of a side (a pixel at least), the edge repeated; mirrored at random where `flip` allows; then
+        what `randaugment` and `erase` do.
+        """
         count = len(x)
         far = [max(round(self.shift * n), self.shift > 0) for n in x.shape[2:]]
         dy, dx = (rng.integers(-n, n + 1, count) for n in far)
         mirrored = self.flip if self.flip != "auto" else self.size == 3
         change = Move(dy, dx, (rng.random(count) < 0.5) & bool(mirrored), self.shift)
-        return self.follow(x, change), change
+        drawn = None
+        if self.randaugment:
+            drawn = augmenting.draw(count, self.randaugment, rng, self.__dict__.get("_still", False))
+            across = [np.rint(t * n).astype(int) for t, n in zip((drawn.translate_y, drawn.translate_x), x.shape[2:])]
+            reach = self.shift + augmenting.FAR * self.randaugment
+            change = Move(dy + across[0], dx + across[1], change.flip, reach, augmenting.turn_of(drawn))
+        x = self.follow(x, change)
+        x = augmenting.coloured(x, drawn) if drawn else x
+        return (augmenting.erased(x, self.erase, self.nothing(x), rng) if self.erase else x), change
 
     def follow(self, x: np.ndarray, change: Any) -> np.ndarray:
         """The same move of another image of the same size."""
-        height, width = x.shape[2:]
-        rows = np.clip(np.arange(height) - change.dy[:, None], 0, height - 1)  # (B, H)
-        columns = np.clip(np.arange(width) - change.dx[:, None], 0, width - 1)  # (B, W)
-        columns = np.where(change.flip[:, None], columns[:, ::-1], columns)
-        flat = (rows[:, :, None] * width + columns[:, None, :]).reshape(len(x), 1, -1)
-        return np.take_along_axis(x.reshape(*x.shape[:2], -1), flat, axis=2).reshape(x.shape)
+        return augmenting.moved(x, change)
 
     # -- what others see of it ---------------------------------------------------------------------------------------
     def features(self, values: Any) -> Any:

@@ -25,7 +25,7 @@ from luban.files import write
 from luban.messages import say
 from luban.recipe import Part, fill
 from luban.settings import Count, Device, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
-from luban.training import checkpoints, shares
+from luban.training import checkpoints, growing, shares
 from luban.training.adapters import adapt, known_parts, trained
 from luban.training.batches import (
     batch_for,
@@ -47,7 +47,7 @@ from luban.training.sinks import needed, tracked
 
 MEASURED = ("batch", "rate", "precision", "compile")  # a resumed run keeps what was found when it began
 UPDATE = (
-    "optimizer", "weight_decay", "clip", "clip_value", "clip_weights", "ema", "freeze", "rates", "layer_decay", "augment", "device"
+    "optimizer", "weight_decay", "clip", "clip_value", "clip_weights", "ema", "freeze", "rates", "layer_decay", "augment", "progressive", "device"
 )  # fmt: skip
 COURSE = ("steps", "schedule", "warmup", "keep", "checkpoint_seconds", "on_divergence", "loader_workers")
 BESIDE = ("lora", "mixup", "cutmix", "balance", "track", "recompute")  # no part of a Plan
@@ -77,6 +77,7 @@ def train(
     patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
     augment: bool = True,
+    progressive: list[Annotated[float, Range(above=0, high=1)]] = (),
     mixup: NonNegative = 0.0,
     cutmix: NonNegative = 0.0,
     balance: Literal["fixed", "learnt"] = "fixed",
@@ -105,6 +106,8 @@ def train(
     see `luban.training.shares`; parts are inputs, outputs, `fusion` (`module`: one's own). A pretrained encoder has a small
     factor of its own, unless `rates` or `lora` is given.
     `out`: folder for checkpoints, one at the latest `checkpoint_seconds` after the last (0: after every update). `lora`: only thin layers beside those of a model that has learned already (`--from`), see `adapt`.
+    `progressive`: shares of the side that grids are trained at, one after the other for an equal part of the epochs, such as
+    [0.5, 1.0]; see `luban.training.growing`.
     `mixup`, `cutmix`: how strongly examples are mixed in pairs (0 = not), see `Mixed`; of several ranks each mixes its own
     share of a batch. `balance`: several outputs count by
     their heads' `weight` (`fixed`), or as `Balance` learns.
@@ -118,7 +121,13 @@ def train(
     Raises DataError where the rows cannot be what the recipe says, Diverged where the guard gives up.
     """
     asked = {k: v for k, v in locals().items() if k not in ("bundle", "data")}
-    asked |= {"device": machine.device(device), "freeze": [*freeze], "rates": rates or {}, "track": [*track]}
+    asked |= {
+        "device": machine.device(device),
+        "freeze": [*freeze],
+        "rates": rates or {},
+        "track": [*track],
+        "progressive": [*progressive],
+    }
     began = time.monotonic()
     needed(track, out)
     folder = Path(out) / "checkpoints" if out else None
@@ -134,6 +143,7 @@ def train(
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
     asked["rates"] = shares.usual(network, asked["rates"]) if adapters is None else asked["rates"]
     shares.check(network, asked["freeze"], asked["rates"])
+    growing.check(network, training, asked["progressive"])
     if hasattr(network, "refer"):  # to what it is now it will be compared
         network.refer()
     objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)

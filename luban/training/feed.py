@@ -9,6 +9,7 @@ import numpy as np
 
 from luban.columns.examples import Examples
 from luban.nn.tokens import Batch
+from luban.training import growing
 from luban.training.batches import order, updates_in
 from luban.training.loader import ahead
 from luban.training.plan import Plan
@@ -24,6 +25,10 @@ class Feed:
     def __init__(self, examples: Examples, plan: Plan, ranks: Ranks = ALONE):
         self.examples, self.plan, self.ranks = examples, plan, ranks
         self.updates = updates_in(examples, plan.batch, plan.seed, plan.epochs, plan.tokens)  # in all epochs
+        self.grids = growing.grids(examples)
+        self.whole_from = growing.whole_from(
+            plan.progressive, plan.epochs
+        )  # the epoch that first sees images as they are
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches number `start`, `start` + 1 ... of an epoch."""
@@ -43,7 +48,7 @@ class Feed:
         index, counts = self.ranks.share(found[place])
         batch = Batch.of(self.examples.arrays(index, augment), self.plan.device)
         batch.counts = counts
-        return batch
+        return growing.shrunk(batch, self.grids, growing.scale(self.plan.progressive, epoch, self.plan.epochs))
 
     # -- examples of a few numbers each ------------------------------------------------------------------------------
     def _small(self) -> bool:

@@ -142,7 +142,8 @@ class Run:
             return False  # the last update is made, its epoch not yet judged
         if self.state.step >= self.total or self.state.epoch >= self.plan.epochs:
             return True
-        if patience and self.state.epoch - 1 - self.history.best >= patience:
+        since = max(self.history.best, self.feed.whole_from - 1)  # what is judged on whole images must have seen some
+        if patience and self.state.epoch - 1 - since >= patience:
             self.history.stopped = "early"
             return True
         return False

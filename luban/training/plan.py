@@ -30,6 +30,7 @@ class Plan:
     layer_decay: float = 1.0
     patience: int = 0
     augment: bool = True
+    progressive: list[float] = field(default_factory=list)  # shares of the side that grids have, one after the other
     seed: int = 0
     device: str = "cpu"
     precision: str = "fp32"
