@@ -234,7 +234,7 @@ def columns_of(engine: Engine) -> dict[str, str]:
             found[f"{name}.probability"] = "number"
             labels = column.labels if len(column.labels) <= LABELS else ()
             found |= {f"{name}.probability.{label}": "number" for label in labels}
-        if column.along:
+        if column.of_form:
             found |= {f"{name}.probability": "number"} | {f"{name}.{k}": kind for k, kind in column.details.items()}
     return found | {"error": "text"}
 

@@ -94,7 +94,7 @@ JOINTLY = {  # settings of an input that is read jointly; see `luban.columns.joi
 }
 APART = ("pair", "match", "masked")  # fusions that want every text by itself
 KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
-TASKS = {"tags": "token-classification", "span": "question-answering"}
+TASKS = {"tags": "token-classification", "span": "question-answering", "boxes": "object-detection"}
 MUON = {"optimizer": "muon", "rate": 0.01}
 READER = {  # the encoder of a text that another text is written from, by the recipe's size
     "nano": {"width": 128, "layers": 2, "positions": "rotary"},
@@ -202,7 +202,7 @@ class Recipe:
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""
         columns = lambda parts: {n: fill("columns", p, self.size) for n, p in parts.items()}  # noqa: E731
-        brought = {n: self._with_brought(n, self._as_read(n)) for n in self.inputs}
+        brought = {n: self._with_lent(n, self._with_brought(n, self._as_read(n))) for n in self.inputs}
         frame = fill("frames", self.frame, self.size)
         clean = self.data.get("clean") or {}
         inputs = columns({n: _cleaning(_packed(p, frame), clean) for n, p in brought.items()})
@@ -225,14 +225,14 @@ class Recipe:
         )
 
     def along(self) -> dict[str, Part]:
-        """The outputs; one with an answer for each position of an input knows which, where only one can be meant."""
-        ids = [n for n, p in self.inputs.items() if registry.schema("columns", p.type).get("x-form") == "ids"]
+        """The outputs; one that is `of:` an input knows which, where only one can be meant."""
+        forms = {n: registry.schema("columns", p.type).get("x-form") for n, p in self.inputs.items()}
         told = {}
         for name, part in self.outputs.items():
-            alone = (
-                registry.schema("columns", part.type).get("x-along") and not part.settings.get("of") and len(ids) == 1
-            )
-            told[name] = Part(part.type, {**part.settings, "of": ids[0]}) if alone else part
+            wanted = registry.schema("columns", part.type).get("x-of_form")
+            fitting = [n for n, form in forms.items() if form == wanted]
+            alone = wanted and not part.settings.get("of") and len(fitting) == 1
+            told[name] = Part(part.type, {**part.settings, "of": fitting[0]}) if alone else part
         return told
 
     def encoder(self, name: str) -> Part:
@@ -287,6 +287,15 @@ class Recipe:
                 return Part(column.type, {**column.settings, key: part.settings.get("name")})
             part = Part.of(inner) if inner is not None else None
         return column
+
+    def _with_lent(self, name: str, column: Part) -> Part:
+        """The column of an input with what an output that is `of:` it asks of it, such as an image that no object is cut off from."""
+        lent: dict[str, Any] = {}
+        for part in self.along().values():
+            if part.settings.get("of") == name:
+                lent |= registry.schema("columns", part.type).get("x-lends") or {}
+        told = {k: v for k, v in column.settings.items() if v is not None}
+        return Part(column.type, lent | told) if lent else column
 
     def _with_own(self, name: str, column: Part) -> Part:
         """The column of an output with what its head brings: a pretrained one its tokenizer."""
@@ -505,19 +514,19 @@ class Check:
             if kind in registry.names("columns") and not registry.schema("columns", kind)["x-encoder"]:
                 fitting = [k for k in registry.names("columns") if registry.schema("columns", k)["x-encoder"]]
                 yield problem("recipe.no_input", place=self.place(("inputs", name)), kind=kind, allowed=fitting)
-        ids = [
-            n for n, (k, _) in names["inputs"].items()
-            if k in registry.names("columns") and registry.schema("columns", k)["x-form"] == "ids"
-        ]  # fmt: skip
         for name, (kind, settings) in names["outputs"].items():
-            if kind not in registry.names("columns") or not registry.schema("columns", kind).get("x-along"):
+            wanted = _mark_of("columns", kind, "x-of_form")
+            if not wanted:
                 continue
+            fitting = [n for n, (k, _) in names["inputs"].items() if _mark_of("columns", k, "x-form") == wanted]
             of = settings.get("of")
-            if names["inputs"] and of not in ids and (of or len(ids) != 1):
+            if names["inputs"] and of not in fitting and (of or len(fitting) != 1):
                 place = self.place(("outputs", name, kind, "of") if of else ("outputs", name))
-                yield problem("tags.of", place=place, name=str(of), allowed=ids)
+                yield problem(f"column.of.{wanted}", place=place, name=str(of), allowed=fitting)
                 continue
-            of = of or next(iter(ids), None)
+            of = of or next(iter(fitting), None)
+            if not _mark_of("columns", kind, "x-along"):
+                continue
             model = plain.get("model") if isinstance(plain.get("model"), Mapping) else {}
             encoder, _ = self._named(model.get(of))
             if encoder in registry.names("encoders") and not registry.schema("encoders", encoder).get("x-sequences"):

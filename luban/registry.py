@@ -23,6 +23,7 @@ COLUMNS = {
     "image": "luban.columns.image:Image",
     "tags": "luban.columns.tags:Tags",
     "span": "luban.columns.span:Span",
+    "boxes": "luban.columns.boxes:Boxes",
     "chat": "luban.columns.chat:Chat",
     "preference": "luban.columns.preference:Preference",
 }
@@ -187,9 +188,10 @@ def describe(thing: Any) -> dict[str, Any]:
     """The schema of a thing from its signature, with what it says about itself (what it accepts, its default encoder)."""
     from luban.settings import schema_of
 
-    result = schema_of(thing, skip=("state", "text_column"))
-    for mark in ("accepts", "form", "encoder", "head", "output", "brings", "student", "fields"):
-        if isinstance(value := getattr(thing, mark, None), (str, tuple, dict)):
+    result = schema_of(thing, skip=("state", "text_column", "image_column"))
+    for mark in ("accepts", "form", "of_form", "lends", "encoder", "head", "output", "brings", "student", "fields"):
+        value = getattr(thing, mark, None)
+        if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
     return result | {
         "x-" + mark: True for mark in ("along", "joint", "sequences", "alone") if getattr(thing, mark, None) is True

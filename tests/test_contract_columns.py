@@ -63,6 +63,15 @@ VALUES = {
         ["two", "three"],
         NASTY,
     ],
+    "boxes": [
+        [{"label": NASTY, "box": [1, 2, 5, 6]}, {"label": "cat", "box": [0.5, 0, 4, 4], "crowd": True}],
+        [{"label": "cat", "box": [2, 2, 30.5, 8]}],
+        None,
+        "",
+        [],
+        '[{"category": "dog", "bbox": [3, 4, 2, 2]}]',
+        {"label": ["cat", "dog"], "bbox": [[0, 0, 3, 3], [5, 5, 4, 4]]},
+    ],
     "tags": ["O B-PER I-PER", ["O", "B-LOC"], None, "", '[{"start": 0, "end": 5, "label": "PER"}]', "O", "I-LOC O O"],
 }
 # A column `of:` another gets the other's value beside its own; any text where a value is none of these.
@@ -75,6 +84,7 @@ TEXTS |= dict(
         ["mr de Lee", "in Rome", "no tag", None, "word", "Smith said", "one two three", NASTY],
     )
 )
+PHOTO = make("photo", "image", {"side": [24, 20], "shape": "pad"}).fit([png(0), png(1, 30, 12)])
 WORDS = make("text", "text", {}).fit(["mr de lee in rome", "smith said a b c", "word", "mr de lee a b c in"])
 VARIANTS = [
     *((n, {}) for n in registry.COLUMNS),
@@ -95,23 +105,27 @@ def fitted(type, settings):
 
 
 def beside(column):
-    return replace(column, of="text").beside({"text": WORDS}) if column.along else column
+    if not column.of_form:
+        return column
+    name, other = ("text", WORDS) if column.of_form == "ids" else ("photo", PHOTO)
+    return replace(column, of=name).beside({name: other})
 
 
 def learned(column, values):
-    return beside(column).fit(values, of=texts(values)) if column.along else column.fit(values)
+    return beside(column).fit(values, of=others(column, values)) if column.of_form else column.fit(values)
 
 
-def texts(values):
-    return [TEXTS.get(repr(v), "word") for v in values]
+def others(column, values):
+    """Beside each value one of the column that this one is `of:`."""
+    return [TEXTS.get(repr(v), "word") for v in values] if column.of_form == "ids" else [png(7, 16, 40)] * len(values)
 
 
 def encode(column, value):
-    return column.encode(value, of=texts([value])[0]) if column.along else column.encode(value)
+    return column.encode(value, of=others(column, [value])[0]) if column.of_form else column.encode(value)
 
 
 def encode_all(column, values):
-    return column.encode_all(values, of=texts(values)) if column.along else column.encode_all(values)
+    return column.encode_all(values, of=others(column, values)) if column.of_form else column.encode_all(values)
 
 
 def test_every_type_has_values():
@@ -213,14 +227,14 @@ def padding_is_marked(column, values):
 def test_collate(type, settings):
     column, values = fitted(type, settings)
     x, mask = batch(column, values)
-    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "labels": 2, "span": 2, "vectors": 3, "grid": 4}
+    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "labels": 2, "span": 2, "vectors": 3, "grid": 4, "boxes": 3}
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"
     if column.form in ("ids", "index", "tags"):
         x = x[x != BETWEEN]
         ids = np.where(x < 0, ~x, x) if type in ("chat", "preference") else x  # ~id: given, not learned
         assert ids.min() >= 0 and ids.max() < column.size
-    if column.form != "grid":
+    if column.form not in ("grid", "boxes"):  # of boxes a row of class 0 says that the truth is missing
         assert padding_is_marked(column, values)
 
 

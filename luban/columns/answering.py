@@ -101,7 +101,7 @@ def unpadded(column: Column, o: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
 
 def decoded(column: Column, o: Encoded, cells: Callable[[str], Any]) -> list[Answer]:
     """The answers of an output; `cells` gives the raw values of another column for the same rows."""
-    return column.decode_all(o, of=cells(column.of)) if column.along else column.decode_all(o)  # type: ignore[attr-defined]
+    return column.decode_all(o, of=cells(column.of)) if column.of_form else column.decode_all(o)  # type: ignore[attr-defined]
 
 
 def _chunks(order: np.ndarray, lengths: np.ndarray | None, batch: int) -> list[np.ndarray]:

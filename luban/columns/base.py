@@ -20,6 +20,7 @@ from luban import registry
 from luban.errors import BundleError, DataError, Unsupported
 
 GONE = -(2**31)  # where the ids of a fixed answer have ended: below every ~id
+BESIDE = ("text_column", "image_column")  # fields that hold the column that one is `of:`, see `Column.beside`
 LONG = 100  # entries on average from which on a copy of each item is faster than the place of every entry
 
 
@@ -102,6 +103,9 @@ class Column:
     form: ClassVar[str]  # what x is: scalar (B,), index (B,), ids (B, T), vectors (B, T, D), grid (B, C, H, W)
     encoder: ClassVar[str]  # the encoder used when the recipe names none; "" = it cannot be an input
     head: ClassVar[str] = ""  # the head used when the column is an output; "" = it cannot be one
+    of_form: ClassVar[str] = (
+        ""  # the form of the column that it is `of:`, beside whose raw values it is read; "" = of none
+    )
     along: ClassVar[bool] = False  # as an output it is read off the positions of the column that it is `of:`
     turns: ClassVar[bool] = False  # whether its `follow` can follow a turn and a shear (`Move.turn`), too
     details: ClassVar[
@@ -193,6 +197,10 @@ class Column:
         """Follow the change of the column that this one is `of:`."""
         return x
 
+    def followed(self, x: np.ndarray, mask: np.ndarray, change: Any) -> tuple[np.ndarray, np.ndarray]:
+        """`follow`, and the mask where some of x goes."""
+        return self.follow(x, change), mask
+
     def beside(self, others: Mapping[str, Column]) -> Self:
         """The column among the others of its recipe: one that is `of:` another gets to know it."""
         return self
@@ -232,7 +240,7 @@ class Column:
         """Make what is made of the state now, so that a bad file is found on load. Raises BundleError."""
 
     def settings(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "state", "text_column")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "state", *BESIDE)}
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "type": self.type, "settings": self.settings(), "state": self.state}
@@ -244,7 +252,7 @@ class Column:
 def make(name: str, type: str, settings: dict[str, Any]) -> Column:
     """The unfitted column that a recipe asks for."""
     kind = registry.find("columns", type)
-    known = {f.name for f in fields(kind)} - {"name", "state", "text_column"}
+    known = {f.name for f in fields(kind)} - {"name", "state", *BESIDE}
     return kind(
         name, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known and v is not None}
     )

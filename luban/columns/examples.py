@@ -83,7 +83,8 @@ class Examples:
 
     def lengths(self) -> np.ndarray | None:
         """Per example the longest of its inputs and texts to write, None where nothing is ragged."""
-        found = [e.lengths for e in (*self.inputs.values(), *self.targets.values()) if isinstance(e, Ragged)]
+        sides = {**self.inputs, **self.targets}
+        found = [e.lengths for n, e in sides.items() if isinstance(e, Ragged) and self.columns[n].of_form != "grid"]
         return np.maximum.reduce(found) if found else None
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
@@ -128,7 +129,7 @@ class Examples:
             for name, (x, mask) in side.items():
                 change = changes.get(getattr(self.columns[name], "of", None))
                 if change is not None:
-                    side[name] = (self.columns[name].follow(x, change), mask)
+                    side[name] = self.columns[name].followed(x, mask, change)
 
     @cached_property
     def blocks(self) -> list[tuple[list[str], np.ndarray, np.ndarray]]:

@@ -15,7 +15,9 @@ import numpy as np
 from luban.columns import augmenting, picture
 from luban.columns.augmenting import Move
 from luban.columns.base import Column, Segments, to_list
+from luban.columns.geometry import Placement, placement
 from luban.console import tell
+from luban.data.images import upright
 from luban.errors import DataError
 from luban.settings import Count, Dial, Fraction
 
@@ -113,8 +115,21 @@ class Image(Column):
         if isinstance(value, np.ndarray):
             array = _depth(_bytes(_last(value), self.state["top"]), self.size)
         else:
-            array = picture.pixels(picture.open_image(value, files=not self.strangers), self.size, self.hw)
+            opened = picture.open_image(value, files=not self.strangers)
+            whole = upright(opened)
+            array = picture.pixels(opened, self.size, self.hw)
+            return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape, whole).transpose(2, 0, 1))
         return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape).transpose(2, 0, 1))
+
+    def placement(self, value: Any) -> Placement:
+        """Where the pixels of a raw value stand in what the network sees, from its header alone. Raises DataError."""
+        if value is None or (isinstance(value, float) and value != value):
+            return placement(self.hw, self.hw, self.shape)
+        if isinstance(value, (list, np.ndarray)):
+            source = _last(_listed(value) if isinstance(value, list) else value).shape[:2]
+        else:
+            source = upright(picture.open_image(value, files=not self.strangers))
+        return placement(source, self.hw, self.shape)
 
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:
         """uint8 (N, C, H, W); arrays that already have the size are only turned."""
@@ -236,10 +251,8 @@ def _look(value: Any) -> Look:
             top = 65535.0 if array.dtype == np.uint16 else 1.0 if 0 < found <= 1 else found or 1.0
         return Look(array.shape[:2], 1 if array.shape[2] <= 2 else 3, 1, top)
     image = picture.open_image(value)
-    width, height = image.size
-    turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation 5 to 8: lying on its side
     return Look(
-        (width, height) if turned else (height, width),
+        upright(image),
         1 if image.mode in picture.GREY else 3,
         getattr(image, "n_frames", 1),
     )

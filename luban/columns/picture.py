@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from luban.columns.geometry import placement
 from luban.errors import DataError, problem
 
 LARGEST = 64_000_000  # pixels: more is taken for a decompression bomb
@@ -142,8 +143,11 @@ def _opaque(image: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
-def fitted(array: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
-    """uint8 (H, W, C) brought to size (H, W): `crop` fills and cuts the overhang, `pad` fits and repeats the edge, `stretch`."""
+def fitted(array: np.ndarray, size: tuple[int, int], how: str, whole: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 (H, W, C) brought to size (H, W): `crop` fills and cuts the overhang, `pad` fits and repeats the edge, `stretch`.
+
+    `whole`: the picture's own size where a JPEG was decoded smaller, so that boxes and pixels are placed alike.
+    """
     from PIL import Image
 
     height, width = array.shape[:2]
@@ -151,18 +155,16 @@ def fitted(array: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
         return array
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     kind = Image.Resampling.BILINEAR
-    if how == "stretch":
-        done = np.asarray(image.resize(size[::-1], kind))
-    elif how == "crop":
-        ratio = min(height / size[0], width / size[1])
-        cut_h, cut_w = size[0] * ratio, size[1] * ratio
-        top, left = (height - cut_h) / 2, (width - cut_w) / 2
-        done = np.asarray(image.resize(size[::-1], kind, box=(left, top, left + cut_w, top + cut_h)))
+    place = placement(whole or (height, width), size, how)
+    if how == "crop":
+        down, across = height / place.source[0], width / place.source[1]
+        left, top, right, bottom = place.cut
+        box = (left * across, top * down, min(right * across, width), min(bottom * down, height))
+        done = np.asarray(image.resize(size[::-1], kind, box=box))
     else:
-        ratio = min(size[0] / height, size[1] / width)
-        inner = max(1, round(height * ratio)), max(1, round(width * ratio))
-        done = np.asarray(image.resize(inner[::-1], kind))
-        top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-        space = ((top, size[0] - inner[0] - top), (left, size[1] - inner[1] - left))
-        done = np.pad(done, (*space, (0, 0))[: done.ndim], mode="edge")
+        done = np.asarray(image.resize(place.inner[::-1], kind))
+        top, left = (int(n) for n in place.shift)
+        space = ((top, size[0] - place.inner[0] - top), (left, size[1] - place.inner[1] - left))
+        if any(map(any, space)):
+            done = np.pad(done, (*space, (0, 0))[: done.ndim], mode="edge")
     return done.reshape(*size, -1)

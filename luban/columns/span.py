@@ -51,6 +51,7 @@ class Span(Column):
     form: ClassVar[str] = "span"
     encoder: ClassVar[str] = ""
     head: ClassVar[str] = "span"
+    of_form: ClassVar[str] = "ids"
     along: ClassVar[bool] = True
     joint: ClassVar[bool] = True  # its text is read in one sequence with the question
     details: ClassVar[dict[str, str]] = {"start": "number", "end": "number"}

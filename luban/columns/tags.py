@@ -45,6 +45,7 @@ class Tags(Column):
     encoder: ClassVar[str] = ""
     head: ClassVar[str] = "tags"
     ragged: ClassVar[bool] = True
+    of_form: ClassVar[str] = "ids"
     along: ClassVar[bool] = True
     details: ClassVar[dict[str, str]] = {"entities": "text"}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import os
 import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,6 +103,44 @@ def image_fault(path: Path) -> tuple[str, dict] | None:
             if ends not in file.read():
                 return "data.image_truncated", {}
     return None
+
+
+def upright(image: Any) -> tuple[int, int]:
+    """(H, W) of a PIL image as it is looked at, from its header: the orientation that a camera noted is counted."""
+    width, height = image.size
+    turned = not _plain_png(image) and image.getexif().get(0x0112, 1) >= 5  # EXIF orientation 5 to 8: lying on its side
+    return (width, height) if turned else (height, width)
+
+
+def _plain_png(image: Any) -> bool:
+    """A PNG without EXIF, told from its chunks: to see that none stands behind the pixels Pillow would decode all of them."""
+    file = getattr(image, "fp", None)
+    known = any(str(key).endswith("exif") for key in image.info)
+    if getattr(image, "format", None) != "PNG" or file is None or known:
+        return False
+    here, behind, found = file.tell(), False, False
+    file.seek(8)
+    while not found and len(head := file.read(8)) == 8:
+        behind |= head[4:] == b"IDAT"
+        found = behind and head[4:] in (b"eXIf", b"zTXt", b"tEXt", b"iTXt")
+        file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    file.seek(here)
+    return not found
+
+
+def size_of(cell: Any) -> tuple[int, int] | None:
+    """(H, W) of an image in a cell: the name of a file, bytes, base64; None for what cannot be read, or has no header."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if isinstance(cell, str) and (cell.startswith("data:") or len(cell) > 4096):
+            cell = base64.b64decode(cell.rpartition(",")[2])
+        if not isinstance(cell, (str, bytes)):
+            return None
+        with Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell) as image:
+            return upright(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 # ---- MNIST-style idx files

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from luban import registry
+from luban.data.boxes import boxed
 from luban.data.frames import Framed
 from luban.data.rows import Rows
 from luban.data.sources import read, typed
@@ -108,15 +109,17 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Se
     rows = source if isinstance(source, Rows) else read(source, missing=missing)
     rows = gathered(rows, {n: c.type for n, c in columns.items()})
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
-    alongs = {n: _as_fitted(columns[n]) for n in types if columns[n].along and columns[n].of in types}
+    alongs = {n: _as_fitted(columns[n]) for n in types if columns[n].of_form and columns[n].of in types}
     return by_blocks(rows, lambda r: _read(typed(r, types, decimal=decimal), types, alongs))
 
 
 def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """Typed rows with files located, lists of words as text, tags held against their text. `alongs`: settings by column."""
+    """Typed rows with files located, lists of words as text, tags and boxes held against their text or image. `alongs`: settings by column."""
     rows = flat(located(rows, types), [n for n, kind in types.items() if kind == "text"])
     for name, settings in alongs.items():
-        if types[name] == "span":
+        if types[name] == "boxes":
+            rows = boxed(rows, name, settings["of"])
+        elif types[name] == "span":
             rows = spanned(rows, name, settings["of"], settings.get("empty") or "missing")
         else:
             rows = tagged(rows, name, settings["of"], settings.get("unit") or "auto", settings.get("scheme") or "auto")

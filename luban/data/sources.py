@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from luban.data import conll, csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
+from luban.data import boxes, conll, csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
 from luban.data.rows import Rows
 from luban.data.spans import STARTS
 from luban.data.typed import typed
@@ -203,7 +203,7 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if _is_words(kind):
         return column
     if pa.types.is_nested(kind):
-        return _talks(column) or _answers(column)
+        return _talks(column) or _answers(column) or boxes.as_text(column)
     if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):

@@ -17,7 +17,7 @@ from luban.evaluation.likelihood import hidden, likelihood
 class Predictions:
     """One output over N rows.
 
-    raw: head outputs (N, ...); truth: encoded truth as the column encodes it, or of a column with an answer a position, what its
+    raw: head outputs (N, ...); truth: encoded truth as the column encodes it, or of a column that is `of:` another, what its
     `truth` gives; known: bool (N,), False where the truth is missing.
     Of a text that is written, `losses` (N, 2), of hidden tokens (N, 3), as `luban.evaluation.likelihood` gives them; without inputs there are no `raw` and no answers.
     """
@@ -38,7 +38,7 @@ class Predictions:
 
 
 def _truths(column: Column, values: Any, texts: Any) -> list[Any]:
-    """Of a column with an answer a position the truth as a person writes it, beyond what the network sees, too."""
+    """Of a column that is `of:` another the truth as a person writes it, beyond what the network sees, too."""
     return [column.truth(v, t) for v, t in zip(to_list(values), to_list(texts))]  # type: ignore[attr-defined]
 
 
@@ -84,7 +84,7 @@ def _judged(bundle: Any, framed: Any, examples: Any, raw: dict[str, np.ndarray])
                     else known
                 )
             answers = answering.decoded(column, o, lambda of: cells(framed.table[of]))
-            if column.along:
+            if column.of_form:
                 truth = _truths(column, cells(framed.table[name]), cells(framed.table[column.of]))
                 known = np.array([t is not None for t in truth])
             outputs[name] = Predictions(column, o, truth, known, answers)

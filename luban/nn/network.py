@@ -203,7 +203,9 @@ def _place(
         return None
     at = next((i for i, group in enumerate(groups) if column.of in group), None)
     if at is None:
-        raise RecipeError(problem("tags.of", place=f"outputs.{name}.of", name=str(column.of), allowed=recipe.inputs))
+        raise RecipeError(
+            problem("column.of.ids", place=f"outputs.{name}.of", name=str(column.of), allowed=recipe.inputs)
+        )
     if encoders[at].length is not None:
         part = recipe.encoder(column.of)
         fitting = [n for n in registry.names("encoders") if registry.schema("encoders", n).get("x-sequences")]

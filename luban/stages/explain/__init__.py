@@ -210,6 +210,8 @@ def _answers(
         rows = Ragged.of([row for part in found for row in part])
         return answering.decoded(column, rows, lambda of: [r[of] for r in raw]), None
     whole = np.concatenate(answering.alike(found))
+    if column.of_form:
+        return answering.decoded(column, whole, lambda of: [r[of] for r in raw]), None
     return column.decode_all(whole), column.numbered(whole)
 
 
@@ -224,7 +226,8 @@ def _fixed(
     """What `score` takes, the class number (from 0), the ids, the tags, and the name of the answer explained in each row."""
     if own is None:
         pairs = [column.fixed(a, target, r[column.of]) for a, r in zip(answers, raw)]  # type: ignore[attr-defined]
-        return [n for n, _ in pairs], [name for _, name in pairs]
+        numbers, names = [n for n, _ in pairs], [name for _, name in pairs]
+        return (numbers if column.along else np.array(numbers)), names
     if own.ndim == 2:
         if target is None:
             return own, [a.value for a in answers]
