@@ -242,6 +242,8 @@ class Recipe:
         usual = Part(registry.schema("columns", kind)["x-encoder"])
         if (self.writes or self.together(name)) and registry.schema("columns", kind)["x-form"] == "ids":
             usual = Part("transformer", READER[self.size])  # a state for every token, for a decoder to read
+        if self.writes and usual.type == "cnn" and registry.schema("columns", kind)["x-form"] == "grid":
+            usual = Part("cnn", {"dense": []})  # a state for every place, likewise
         if self.fusion.type == "skip_gram":
             usual = Part("bag")  # its table are the vectors
         return self.model.get(name) or self.model.get(kind) or usual

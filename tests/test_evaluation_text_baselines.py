@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
-from luban.evaluation.text_baselines import copy, first_sentence, lead, text_baselines, translation_memory
+from luban.evaluation.text_baselines import (
+    copy,
+    first_sentence,
+    lead,
+    nearest_row,
+    text_baselines,
+    translation_memory,
+)
 from luban.evaluation.text_metrics import chrf, rouge_l_by_row
 
 TRAIN = (
@@ -61,3 +69,17 @@ def test_all_of_them_on_one_task():
         > chrf(VALIDATION[1], found["copy"].answers).value
     )
     assert copy(["x"]).answers.dtype == np.dtype(object)
+
+
+def test_the_nearest_row_of_anything_answers():
+    """Pictures, say: features instead of words. Brighter ones are nearer by their direction than by their distance."""
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(30, 8))
+    answers = [f"picture {i}" for i in range(30)]
+    found = nearest_row((csr_matrix(train), csr_matrix(train[:5] + 0.01), csr_matrix(train[7:9])), answers, answers[:5])
+    assert found.answers.tolist() == ["picture 7", "picture 8"]
+    brighter = train.mean(0) + 3 * (train - train.mean(0))
+    found = nearest_row((csr_matrix(train), csr_matrix(brighter), csr_matrix(brighter[7:8])), answers, answers)
+    assert found.settings["likeness"] == "cosine" and found.answers.tolist() == ["picture 7"]
+    wide = csr_matrix(np.eye(30, 5000))
+    assert nearest_row((wide, None, wide[3:5]), answers, []).answers.tolist() == ["picture 3", "picture 4"]

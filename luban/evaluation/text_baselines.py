@@ -1,7 +1,7 @@
 """What a simple system answers where the answer is a text: what a network that writes must beat.
 
 `copy` answers with the input, `first_sentence` with its beginning, `translation_memory` with what was answered to the most similar training
-text. Validation rows choose what there is to choose; test rows nothing. For language models see `luban.evaluation.ngram`.
+text, `nearest_row` with what was answered to the most similar training row of any kind. Validation rows choose what there is to choose; test rows nothing. For language models see `luban.evaluation.ngram`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from luban.evaluation.text_metrics import TOKEN, chrf_by_row, longest_common
 SENTENCE = re.compile(r".*?(?:[.!?](?=\s)|[。！？]|\n|\Z)", re.DOTALL)
 BLOCK = 500  # test rows whose similarities are held at once
 CANDIDATES = 20
+FEW = 4096  # features of a row up to which they are held as one dense array
 LIKENESS = {"characters": ("char_wb", (2, 5)), "words": ("word", (1, 2))}  # analyzer and lengths of the n-grams
 LONG = 300  # characters that an input has on average from which on only words are compared, to keep it cheap
 WORD = r"[^\W\d_]+|\d+|\S"
@@ -102,6 +103,41 @@ def translation_memory(
     answers = targets[index.fewest_edits(test, near) if rerank else near[:, 0]]
     settings = {"likeness": index.likeness, "rerank": rerank, "similarity": float(cosine.mean()) if len(test) else 0.0}
     return Baseline("translation_memory", answers, settings=settings, seconds=time.perf_counter() - started)
+
+
+def nearest_row(
+    features: Sequence[Any], train: Sequence[str], validation: Sequence[str], *, score: Score = chrf_by_row
+) -> Baseline:
+    """The answer to the training row whose features are nearest, for inputs that are no single text, such as pictures.
+
+    features: (N, F) of the training, validation and test rows (None of an empty part), sparse. `settings["likeness"]`: cosine or distance,
+    whichever is better on validation rows. Where there are few features each is taken from its mean first.
+    """
+    started = time.perf_counter()
+    known, asked, test = (_dense(f) for f in features)
+    answers, best = _texts(train), (-1.0, "cosine")
+    for likeness in ("cosine", "distance") if asked is not None else ():
+        best = max(best, (_mean(score, validation, answers[_nearest(known, asked, likeness)]), likeness))
+    found = answers[_nearest(known, test, best[1])]
+    return Baseline("nearest_row", found, settings={"likeness": best[1]}, seconds=time.perf_counter() - started)
+
+
+def _dense(features: Any) -> Any:
+    return features.toarray() if features is not None and features.shape[1] <= FEW else features
+
+
+def _nearest(known: Any, asked: Any, likeness: str) -> np.ndarray:
+    """Numbers of the nearest rows of `known` (M, F) for each of `asked` (N, F), (N,); ties by the smallest."""
+    if isinstance(known, np.ndarray):
+        known, asked = known - known.mean(0), asked - known.mean(0)
+    squared = np.asarray((known**2 if isinstance(known, np.ndarray) else known.power(2)).sum(1)).ravel()
+    near = np.zeros(asked.shape[0], np.int64)
+    for start in range(0, len(near), BLOCK):
+        like = asked[start : start + BLOCK] @ known.T
+        like = like if isinstance(like, np.ndarray) else like.toarray()
+        like = like / np.sqrt(np.maximum(squared, 1e-12)) if likeness == "cosine" else 2 * like - squared
+        near[start : start + BLOCK] = like.argmax(1)
+    return near
 
 
 class _Index:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from luban.evaluation import text_metrics
 from luban.evaluation.baselines import Baseline
 from luban.evaluation.intervals import Metric, mean
 from luban.evaluation.ngram import byte_model, xz_sizes
-from luban.evaluation.text_baselines import text_baselines
+from luban.evaluation.text_baselines import nearest_row, text_baselines
 from luban.evaluation.views import View
 from luban.messages import say
 
@@ -239,18 +239,20 @@ def text_of(column: Any, learned: Any = None) -> list[str]:
 
 
 def rivals_of(
-    name: str, inputs: Sequence[str], tables: Mapping[str, Any], seed: int, column: Any = None
+    name: str, bundle: Any, tables: Mapping[str, Any], features: Callable[[], Sequence[Any]]
 ) -> list[Baseline]:
     """What is simple, for an output that is written. `tables`: the rows of each part.
 
-    Without inputs models of bytes; over one text what copies, shortens or remembers; else nothing that is known to be fair.
+    Without inputs models of bytes; over one text what copies, shortens or remembers; over other inputs the answer to the nearest
+    row by the `features` of the three parts.
     """
+    inputs, column, seed = bundle.inputs, bundle.columns[name], bundle.recipe.seed
+    answers = {p: text_of(t[name], column) for p, t in tables.items() if name in t.column_names}
     if not inputs:
-        train, validation, test = (text_of(tables[p][name], column) for p in ("train", "validation", "test"))
-        return _of_bytes(_last(train), validation, test)
-    if len(inputs) > 1 or not str(tables["train"][inputs[0]].type).endswith("string"):
-        return []
-    pairs = {p: (text_of(t[inputs[0]]), text_of(t[name])) for p, t in tables.items() if name in t.column_names}
+        return _of_bytes(_last(answers["train"]), answers["validation"], answers["test"])
+    if len(inputs) > 1 or bundle.columns[inputs[0]].form != "ids":
+        return [nearest_row(features(), answers["train"], answers["validation"])]
+    pairs = {p: (text_of(tables[p][inputs[0]]), found) for p, found in answers.items()}
     return text_baselines(pairs["train"], pairs["validation"], text_of(tables["test"][inputs[0]]), seed=seed)
 
 

@@ -320,8 +320,6 @@ def interval(metric: Any) -> str:
 
 def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     """Baselines of every output, fitted on the same training rows and asked about the same held-out ones."""
-    from scipy.sparse import hstack
-
     frame = bundle.recipe.frame
     if any(p.losses is not None for p in judged.outputs.values()):
         from luban.evaluation.text_view import rivals_of, unigram
@@ -330,7 +328,8 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
         written = [n for n, p in judged.outputs.items() if p.losses is not None]
         if not bundle.outputs:
             return {n: unigram(bundle.columns[n], tables["train"][n]) for n in written}
-        return {n: rivals_of(n, bundle.inputs, tables, bundle.recipe.seed, bundle.columns[n]) for n in written}
+        features = lambda: _features(bundle, tables["train"], tables["validation"], tables["test"])  # noqa: E731
+        return {n: rivals_of(n, bundle, tables, features) for n in written}
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
     alongs = {n: p.column for n, p in judged.outputs.items() if p.column.along}
     result = {n: _along(bundle, c, train, judged.cells) for n, c in alongs.items()}
@@ -339,11 +338,7 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     others = [n for n in judged.outputs if n not in alongs]
     if not others:
         return result
-    made = {n: bundle.columns[n].featurizer(cells(train[n])) for n in bundle.inputs}
-    joined = [
-        hstack([made[n](cells(t[n])) for n in bundle.inputs]).tocsr() if t.num_rows else None
-        for t in (train, valid, judged.cells)
-    ]
+    joined = _features(bundle, train, valid, judged.cells)
     tabular = all(bundle.columns[n].form in ("scalar", "index") for n in bundle.inputs)
     for name in others:
         column = bundle.columns[name]
@@ -359,6 +354,14 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
             tabular=tabular, classes=classes, seed=bundle.recipe.seed,
         )  # fmt: skip
     return result
+
+
+def _features(bundle: Any, *tables: Any) -> list[Any]:
+    """The features of all inputs side by side, (N, F) of each table, as they are learned from the first; None of an empty one."""
+    from scipy.sparse import hstack
+
+    made = {n: bundle.columns[n].featurizer(cells(tables[0][n])) for n in bundle.inputs}
+    return [hstack([made[n](cells(t[n])) for n in bundle.inputs]).tocsr() if t.num_rows else None for t in tables]
 
 
 def _along(bundle: Any, column: Any, train: Any, test: Any) -> list[Baseline]:

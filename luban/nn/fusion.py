@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
+from luban.nn.places import told
 from luban.nn.tokens import Dense, Encoder, Pool, Tokens
 from luban.settings import Count, Dial, Fraction
 
@@ -56,7 +57,7 @@ class Memory(nn.Module):
     """Use where an answer looks at every position: a text that is written, a tag for each word. -> Tokens (B, T, D).
 
     The positions of all inputs side by side, as their encoders left them; several inputs are projected to `width` (auto: the
-    widest) and told which they come from. Without inputs there is nothing to read.
+    widest) and told which they come from; places of a picture are told where they are. Without inputs there is nothing to read.
     """
 
     def __init__(self, encoders: Sequence[Encoder], *, width: Count | Literal["auto"] = "auto"):
@@ -66,12 +67,14 @@ class Memory(nn.Module):
         alike = len(sizes) == 1 and sizes[0] == self.size
         self.projections = nn.ModuleList(nn.Linear(s, self.size) for s in ([] if alike else sizes))
         self.origin = nn.Parameter(torch.randn(len(sizes), self.size) * 0.02) if len(sizes) > 1 else None
+        self.places = nn.ModuleList(told(e, self.size) for e in encoders)
         self.sizes = [self.size] * len(sizes)
 
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
         parts, spans, start = [], [], 0
         for i, t in enumerate(tokens):
             x = self.projections[i](t.x) if len(self.projections) else t.x
+            x = self.places[i](x, t)
             parts.append(x if self.origin is None else x + self.origin[i])
             spans += [s._replace(start=s.start + start, stop=s.stop + start) for s in t.spans]
             start += t.x.shape[1]

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from luban.nn.places import told
 from luban.nn.tokens import Encoder, Tokens
 from luban.nn.transformer import Shape, Transformer
 from luban.settings import Count, Dial, Fraction
@@ -17,7 +18,7 @@ class Join(nn.Module):
     """Use where what one input says depends on a place in another (a word and a patch of the picture). Instead: `concat`,
     with few rows.
 
-    Every position is projected to `width` and told which input it comes from; a learnt summary position in front reads
+    Every position is projected to `width` and told which input it comes from, a place of a picture also where it is; a learnt summary position in front reads
     all others. Tokens of any lengths -> Tokens (B, 1 + T, width), the summary first, where heads look.
     """
 
@@ -36,6 +37,7 @@ class Join(nn.Module):
             nn.Sequential(nn.LayerNorm(e.size), nn.Linear(e.size, width)) for e in encoders
         )
         self.origin = nn.Parameter(torch.randn(len(encoders), width) * 0.02)
+        self.places = nn.ModuleList(told(e, width) for e in encoders)
         self.summary = nn.Parameter(torch.randn(width) * 0.02)
         self.layers = Transformer(
             Shape(width, layers, heads, positions="none", dropout=dropout, depth=stochastic_depth)
@@ -47,8 +49,8 @@ class Join(nn.Module):
         first = tokens[0].x
         parts: list[Tensor] = [self.summary.expand(len(first), 1, -1)]
         masks = [tokens[0].mask.new_ones(len(first), 1)]
-        for project, origin, t in zip(self.projections, self.origin, tokens):
-            parts.append(project(t.x) + origin)
+        for project, place, origin, t in zip(self.projections, self.places, self.origin, tokens):
+            parts.append(place(project(t.x), t) + origin)
             masks.append(t.mask)
         mask = torch.cat(masks, 1)
         return Tokens(self.layers(torch.cat(parts, 1), mask), mask)

@@ -127,6 +127,7 @@ class Encoder(nn.Module):
     has the same, else None; `pooling` is how a fusion turns its Tokens into one vector; `feature_layer` is the
     module whose output Grad-CAM reads, None where there is none. `deep`: its vector needs no further layers before a head.
     `ways`: how many directions stand side by side in D. `sequences`: of a sequence it can give a state for each position.
+    `placeless`: the states of a grid do not tell where they stand.
     """
 
     accepts: tuple[str, ...] = ()
@@ -136,6 +137,7 @@ class Encoder(nn.Module):
     deep: bool = False
     ways: int = 1
     sequences: bool = False
+    placeless: bool = False
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         """The first differentiable form of x."""

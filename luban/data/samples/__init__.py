@@ -48,9 +48,9 @@ def fetch(name: str) -> Path:
     sample = SAMPLES[name]
     folder = cache() / "samples" / name
     if not _whole(folder, sample):
-        from luban.data.samples import classics, language
+        from luban.data.samples import classics, language, tux_paint
 
-        _install(folder, sample, {**classics.CONTENT, **language.CONTENT}[name])
+        _install(folder, sample, {**classics.CONTENT, **language.CONTENT, "tux-paint": tux_paint.tux_paint}[name])
     return folder / sample.source
 
 
@@ -82,29 +82,40 @@ def copy(source: Path, out: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def _whole(folder: Path, sample: Sample) -> bool:
-    from luban.data.samples.clients import sha256
-
     if not sample.files:  # made here, not fetched
         return (folder / sample.source).exists()
-    return all((folder / f).is_file() and sha256((folder / f).read_bytes()) == s for f, s in sample.files.items())
+    return _other(folder, sample) is None
+
+
+def _other(folder: Path, sample: Sample) -> str | None:
+    """The first file or folder that does not hold what it must."""
+    return next((name for name, known in sample.files.items() if digest(folder / name) != known), None)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of a line `name sha256` for each file below it, sorted; empty where there is nothing."""
+    from luban.data.samples.clients import sha256
+
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return sha256("".join(f"{p.relative_to(path).as_posix()} {digest(p)}\n" for p in files).encode())
+    return sha256(path.read_bytes()) if path.is_file() else ""
 
 
 def _install(folder: Path, sample: Sample, content_of: Callable[[Sample, Path], Content]) -> None:
     """Build the folder beside its place and rename it in; a second process that did the same is no fault."""
-    from luban.data.samples.clients import sha256
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{sample.name}-") as work:
         new = Path(work, "new")
         new.mkdir()
         for file, content in content_of(sample, Path(work)):
-            if sample.files and sha256(content) != sample.files.get(file):
-                moved = [p.name for p in sample.packages if not p.sha256]
-                raise WorkError(
-                    "sample.moved" if moved else "sample.changed", name=sample.name, file=file, package=", ".join(moved)
-                )
-            (new / file).parent.mkdir(exist_ok=True)
+            (new / file).parent.mkdir(parents=True, exist_ok=True)
             (new / file).write_bytes(content)
+        if other := _other(new, sample):
+            moved = [p.name for p in sample.packages if not p.sha256]
+            raise WorkError(
+                "sample.moved" if moved else "sample.changed", name=sample.name, file=other, package=", ".join(moved)
+            )
         if folder.exists():
             shutil.move(folder, Path(work, "old"))
         os.rename(new, folder)

@@ -25,7 +25,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Sample:
-    """One data set. `packages`: what it is made from (none: embedded). `files`: SHA-256 of what is kept."""
+    """One data set. `packages`: what it is made from (none: embedded). `files`: SHA-256 of what is kept, files or folders of files."""
 
     name: str
     target: str
@@ -200,4 +200,17 @@ _LANGUAGE = (
         "pronunciations.csv",
     ),
 )
-SAMPLES: dict[str, Sample] = {s.name: s for s in (*_ALL, *_LANGUAGE)}
+_PICTURES = (
+    Sample(
+        "tux-paint",
+        "caption",
+        784,
+        (Package("apt", "tuxpaint-stamps-default", 160_880_444),),
+        {
+            "captions.csv": "e0b309c33fbd5bf3c7529a0cff9081b763ccec69d6c934d081a7cedd5ab8f96a",
+            "pictures": "67a58276b5e40910b214acfb398dd92af441562e64a4b71ce59462e63b066b9b",
+        },
+        "captions.csv",
+    ),
+)
+SAMPLES: dict[str, Sample] = {s.name: s for s in (*_ALL, *_LANGUAGE, *_PICTURES)}

@@ -67,6 +67,7 @@ class CNN(Encoder):
                 plan[-1].channels * positions if dense else plan[-1].channels, dense, activation, dropout
             )
             self.length = 1 if dense else positions
+            self.placeless = not dense
             self.span = Span(columns[0].name, 0, self.length, (1,) if dense else plan[-1].out)
         else:
             widths = WIDTHS if kernel == "auto" else (kernel,) if isinstance(kernel, int) else tuple(kernel)

@@ -59,6 +59,7 @@ class Backbone(Encoder):
         self.dense = Dense(size * positions if dense else size, dense, dropout=dropout)
         self.size, self.pooling = self.dense.out, "flatten" if dense else pooling
         self.length = 1 if dense else positions
+        self.placeless = not dense
         self.span = Span(column.name, 0, self.length, (1,) if dense else tuple(grid))
         if weights and torch.get_default_device().type != "meta":
             files.put(getattr(self.net, "inner", self.net), weights, column.name, tables)

@@ -51,6 +51,7 @@ class ViT(Backbone):
         make = lambda c: Net(c, side, patch, width, layers, heads, dropout, stochastic_depth)  # noqa: E731
         tables = (Table(extra=(*HEADS, "fc_norm", "pre_logits")), Table(TORCHVISION))
         super().__init__(columns, make, weights=weights, pooling=pooling, tables=tables)
+        self.placeless = False
         self.span = Span(self.span.name, 1, 1 + self.length, self.span.grid)
         self.length += 1
         self.net.features = self.last

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,9 @@ from luban.stages.explain.methods import METHODS, Found, Task, feature_layers
 from luban.stages.explain.page import page
 
 MATCH = "match"  # the name of the closeness of two inputs
-BY_TOKEN = "integrated-gradients"  # the method that is cheap enough to be asked about every token of an answer
+BY_TOKEN = ("integrated-gradients", "grad-cam")  # cheap enough to be asked about every token, or word, of an answer
 MATRICES, LONGEST = 5, 60  # rows and tokens that are drawn so
+IDEOGRAPHS = "\u2e80"  # the first character of scripts without blanks between words
 PROMPT = 64  # tokens of a text that a language model goes on from
 
 
@@ -158,7 +160,7 @@ def explain_rows(
             checks.deletion(masked[0], found.weights, seed), found.own,
             tuple(n for n, layer in feature_layers(network, list(values[0])).items() if layer is None)
             if method == "grad-cam" else (),
-            _by_token(scorer, columns[output], games[0], steps) if own is not None and own.ndim == 2 and method == BY_TOKEN else {},
+            _by_token(scorer, columns[output], games[0], method, steps) if own is not None and own.ndim == 2 and method in BY_TOKEN else {},
         )  # fmt: skip
 
 
@@ -262,20 +264,35 @@ def _backgrounds(columns: Mapping[str, Column], values: Sequence[Mapping[str, An
 
 
 def _by_token(
-    scorer: Scorer, column: Any, examples: list[Example], steps: int
+    scorer: Scorer, column: Any, examples: list[Example], method: str, steps: int
 ) -> dict[int, tuple[list[str], np.ndarray]]:
-    """How much each segment speaks for each token of the answer, what was written before it being given: rows of a matrix."""
+    """How much each segment speaks for each token of the answer, what was written before it being given: rows of a matrix.
+
+    Of Grad-CAM, whose rows are pictures, for each word: the sum of its tokens.
+    """
     found = {}
     for r, e in enumerate(examples[:MATRICES]):
         ids = scorer.answers[r][scorer.answers[r] >= 0][:LONGEST]
         if not len(ids):
             continue
-        one = np.where(np.eye(len(ids), dtype=bool), ids, ~ids)
-        each = Scorer(scorer.network, scorer.columns, scorer.output, one)
-        rows = [e] * len(ids)
-        weights = METHODS[BY_TOKEN](Task(each, rows, Masked(each, rows), None, steps, 0)).weights
-        found[r] = ([column.text([i]) or say("explain.end") for i in ids], np.stack(weights))
+        names = [column.text([i]) or say("explain.end") for i in ids]
+        own = np.eye(len(ids), dtype=bool)
+        if method == "grad-cam":
+            own = _words(column, ids)
+            names = [column.text(ids[word]).strip() or say("explain.end") for word in own]
+        each = Scorer(scorer.network, scorer.columns, scorer.output, np.where(own, ids, ~ids))
+        rows = [e] * len(names)
+        weights = METHODS[method](Task(each, rows, Masked(each, rows), None, steps, 0)).weights
+        found[r] = (names, np.stack(weights))
     return found
+
+
+def _words(column: Any, ids: np.ndarray) -> np.ndarray:
+    """Which tokens make each word, bool (words, tokens); one begins after a blank, with a mark, and with every Chinese character."""
+    read = [column.text(ids[:n]) for n in range(len(ids) + 1)]  # a token by itself may lose the blank before it
+    added = [after[len(before) :][:1] for before, after in pairwise(read)]
+    begins = np.array([i == 0 or not c.isalnum() or c >= IDEOGRAPHS for i, c in enumerate(added)])
+    return np.arange(begins.sum())[:, None] == begins.cumsum() - 1
 
 
 def _ends(masked: Masked) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,9 @@ def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: in
         if len(w) > 1:
             most = np.abs(w).max()
             report.html(name, columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist()))
-    if i in found.by_token:
+    if i in found.by_token and found.method == "grad-cam":
+        report.html(say("explain.words"), _strip(found, columns, i))
+    elif i in found.by_token:
         tokens, matrix = found.by_token[i]
         segments = [n for s in e.segments.values() for n in s.names]
         axes = {"x_label": say("explain.segments"), "y_label": say("explain.tokens")}
@@ -176,6 +179,18 @@ def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: in
         report.plot(say("explain.matrix"), drawn, say("explain.matrix_caption"))
     if found.method != "grad-cam" and (len(parts) > 1 or any(len(w) == 1 for w in parts.values())):
         report.plot("", _bars(found, e, parts, i))
+
+
+def _strip(found: Explanation, columns: Mapping[str, Column], i: int) -> str:
+    """What each word of the answer was read off, side by side; the strongest place of each map is 1."""
+    e, shown = found.examples[i], []
+    for word, weights in zip(*found.by_token[i]):
+        for name, w in e.split(weights).items():
+            if name not in found.without:
+                most = np.abs(w).max()
+                drawn = columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist())
+                shown.append(f"<figure>{drawn}<figcaption>{html.escape(word)}</figcaption></figure>")
+    return f'<div class="strip">{"".join(shown)}</div>'
 
 
 def _bars(found: Explanation, e: Example, parts: Mapping[str, np.ndarray], i: int) -> str:
