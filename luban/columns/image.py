@@ -115,9 +115,9 @@ class Image(Column):
         if isinstance(value, np.ndarray):
             array = _depth(_bytes(_last(value), self.state["top"]), self.size)
         else:
-            opened = picture.open_image(value, files=not self.strangers)
-            whole = upright(opened)
-            array = picture.pixels(opened, self.size, self.hw)
+            with picture.opened(value, files=not self.strangers) as image:
+                whole = upright(image)
+                array = picture.pixels(image, self.size, self.hw)
             return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape, whole).transpose(2, 0, 1))
         return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape).transpose(2, 0, 1))
 
@@ -128,7 +128,8 @@ class Image(Column):
         if isinstance(value, (list, np.ndarray)):
             source = _last(_listed(value) if isinstance(value, list) else value).shape[:2]
         else:
-            source = upright(picture.open_image(value, files=not self.strangers))
+            with picture.opened(value, files=not self.strangers) as image:
+                source = upright(image)
         return placement(source, self.hw, self.shape)
 
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:
@@ -250,12 +251,8 @@ def _look(value: Any) -> Look:
             found = float(array.max(initial=0))
             top = 65535.0 if array.dtype == np.uint16 else 1.0 if 0 < found <= 1 else found or 1.0
         return Look(array.shape[:2], 1 if array.shape[2] <= 2 else 3, 1, top)
-    image = picture.open_image(value)
-    return Look(
-        upright(image),
-        1 if image.mode in picture.GREY else 3,
-        getattr(image, "n_frames", 1),
-    )
+    with picture.opened(value) as image:
+        return Look(upright(image), 1 if image.mode in picture.GREY else 3, getattr(image, "n_frames", 1))
 
 
 def _listed(value: list[Any]) -> np.ndarray:

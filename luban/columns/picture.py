@@ -11,6 +11,8 @@ import binascii
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,17 @@ def open_image(value: Any, *, files: bool = True) -> Any:
         raise DataError(problem("image.too_large", place=place, width=width, height=height, limit=limit))
     image.luban_place = place
     return image
+
+
+@contextmanager
+def opened(value: Any, *, files: bool = True) -> Iterator[Any]:
+    """What `open_image` gives, for a while: what was opened for it is closed again. Raises DataError."""
+    image = open_image(value, files=files)
+    try:
+        yield image
+    finally:
+        if image is not value:
+            image.close()
 
 
 @cache
