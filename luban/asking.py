@@ -188,8 +188,9 @@ def findings(recipe: Recipe, data: Data) -> list[Any]:
     """What the data check has to say, errors first."""
     from luban.data.quality import check as look
 
-    types = {n: p.type for n, p in {**recipe.inputs, **recipe.outputs}.items()}
-    return look(data.rows, types, next(iter(recipe.outputs), None), data.splits)
+    types = {n: p.type for n, p in recipe.read.items()}
+    target = None if recipe.draws else next(iter(recipe.outputs), None)  # what is made new has no one right answer
+    return look(data.rows, types, target, data.splits)
 
 
 def tell_findings(found: list[Any], most: int = 6) -> None:

@@ -112,11 +112,16 @@ class Bundle:
         return [r.plain(probabilities) for r in answering.answer(self.engine, self._records(rows))]
 
     def generate(self, prompt: Any = "", *, n: int = 1, **settings: Any) -> Any:
-        """The text that this model writes on from `prompt` (a language model), or as its answer to an input or a row.
+        """Pictures, of a model that makes some: see `luban.generation.drawing.draw`. Else the text that this model writes on from `prompt` (a language model), or as its answer to an input or a row.
 
         n > 1: a list of so many. Settings: `tokens` (at most so many new ones), `temperature`, `top_k`, `top_p`, `min_p`,
         `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `stop`, `seed`; see `luban.generation`. Raises Unsupported for a model that writes nothing.
         """
+        if self.recipe.draws and prompt == "":
+            from luban.generation.drawing import draw
+
+            pictures = draw(self, n=n, **settings)
+            return pictures[0] if n == 1 else pictures
         from luban.generation.asking import generate
 
         (texts,) = generate(self, [prompt], n=n, **settings)
@@ -402,6 +407,10 @@ def build_network(
         from luban.nn.networks.preferring import Preferring
 
         return replay(Preferring(recipe, columns), edits)
+    if recipe.draws:
+        from luban.nn.networks.adversarial import Adversarial
+
+        return replay(Adversarial(recipe, columns), edits)
     if recipe.writes:
         from luban.nn.networks.generative import Generative
 

@@ -270,9 +270,19 @@ def resume(folder: str, *, ranks: int | None = None, set: list[str] = ()) -> int
     return _trained(bundle, folder)
 
 
-def evaluate(folder: str, data: str, *, json: file = None, slices: list[str] = ()) -> None:  # noqa: F821
+def evaluate(
+    folder: str,
+    data: str,
+    *,
+    json: file = None,  # noqa: F821
+    slices: list[str] = (),
+    judge: str | None = None,
+) -> None:
     _sound(folder, data, "evaluate", seed=common["seed"])
-    report = _load(folder).evaluate(data, slices=slices, baselines=False, seed=common["seed"])
+    asked = {"judge": judge} if judge else {}
+    if judge:
+        _sound(judge)
+    report = _load(folder).evaluate(data, slices=slices, baselines=False, seed=common["seed"], **asked)
     _numbers(report, json)
 
 
@@ -335,6 +345,8 @@ def generate(
     frequency_penalty: float = 0.0,
     stop: list[str] = (),
     chat: bool = False,
+    set: list[str] = (),
+    out: str | None = None,
 ) -> None:
     from luban.generation.sampling import checked, writes
     from luban.recipe import Recipe
@@ -347,7 +359,14 @@ def generate(
     if n < 1 or tokens < 0:
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
-    writes(Recipe.load(_sound(folder) / folder / "recipe.yaml"))
+    _sound(folder, out=out)
+    recipe = Recipe.load(_path(folder) / "recipe.yaml")
+    if recipe.draws:
+        _drawn(folder, recipe, n, set, out, prompt or tokens or stop or chat)
+        return
+    writes(recipe)
+    if set or out:
+        raise RequestError("generate.only_pictures")
     from luban.generation.asking import generate, stream, told
 
     bundle = _load(folder)
@@ -365,6 +384,20 @@ def generate(
     plain = [{"text": t.text, "tokens": len(t.ids), "reason": t.reason} for t in texts]
     told(texts)
     _result(plain[0] if n == 1 else plain, *(t.text for t in texts))
+
+
+def _drawn(folder: str, recipe: Any, n: int, asked: list[str], out: str | None, other: Any) -> None:
+    """The pictures of a model that makes some, in one file or a folder."""
+    from luban.generation.drawing import draw, draws, save
+    from luban.requests import named, pairs
+
+    given = pairs(asked, "--set")
+    draws(recipe, given)
+    if other:
+        raise RequestError("generate.only_texts")
+    named(out or "", "generate")
+    save(draw(_load(folder), n=n, seed=common["seed"], set=given), out)
+    _result({"out": out, "count": n}, say("generate.drawn", count=n, path=out))
 
 
 def embed(folder: str, data: str, *, input: str | None = None, out: str = "") -> None:

@@ -419,6 +419,12 @@ def image(array: Any, overlay: Any = None, alpha: float = 0.6, *, title: str = "
     )
 
 
+def picture(png: str, title: str = "", width: int = 560) -> str:
+    """An `<img>` of a PNG in base64."""
+    style = f"max-width:100%;width:{width}px;image-rendering:pixelated"
+    return tag("img", src="data:image/png;base64," + png, alt=title, width=width, style=style)
+
+
 def _overlaid(picture: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
     """The picture in grey, with each pixel tinted by its weight."""
     from PIL import Image

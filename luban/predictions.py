@@ -60,6 +60,9 @@ def _read(model: Any, engine: Engine, source: Any) -> Rows:
     reading = _reading(getattr(model, "recipe", None))
     rows = source if isinstance(source, Rows) else read(source, missing=("", *(reading.get("missing") or ())))
     absent = [n for n in engine.inputs if n not in rows.columns]
+    for name in (n for n in absent if engine.columns[n].drawn):
+        rows = rows.having(name, [np.arange(len(rows))])
+    absent = [n for n in absent if not engine.columns[n].drawn]
     if absent:
         raise DataError("data.columns_absent", columns=absent, found=rows.columns)
     rows = rows.select(list(engine.inputs))

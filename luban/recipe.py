@@ -95,6 +95,15 @@ JOINTLY = {  # settings of an input that is read jointly; see `luban.columns.joi
 APART = ("pair", "match", "masked")  # fusions that want every text by itself
 KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
 TASKS = {"tags": "token-classification", "span": "question-answering", "boxes": "object-detection"}
+# Adam without momentum, weights that are averaged and not decayed, one rate to the end (Zhang et al. 2019; Karras et al. 2020).
+RIVALS = {
+    "optimizer": {"adam": {"beta1": 0.0, "beta2": 0.99}},
+    "rate": 4e-4,
+    "schedule": "constant",
+    "ema": 0.999,
+    "weight_decay": 0.0,
+}
+NOISE = "noise"  # the input that is added where an output is made from noise
 MUON = {"optimizer": "muon", "rate": 0.01}
 READER = {  # the encoder of a text that another text is written from, by the recipe's size
     "nano": {"width": 128, "layers": 2, "positions": "rotary"},
@@ -185,8 +194,12 @@ class Recipe:
         """The usual name of the task that this recipe describes, as Hugging Face names it."""
         if self.fusion.type in ("match", "skip_gram"):
             return "feature-extraction"
-        kinds, answers = {p.type for p in self.inputs.values()}, [p.type for p in self.outputs.values()]
+        kinds = {p.type for p in self.inputs.values() if not drawn(p)}
+        answers = [p.type for p in self.outputs.values()]
         answer = "text" if self.writes else answers[0] if answers else ""
+        if self.draws:
+            how = "text-to-" if "text" in kinds else "conditional-" if kinds else "unconditional-"
+            return how + (answer if "text" in kinds else f"{answer}-generation")
         if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
             return "multimodal-" + KINDS.get(answer, answer)
         kind = next(iter(kinds & {"text", "image"}), "tabular")
@@ -209,6 +222,7 @@ class Recipe:
         outputs = columns({n: _written(self._with_own(n, p), frame) for n, p in self.along().items()})
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
         encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
+        encoders = {n: p for n, p in encoders.items() if not (self.draws and drawn(inputs[n]))}
         model = {} if own else encoders | {n: self.model[n] for n in inputs if self.shared(n)}
         model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
         return replace(
@@ -252,6 +266,16 @@ class Recipe:
     def writes(self) -> bool:
         """Whether an output is a text, written token by token."""
         return any(writes(p) for p in self.outputs.values())
+
+    @property
+    def draws(self) -> bool:
+        """Whether an output is made from noise."""
+        return any(draws(p) for p in self.outputs.values())
+
+    @property
+    def read(self) -> dict[str, Part]:
+        """The inputs and outputs that data must have."""
+        return {n: p for n, p in {**self.inputs, **self.outputs}.items() if not drawn(p)}
 
     @property
     def prefers(self) -> bool:
@@ -311,7 +335,11 @@ class Recipe:
         return self.model.get(name) or Part(registry.schema("columns", self.outputs[name].type)["x-head"])
 
     def _learning(self, stage: Part) -> Part:
-        """Networks that write, or say hidden words, learn several times faster by Muon; what a recipe names comes first."""
+        """Networks that write, or say hidden words, learn several times faster by Muon; a network with a rival learns otherwise.
+        What a recipe names comes first.
+        """
+        if stage.type == "train" and self.draws:
+            return Part("train", {**RIVALS, **{k: v for k, v in stage.settings.items() if v is not None}})
         named = any(stage.settings.get(k) is not None for k in MUON)
         if stage.type != "train" or named or not (self.writes or self.fusion.type == "masked"):
             return stage
@@ -382,12 +410,43 @@ def _packed(part: Part, frame: Part) -> Part:
     return Part(part.type, {**part.settings, "length": frame.settings["length"]})
 
 
+def drawn(part: Part) -> bool:
+    """Whether a column needs no cells in the data: noise."""
+    return bool(registry.schema("columns", part.type).get("x-drawn"))
+
+
+def draws(part: Part) -> bool:
+    """Whether a column is made from noise where it is an output."""
+    head = registry.schema("columns", part.type).get("x-head")
+    return bool(head) and bool(registry.schema("heads", head).get("x-draws"))
+
+
 def writes(part: Part) -> bool:
     """Whether a column is written token by token."""
     return registry.schema("columns", part.type).get("x-head") == "text"
 
 
 def _asked(plain: Any) -> Any:
+    """The plain recipe with what goes without saying."""
+    return _with_noise(_with_joint(plain))
+
+
+def _with_noise(plain: Any) -> Any:
+    """The plain recipe; where an output is made from noise and no input is, there is one of that name."""
+    if not isinstance(plain, Mapping):
+        return plain
+    inputs, outputs = (plain.get(k) or {} for k in ("inputs", "outputs"))
+    if not (isinstance(inputs, Mapping) and isinstance(outputs, Mapping)):
+        return plain
+    kind = lambda v: Check._named(v)[0]  # noqa: E731
+    heads = [_mark_of("columns", kind(v), "x-head") for v in outputs.values()]
+    made = any(head and _mark_of("heads", head, "x-draws") for head in heads)
+    if not made or NOISE in inputs or any(_mark_of("columns", kind(v), "x-drawn") for v in inputs.values()):
+        return plain
+    return {**plain, "inputs": {**inputs, NOISE: NOISE}}
+
+
+def _with_joint(plain: Any) -> Any:
     """The plain recipe; a text that an answer is a stretch of is read jointly with the one other text, where nothing is said."""
     if not isinstance(plain, Mapping) or plain.get("fusion"):
         return plain

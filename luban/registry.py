@@ -21,6 +21,7 @@ COLUMNS = {
     "labels": "luban.columns.labels:Labels",
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
+    "noise": "luban.columns.noise:Noise",
     "tags": "luban.columns.tags:Tags",
     "span": "luban.columns.span:Span",
     "boxes": "luban.columns.boxes:Boxes",
@@ -76,6 +77,7 @@ HEADS = {
     "transformer": "luban.nn.heads.text:Classic",
     "pretrained": "luban.nn.heads.pretrained:Pretrained",
     "lstm": "luban.nn.heads.text_rnn:LSTMText",
+    "dcgan": "luban.nn.vision.dcgan:DCGAN",
 }
 EDITS = {
     "quantize_linear": "luban.nn.edits:quantize_linear",
@@ -194,7 +196,9 @@ def describe(thing: Any) -> dict[str, Any]:
         if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
     return result | {
-        "x-" + mark: True for mark in ("along", "joint", "sequences", "alone") if getattr(thing, mark, None) is True
+        "x-" + mark: True
+        for mark in ("along", "joint", "sequences", "alone", "drawn", "draws")
+        if getattr(thing, mark, None) is True
     }
 
 

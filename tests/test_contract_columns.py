@@ -52,6 +52,7 @@ VALUES = {
         {"prompt": TALK[:1], "chosen": TALK, "rejected": [*TALK[:1], {"role": "assistant", "content": "?"}]},
     ],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
+    "noise": [3, 0, None, "", "12", 4.0, 2**40],
     "labels": ["a;b", ["b", "c"], None, "", [], NASTY, "c; a"],
     "span": [
         "de Lee",

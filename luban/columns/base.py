@@ -106,6 +106,7 @@ class Column:
     of_form: ClassVar[str] = (
         ""  # the form of the column that it is `of:`, beside whose raw values it is read; "" = of none
     )
+    drawn: ClassVar[bool] = False  # data need not have it: the number of a row stands for its cell
     along: ClassVar[bool] = False  # as an output it is read off the positions of the column that it is `of:`
     turns: ClassVar[bool] = False  # whether its `follow` can follow a turn and a shear (`Move.turn`), too
     details: ClassVar[

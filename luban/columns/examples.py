@@ -175,12 +175,14 @@ def encode(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequen
     Raises DataError where an input column is absent or a value cannot be encoded.
     """
     table = framed.table
-    absent = [n for n in inputs if n not in table.column_names]
+    absent = [n for n in inputs if n not in table.column_names and not columns[n].drawn]
     if absent:
         raise DataError("data.columns_absent", columns=absent, found=table.column_names)
 
     def one(name: str) -> Encoded:
         column = columns[name]
+        if column.drawn and name not in table.column_names:
+            return column.encode_all(np.asarray(framed.rows))
         of = getattr(column, "of", None)
         return column.encode_all(cells(table[name]), of=cells(table[of]) if of else None)
 
@@ -207,7 +209,9 @@ def encode_values(
     good = []
     for i, record in enumerate(records):
         try:
-            items = {n: columns[n].encode(_required(record, n)) for n in inputs}
+            items = {
+                n: columns[n].encode(_required(record, n) if n in record or not columns[n].drawn else i) for n in inputs
+            }
         except DataError as e:
             bad[i] = str(e)
             continue

@@ -69,6 +69,8 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
 
     `sharers`: columns that it is fitted for as well, so that the same word has the same number in all of them.
     """
+    if column.drawn and column.name not in framed.source.column_names:
+        return column.fit(())
     few = framed.some(_enough(column, framed))
     if len(few) < len(framed):
         tell("columns.sampled", name=column.name, count=len(few), rows=len(framed))

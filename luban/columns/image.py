@@ -14,7 +14,7 @@ import numpy as np
 
 from luban.columns import augmenting, picture
 from luban.columns.augmenting import Move
-from luban.columns.base import Column, Segments, to_list
+from luban.columns.base import Answer, Column, Segments, to_list
 from luban.columns.geometry import Placement, placement
 from luban.console import tell
 from luban.data.images import upright
@@ -50,6 +50,7 @@ class Image(Column):
     type: ClassVar[str] = "image"
     encoder: ClassVar[str] = "cnn"
     form: ClassVar[str] = "grid"
+    head: ClassVar[str] = "dcgan"
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns size, channels, mean and deviation per channel. Raises DataError when no value is an image."""
@@ -149,6 +150,10 @@ class Image(Column):
         with ThreadPoolExecutor(DECODERS) as pool:
             return np.stack(list(pool.map(self.encode, items)))
 
+    def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
+        """array (C, H, W) from -1 to 1 -> base64 of a PNG, which any image input reads."""
+        return Answer(_png(shown(array[None])[0].transpose(1, 2, 0)))
+
     def outside(self, values: Any) -> bytes:
         """Length and time of each file that is named."""
         names = [v for v in to_list(values) if isinstance(v, str)] if not isinstance(values, np.ndarray) else ()
@@ -239,6 +244,11 @@ class Look(NamedTuple):
     channels: int
     frames: int = 1
     top: float = 255.0
+
+
+def shown(array: np.ndarray) -> np.ndarray:
+    """Pixels from -1 to 1 as uint8, same shape."""
+    return np.clip(np.round((np.asarray(array, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def _look(value: Any) -> Look:

@@ -54,12 +54,13 @@ def packed(examples: Examples, length: int) -> Examples:
 
 def _kept(columns: Mapping[str, Column], inputs: Sequence[str], outputs: Sequence[str], framed: Framed) -> Examples:
     present = [n for n in outputs if n in framed.source.column_names]
-    absent = [n for n in inputs if n not in framed.source.column_names]
-    few = absent or (size(columns, inputs, present, framed) < ABOVE and raw([*inputs, *present], framed) < ABOVE)
+    absent = [n for n in inputs if n not in framed.source.column_names and not columns[n].drawn]
+    there = [n for n in (*inputs, *present) if n in framed.source.column_names]
+    few = absent or (size(columns, inputs, present, framed) < ABOVE and raw(there, framed) < ABOVE)
     if few or not cache.limit():
         return encode(columns, inputs, outputs, framed)
-    names = list(dict.fromkeys([*inputs, *present, *filter(None, (getattr(columns[n], "of", None) for n in inputs))]))
-    learned = {n: columns[n].to_json() for n in names}
+    names = list(dict.fromkeys([*there, *filter(None, (getattr(columns[n], "of", None) for n in inputs))]))
+    learned = {n: columns[n].to_json() for n in (*names, *inputs)}
     key = cache.key_of(digest(columns, names, framed), learned, list(inputs), present)
     about = {"rows": len(framed), "inputs": list(inputs), "outputs": present}
     try:

@@ -57,7 +57,7 @@ class Data:
 def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
     """The data of a recipe whose inputs and outputs are named. Raises DataError."""
     rows = rows if rows is not None else read_for(recipe)
-    parts = {**recipe.inputs, **recipe.outputs}
+    parts = recipe.read
     rows = gathered(rows, {n: p.type for n, p in parts.items()})
     absent = [n for n in (*parts, *_named(recipe)) if n not in rows.table.column_names]
     if absent:

@@ -49,6 +49,7 @@ class Table:
     rows: np.ndarray
     cells: Any  # Arrow table of the same rows
     outputs: dict[str, Predictions]
+    witness: Any = None  # what pictures that were made are judged by, see `luban.evaluation.made_view`
 
     def __len__(self) -> int:
         return len(self.rows)

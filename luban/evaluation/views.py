@@ -306,6 +306,10 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
     from luban.evaluation.span_view import SpanView
     from luban.evaluation.tag_view import TagsView
 
+    if predictions.column.form == "grid":
+        from luban.evaluation.made_view import MadeView
+
+        return MadeView(name, predictions, resamples, seed, judged)
     kind = {**VIEWS, "labels": LabelsView, "tags": TagsView, "span": SpanView}[predictions.column.type]
     return kind(name, predictions, resamples, seed, judged)
 
@@ -321,6 +325,10 @@ def interval(metric: Any) -> str:
 def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
     """Baselines of every output, fitted on the same training rows and asked about the same held-out ones."""
     frame = bundle.recipe.frame
+    if judged.witness is not None:
+        from luban.evaluation.made_view import gaussian
+
+        return {n: [gaussian(judged.witness, len(judged), bundle.recipe.seed)] for n in judged.outputs}
     if any(p.losses is not None for p in judged.outputs.values()):
         from luban.evaluation.text_view import rivals_of, unigram
 

@@ -23,6 +23,7 @@ class Network(Protocol):
     """What every stage may ask of a network. All is keyed by input or by output name.
 
     `separable`: an example's loss does not depend on its neighbours (False with BatchNorm, GAN, contrastive losses).
+    `lacks` names what it does not have of the rest: a stage that needs it says so.
     """
 
     separable: bool

@@ -82,6 +82,20 @@ class QuantConv(Quantized):
         return convolve(x, self.weight, self.bias, **self.settings)
 
 
+class QuantConvTranspose(Quantized):
+    """In the place of nn.ConvTranspose2d without groups, whose weights stand (I, O, h, w): stored (O, I, h, w)."""
+
+    def __init__(self, layer: nn.ConvTranspose2d):
+        super().__init__(layer.weight.transpose(0, 1), layer.bias)
+        self.settings = {k: getattr(layer, k) for k in ("stride", "padding", "output_padding", "dilation")}
+
+    def product(self) -> Tensor:
+        return super().product().transpose(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.weight, self.bias, **self.settings)
+
+
 class QuantEmbedding(Quantized):
     """In the place of nn.Embedding: one scale a row; only the rows that are looked up are multiplied."""
 
@@ -157,6 +171,8 @@ def stand_in(layer: nn.Module) -> nn.Module | None:
         return QuantLinear(layer)
     if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.padding_mode == "zeros":
         return QuantConv(layer)
+    if type(layer) is nn.ConvTranspose2d and layer.groups == 1:
+        return QuantConvTranspose(layer)
     if type(layer) is nn.Embedding and layer.max_norm is None:
         return QuantEmbedding(layer)
     return QuantRecurrent(layer) if _one_layer(layer) else None

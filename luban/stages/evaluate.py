@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from luban import plots
 from luban.bundle import Bundle
 from luban.columns.examples import records
-from luban.errors import DataError, problem
+from luban.errors import DataError, Unsupported, problem
 from luban.evaluation import retrieval, views
+from luban.evaluation.made_view import witness
 from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Table, table
 from luban.markup import escape, tag
@@ -25,11 +27,13 @@ def evaluate(
     baselines: bool = True,
     resamples: Count = 500,
     worst: Natural = 10,
+    judge: str | None = None,
     seed: Natural | None = None,
 ) -> Report:
     """A Report of kind "evaluate": per output metrics with bootstrap intervals, baselines, plots, worst examples, slices.
 
-    `slices`: columns whose values the score is split by. `seed`: of the resampling, the recipe's unless given. Judged on the held-out rows, or on all rows of a file of its own.
+    `slices`: columns whose values the score is split by. `judge`: the folder of a model that tells classes apart, by whose
+    features pictures that were made are judged; without one a small network is taught on the training rows. `seed`: of the resampling, the recipe's unless given. Judged on the held-out rows, or on all rows of a file of its own.
     Raises DataError when the data have no column of truth or no such slice column.
     """
     part, rows = data.held_out()
@@ -45,6 +49,10 @@ def evaluate(
     judged = table(bundle, data, rows)
     if not judged.outputs:
         raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
+    if hasattr(bundle.network, "drawn"):
+        judged = replace(judged, witness=witness(bundle, data, judged, judge))
+    elif judge:
+        raise Unsupported("judge.nothing_made", outputs=list(bundle.outputs))
     report = Report("evaluate", say("evaluate.title", task=bundle.recipe.task()))
     report.numbers = {"rows": len(judged), "part": part, "outputs": {}, **seen_rows(bundle, data, rows)}
     warn_seen(report)
@@ -89,11 +97,15 @@ def _training(report: Report, bundle: Bundle) -> None:
     epochs = [e["epoch"] for e in bundle.metrics]
     series = {
         say("evaluate.curve." + k): (epochs, [e[k] for e in bundle.metrics])
-        for k in ("loss", "validation_loss")
+        for k in (("generator", "critic") if "critic" in bundle.metrics[0] else ("loss", "validation_loss"))
         if k in bundle.metrics[0]
     }
     report.heading(say("evaluate.training"), 2)
     report.plot(say("evaluate.curve"), plots.lines(series, x_label=say("evaluate.epoch"), y_label=say("evaluate.loss")))
+    if "frechet" in bundle.metrics[0]:
+        curve = {say("evaluate.curve.frechet"): (epochs, [e["frechet"] for e in bundle.metrics])}
+        labels = {"x_label": say("evaluate.epoch"), "y_label": say("evaluate.curve.frechet")}
+        report.plot(say("evaluate.frechet"), plots.lines(curve, **labels), say("evaluate.frechet_caption"))
     entry = next((h for h in reversed(bundle.history) if h["stage"] == "train"), {})
     if entry.get("diagnosis"):
         d = entry["diagnosis"]

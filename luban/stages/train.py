@@ -23,10 +23,12 @@ from luban.data.rows import row_hashes
 from luban.errors import Unsupported
 from luban.files import write
 from luban.messages import say
+from luban.nn.networks.adversarial import both
 from luban.recipe import Part, fill
 from luban.settings import Count, Device, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
 from luban.training import checkpoints, growing, shares
 from luban.training.adapters import adapt, known_parts, trained
+from luban.training.alternating import Alternating
 from luban.training.batches import (
     batch_for,
     epochs_for,
@@ -50,7 +52,15 @@ UPDATE = (
     "optimizer", "weight_decay", "clip", "clip_value", "clip_weights", "ema", "freeze", "rates", "layer_decay", "augment", "progressive", "device"
 )  # fmt: skip
 COURSE = ("steps", "schedule", "warmup", "keep", "checkpoint_seconds", "on_divergence", "loader_workers")
-BESIDE = ("lora", "mixup", "cutmix", "balance", "track", "recompute")  # no part of a Plan
+ALONE = {
+    "accumulate": 1,
+    "balance": "fixed",
+    "cutmix": 0.0,
+    "mixup": 0.0,
+    "lora": None,
+    "recompute": False,
+}  # with a rival
+BESIDE = ("adversary", "lora", "mixup", "cutmix", "balance", "track", "recompute")  # no part of a Plan
 
 
 def train(
@@ -82,6 +92,7 @@ def train(
     cutmix: NonNegative = 0.0,
     balance: Literal["fixed", "learnt"] = "fixed",
     lora: Annotated[dict, Group(adapt)] = None,
+    adversary: Annotated[dict, Group(Alternating)] = None,
     device: Device = "auto",
     precision: Literal["auto", "fp32", "tf32", "medium", "bf16", "fp16"] = "auto",
     compile: Literal["auto", "off", "on"] = "auto",
@@ -144,9 +155,9 @@ def train(
     asked["rates"] = shares.usual(network, asked["rates"]) if adapters is None else asked["rates"]
     shares.check(network, asked["freeze"], asked["rates"])
     growing.check(network, training, asked["progressive"])
-    if hasattr(network, "refer"):  # to what it is now it will be compared
+    if hasattr(network, "refer") and not hasattr(network, "rivals"):  # to what it is now it will be compared
         network.refer()
-    objective = mixed(network, [columns[n] for n in bundle.inputs], mixup=mixup, cutmix=cutmix)
+    objective, step = _how(network, columns, bundle, asked)
     if here().world > 1 and not network.separable:
         raise Unsupported("scale.not_separable", modules=_neighbourly(network))
     choices, chosen, batches = _choose(bundle.recipe, network, training, validation, objective, asked)
@@ -161,7 +172,7 @@ def train(
     with sinks, less, balanced(objective, network, balance) as (objective, weights):
         history = fit(
             network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
-            data=data.rows.fingerprint() if folder else "", title=say("train.title"),
+            data=data.rows.fingerprint() if folder else "", title=say("train.title"), **step,
         )  # fmt: skip
     if hasattr(network, "forget"):
         network.forget()
@@ -176,12 +187,35 @@ def train(
     result = replace(
         bundle, recipe=recipe, columns=columns, network=network.to("cpu"), edits=edits, metrics=history.epochs
     )
-    if page := choices.page():
+    for page in filter(None, (choices.page(), step["step"].page() if step else None)):
         result = result.with_report(page)
     result.tables = {**bundle.tables, "trained": fingerprints(data)} if here().first else bundle.tables
     entry |= {} if bundle.columns else {"learned_from": sampled(columns, data.framed("train", recipe.frame))}
     entry |= _entry(data, network, history)
     return result.with_history("train", settings=chosen | beside, **entry, seconds=seconds)
+
+
+def _how(
+    network: Any, columns: Mapping[str, Column], bundle: Bundle, asked: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """What is minimised, and how an update is made where that is not the plain way. Raises Unsupported, RequestError where the network does not learn so."""
+    adversary = asked["adversary"] or {}
+    if not hasattr(network, "rivals"):
+        if asked["adversary"]:
+            raise Unsupported("gan.no_rival")
+        mix = {k: asked[k] for k in ("mixup", "cutmix")}
+        return mixed(network, [columns[n] for n in bundle.inputs], **mix), {}
+    odd = {k: asked[k] for k in ALONE if asked[k] != ALONE[k] and asked[k] not in (None, ())}
+    if asked["rate"] == "find":
+        odd["rate"] = "find"
+    if odd:
+        raise Unsupported("gan.not_so", settings=[f"{k}: {v}" for k, v in odd.items()])
+    asked["compile"] = "off" if asked["compile"] == "auto" else asked["compile"]
+    seed_torch(bundle.recipe.seed, "rival")
+    network.refer()
+    settings = {k: v for k, v in adversary.items() if v is not None}
+    asked["adversary"] = settings or None
+    return both, {"step": Alternating(network, dict(columns), bundle.recipe.seed, **settings)}
 
 
 def _choose(
@@ -324,7 +358,7 @@ def fingerprints(data: Any) -> Any:
     import pyarrow as pa
 
     key = os.urandom(16)
-    names = sorted({**data.recipe.inputs, **data.recipe.outputs}) if data.recipe else data.table.column_names
+    names = sorted(data.recipe.read) if data.recipe else data.table.column_names
     parts = pieces(data.table.select(names), data.part("train"))
     hashes = pa.chunked_array([pa.array(row_hashes(part, key), pa.string()) for part in parts], pa.string())
     return pa.table({"hash": hashes}).replace_schema_metadata(

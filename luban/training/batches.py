@@ -98,6 +98,8 @@ def epochs_for(rows: int, size: str, network: Any = None) -> int:
 
     A part of the network that learns by heart sooner says so with a `plenty` of its own, instead of the 4,000.
     """
+    if updates := getattr(network, "updates", 0):  # that a network needs, however few its rows are
+        return max(1, -(-updates * batch_for(rows) // max(rows, 1)))
     parts = network.modules() if network is not None else ()
     plenty = min((m.plenty for m in parts if hasattr(m, "plenty")), default=PLENTY)
     most = MOST[size]

@@ -133,6 +133,8 @@ class Guard:
         run = self.run
         if math.isfinite(loss):
             return
+        if "loss" in getattr(run.network, "lacks", ()):
+            self._met(None)
         rows = [] if self._wild() or run.validation is None else senseless(run)
         if rows and len(rows) < len(run.validation):
             self._end(self._incident("validation", rows))

@@ -66,6 +66,8 @@ class Run:
         self.total = min(plan.steps, whole) if plan.steps else whole
         self.state = State(network.to(plan.device), plan, self.total, self.ranks)
         self.network = self.state.network
+        if hasattr(step, "begin"):
+            step.begin(self.state)
         self.history, self.position, self.sums = History(), 0, Sums()
         self.shown: dict[str, float] = {}  # the last validation, beside the progress
         self.best: dict[str, Tensor] = {}
@@ -118,14 +120,19 @@ class Run:
         numbers = {"epoch": self.state.epoch + 1, "step": self.state.step, "loss": self.sums.loss()}
         left_out = [i for i in self.history.incidents if i["action"] == "left_out" and i["epoch"] == numbers["epoch"]]
         numbers |= {"left_out": len(left_out)} if left_out else {}
-        if self.validation is not None and len(self.validation):
+        if hasattr(self.make_step, "judged"):
             with self.state.averaged():
-                judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
-            numbers |= {f"validation_{k}": v for k, v in judged.items()}
-        watched = numbers.get("validation_loss", numbers["loss"])
+                watched, judged = self.make_step.judged(self)
+            numbers |= judged
+        else:
+            if self.validation is not None and len(self.validation):
+                with self.state.averaged():
+                    judged = evaluate(self.network, self.validation, self.plan, self.ranks, heard)
+                numbers |= {f"validation_{k}": v for k, v in judged.items()}
+            watched = numbers.get("validation_loss", numbers["loss"])
         self.guard.judged(watched)
         self.history.epochs.append(numbers)
-        self.shown = {k: v for k, v in numbers.items() if k.startswith("validation_")}
+        self.shown = {k: v for k, v in numbers.items() if k.startswith(("validation_", "frechet"))}
         self.state.factor.judged(watched)
         if watched < self.history.best_loss:
             self.history.best, self.history.best_loss = self.state.epoch, watched

@@ -10,7 +10,7 @@ import numpy as np
 
 from luban.bundle import Bundle
 from luban.columns.examples import cells
-from luban.errors import DataError, RequestError, problem
+from luban.errors import DataError, RequestError, Unsupported, problem
 from luban.evaluation import fairness
 from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Predictions, Table, table
@@ -43,8 +43,11 @@ def audit(
     model that writes, so many of the training texts and as many of others are begun with `context` tokens, and the next
     `follow` that it writes held against the text (`luban.evaluation.memory`). `seed`: of the resampling and of passages, the
     recipe's unless given.
-    Raises DataError without truth or such a column, RequestError for an output or a label that is not there.
+    Raises DataError without truth or such a column, RequestError for an output or a label that is not there, Unsupported for a
+    model that makes something new.
     """
+    if "score" in getattr(bundle.network, "lacks", ()):
+        raise Unsupported("audit.no_score", outputs=list(bundle.outputs))
     part, rows = data.held_out()
     judged = table(bundle, data, rows)
     if not judged.outputs:

@@ -51,6 +51,8 @@ def compress(
     """
     if bundle.recipe.fusion.type == "masked":
         raise Unsupported("compress.masked")
+    if (distill is not None or prune is not None) and "divergence" in getattr(bundle.network, "lacks", ()):
+        raise Unsupported("compress.no_loss", outputs=list(bundle.outputs))
     if prune is not None and any(
         isinstance(m, Stored) and not isinstance(m, Quantized) for m in bundle.network.modules()
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from luban.evaluation import retrieval, views
 from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.intervals import Metric, mean, paired_difference
 from luban.evaluation.latency import one_thread, speedup, timings
+from luban.evaluation.made_view import witness
 from luban.evaluation.table import table
 from luban.nn.tokens import Batch
 
@@ -99,8 +100,10 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     for name in raw[0]:
         cells_of = lambda of: cells(framed.table[of])  # noqa: E731
         answers = [answering.decoded(b.columns[name], o[name], cells_of) for b, o in zip((before, after), raw)]
-        found.agreement[name] = agreement(*answers)
-    if explain and all(hasattr(before.network, v) for v in ("embed", "score")):
+        wide = before.columns[name].form == "grid"
+        found.agreement[name] = _apart(*(o[name] for o in raw)) if wide else agreement(*answers)
+    lacks = getattr(before.network, "lacks", ())
+    if explain and "score" not in lacks and all(hasattr(before.network, v) for v in ("embed", "score")):
         found.explained = min(explain, found.rows)
         found.explanations = explained(before, after, examples, framed, found.explained, raw[0])
     return found
@@ -117,6 +120,9 @@ def _time(found: Comparison, before: Bundle, after: Bundle, examples: Examples) 
 
 def _judge(found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np.ndarray, resamples: int) -> None:
     judged = [table(b, data, rows) for b in (before, after)]
+    if hasattr(before.network, "drawn"):
+        seen = witness(before, data, judged[0])
+        judged = [replace(t, witness=seen) for t in judged]
     for name in judged[0].outputs:
         seed = before.recipe.seed
         first, second = (views.view(name, t.outputs[name], t, resamples=resamples, seed=seed) for t in judged)
@@ -139,6 +145,12 @@ def _judge_places(
     found.metrics[retrieval.KIND] = {
         m: [first[m], second[m], paired_difference(both[1][m], both[0][m], **draws)] for m in first
     }
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """How far what both make is apart, each row as a whole: the correlation, and the mean distance in their own units."""
+    each = np.abs(first - second).reshape(len(first), -1).mean(1)
+    return {"correlation": float(np.corrcoef(first.ravel(), second.ravel())[0, 1]), "distance": mean(each)}
 
 
 def agreement(first: list[Any], second: list[Any]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def explain(
         bundle, output = bundle.closeness(), MATCH
     elif not bundle.outputs or not (bundle.inputs or goes_on):
         raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
+    if "score" in getattr(bundle.network, "lacks", ()):
+        raise Unsupported("explain.no_score", outputs=list(bundle.outputs))
     data_rows, framed = _rows(bundle, data, rows)
     network, columns, given = bundle.network, bundle.columns, None
     if goes_on:

@@ -47,7 +47,7 @@ class Guarded:
 
     def _why(self, row: Mapping[str, Any]) -> Problem | None:
         """The problem behind a row that could not be read, with the column it is in."""
-        for name in self.inputs:
+        for name in (n for n in self.inputs if n in row):
             try:
                 self.columns[name].encode(row[name])
             except DataError as e:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,10 @@ def parse(body: bytes, inputs: Sequence[str], most: int, settings: Sequence[str]
     return Asked(rows, found)
 
 
-def check(row: Any, number: int, inputs: Sequence[str], outputs: Sequence[str]) -> Problem | None:
-    """What is wrong with the names and numbers of a row; an output's own name may stand in it."""
+def check(
+    row: Any, number: int, inputs: Sequence[str], outputs: Sequence[str], free: Collection[str] = ()
+) -> Problem | None:
+    """What is wrong with the names and numbers of a row; an output's own name may stand in it, a `free` input may not."""
     place = f"rows[{number}]"
     if not isinstance(row, dict):
         return problem("serve.row_no_object", place=place, found=_kind(row))
@@ -72,7 +74,7 @@ def check(row: Any, number: int, inputs: Sequence[str], outputs: Sequence[str]) 
         if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST:
             return problem("serve.number_too_large", place=f"{place}.{name}", limit=LARGEST)
     for name in inputs:
-        if name not in row:
+        if name not in row and name not in free:
             return problem("data.value_absent", place=f"{place}.{name}", name=name)
     return None
 

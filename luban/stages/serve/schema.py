@@ -95,7 +95,7 @@ def _schemas(service: Service) -> dict[str, Any]:
     row = {
         "type": "object",
         "properties": {n: bounded(engine.columns[n].schema(), limits.body) for n in engine.inputs},
-        "required": list(engine.inputs),
+        "required": [n for n in engine.inputs if not engine.columns[n].drawn],
         "additionalProperties": False,
     }
     explainer = engine.explainer

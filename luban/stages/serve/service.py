@@ -156,7 +156,8 @@ class Service:
         return bytes(body)
 
     def _checked(self, rows: Sequence[Any]) -> list[Problem | None]:
-        return [reading.check(r, i, self.engine.inputs, self.engine.outputs) for i, r in enumerate(rows)]
+        free = [n for n in self.engine.inputs if self.engine.columns[n].drawn]
+        return [reading.check(r, i, self.engine.inputs, self.engine.outputs, free) for i, r in enumerate(rows)]
 
     async def wait(self, job: Job, call: Call, until: float) -> Any:
         """The result of a job, unless its client goes or its time runs out first: then nobody computes it any more."""
