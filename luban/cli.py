@@ -461,11 +461,12 @@ def compress(
     quantize: str | None = None,
     prune: float | None = None,
     distill: str | None = None,
+    calibrate: int = 0,
     out: str = "",
 ) -> None:
     from luban.requests import named, own
 
-    ways = {"quantize": quantize, "prune": prune, "distill": distill, "seed": common["seed"]}
+    ways = {"quantize": quantize, "prune": prune, "distill": distill, "calibrate": calibrate, "seed": common["seed"]}
     place = _sound(folder, data, "compress", out=named(out, "compress"), **ways)
     own(place)
     small = _load(folder, move=False).compress(data, **ways)

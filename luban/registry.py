@@ -82,6 +82,7 @@ HEADS = {
 EDITS = {
     "quantize_linear": "luban.nn.edits:quantize_linear",
     "quantize_groups": "luban.nn.edits:quantize_groups",
+    "quantize_static": "luban.nn.static:quantize_static",
     "prune_channels": "luban.nn.edits:prune_channels",
     "prune_magnitude": "luban.nn.edits:prune_magnitude",
     "low_rank": "luban.nn.edits:low_rank",

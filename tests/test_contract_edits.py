@@ -12,6 +12,7 @@ from luban.bundle import Bundle
 from luban.columns.examples import encode
 from luban.errors import BundleError
 from luban.nn import channels
+from luban.nn.calibration import calibrated
 from luban.nn.edits import replay
 from luban.nn.lora import layers_in
 from luban.nn.tokens import Batch
@@ -67,6 +68,9 @@ def arguments(name: str, model: Bundle) -> dict | None:
     if name == "quantize_groups":
         layers = [n for n, m in network.named_modules() if in_groups(m) is not None]
         return {"layers": layers} if layers else None
+    if name == "quantize_static":
+        found = calibrated(network.eval(), [batch_of(model)])
+        return found if found["layers"] else None
     if name == "prune_magnitude":
         return {"layers": channels.prunable(network), "share": 0.4}
     if name == "halve":
@@ -175,6 +179,11 @@ HOSTILE = [
     {"edit": "prune_channels", "layer": "fusion.layers.0", "keep": [], "into": {}},
     {"edit": "prune_channels", "layer": "fusion.layers.0", "keep": [3, 1], "into": {}},
     {"edit": "prune_channels", "layer": "fusion.layers.0", "keep": [[0]], "into": {}},
+    {"edit": "quantize_static", "norms": {}, "layers": {"fusion.layers.0": [[0.0, 3], None]}, "points": {}},
+    {"edit": "quantize_static", "norms": {}, "layers": {"fusion.layers.0": [[1.0, 999], None]}, "points": {}},
+    {"edit": "quantize_static", "norms": {"fusion.layers.0": "fusion"}, "layers": {}, "points": {}},
+    {"edit": "quantize_static", "norms": {}, "layers": {"fusion": [None, None]}, "points": {}},
+    {"edit": "quantize_static", "norms": {}, "layers": {}, "points": {"fusion.layers.1": None}},
     {"edit": "low_rank", "ranks": {"fusion.layers.0": 10**12}},
     {"edit": "lora", "layers": ["no.such.layer"], "rank": 2, "alpha": 1.0},
     {"edit": "lora", "layers": ["fusion"], "rank": 2, "alpha": 1.0},

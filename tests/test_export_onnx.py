@@ -11,12 +11,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from luban import registry
+from luban import onnx_file, registry
 from luban.columns import answering
 from luban.columns.examples import encode
 from luban.engines import OnnxEngine, opened
 from luban.errors import DataError, ExportMismatch, RequestError
-from luban.stages.export import to_onnx
 from luban.stages.export.gate import passes
 from tests import compact
 
@@ -186,8 +185,8 @@ def test_control_a_file_that_declares_too_little_is_refused(model, file, tmp_pat
 
 def test_control_a_baked_batch_size_is_refused_and_the_old_file_stays(tiny, tmp_path, monkeypatch):
     (tmp_path / "m.onnx").write_bytes(b"old")
-    own = to_onnx.example
-    monkeypatch.setattr(to_onnx, "example", lambda *a: (own(*a)[0], tuple({} for _ in own(*a)[1])))
+    own = onnx_file.example
+    monkeypatch.setattr(onnx_file, "example", lambda *a: (own(*a)[0], tuple({} for _ in own(*a)[1])))
     with pytest.raises(ExportMismatch) as caught:
         tiny.export(out=tmp_path / "m.onnx", data=DATA)
     assert "export.axes" in {p.id for p in caught.value.problems}
@@ -202,7 +201,7 @@ def test_rows_and_a_place_are_asked_for(tiny, tmp_path):
 
 
 def test_names_of_masks_never_collide():
-    assert to_onnx.feeds(["a", "a.mask", "a.mask_"]) == [
+    assert onnx_file.feeds(["a", "a.mask", "a.mask_"]) == [
         ["a", "a", "a.mask__"],
         ["a.mask", "a.mask", "a.mask.mask"],
         ["a.mask_", "a.mask_", "a.mask_.mask"],

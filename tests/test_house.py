@@ -40,7 +40,7 @@ ORDER = [
     {"engines"},
     {"nn"},
     {"generation"},
-    {"card", "bundle", "huggingface"},
+    {"card", "bundle", "huggingface", "onnx_file"},
     {"training", "evaluation"},
     {"stages", "predictions", "predicting"},
     {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling", "searching", "prompted"},

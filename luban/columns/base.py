@@ -202,6 +202,14 @@ class Column:
         """`follow`, and the mask where some of x goes."""
         return self.follow(x, change), mask
 
+    def corruptions(self) -> tuple[str, ...]:
+        """Names of what may happen to values on the way here, for `corrupted`: none unless a column knows some."""
+        return ()
+
+    def corrupted(self, x: np.ndarray, name: str, severity: int, rng: np.random.Generator) -> np.ndarray:
+        """An encoded batch x (B, ...) as a corruption of that name leaves it, severity 1 to 5."""
+        raise NotImplementedError
+
     def beside(self, others: Mapping[str, Column]) -> Self:
         """The column among the others of its recipe: one that is `of:` another gets to know it."""
         return self

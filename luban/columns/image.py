@@ -12,10 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
-from luban.columns import augmenting, picture
+from luban.columns import augmenting, corruptions, picture
 from luban.columns.augmenting import Move
 from luban.columns.base import Answer, Column, Segments, to_list
 from luban.columns.geometry import Placement, placement
+from luban.columns.superpixels import superpixels
 from luban.console import tell
 from luban.data.images import upright
 from luban.errors import DataError
@@ -34,7 +35,8 @@ class Image(Column):
     `channels`: 1 grey, 3 colour; auto takes grey where every training image is. `shape`: how other shapes are brought
     to size. `shift` (share of a side) and `flip` (auto: colour images) move training images at random; `randaugment` (strength, 0.3
     is usual) does two more things to each of them: turns, shears, moves, brightness, contrast, colour; `erase` (share of
-    images) takes a box out. See `luban.columns.augmenting`.
+    images) takes a box out. See `luban.columns.augmenting`. `patches`: what explanations point at, squares or patches of like
+    colour (`luban.columns.superpixels`).
     """
 
     side: int | list[Count] | Literal["auto"] = field(default="auto", kw_only=True)
@@ -44,6 +46,7 @@ class Image(Column):
     scale: Literal["standard", "unit"] = field(default="standard", kw_only=True)  # unit: pixels / 255
     shift: Fraction = field(default=0.04, kw_only=True)
     flip: bool | Literal["auto"] = field(default="auto", kw_only=True)
+    patches: Literal["grid", "superpixels"] = field(default="grid", kw_only=True)
     randaugment: Fraction = field(default=0.0, kw_only=True)
     erase: Fraction = field(default=0.0, kw_only=True)
 
@@ -161,13 +164,21 @@ class Image(Column):
 
     # -- what explains it --------------------------------------------------------------------------------------------
     def segments(self, value: Any) -> Segments:
-        """Patches of a regular grid, seven along the longer side: "r0c0" is the upper left one. index (H, W)."""
+        """Patches of a regular grid, seven along the longer side: "r0c0" is the upper left one; or as many superpixels. index (H, W)."""
+        if self.patches == "superpixels":
+            return self._superpixels(value)
         height, width = self.hw
         patch = max(1, round(max(height, width) / PATCHES))
         rows, columns = (max(1, round(n / patch)) for n in (height, width))
         down, across = np.arange(height) * rows // height, np.arange(width) * columns // width
         names = [f"r{r}c{c}" for r in range(rows) for c in range(columns)]
         return Segments(names, down[:, None] * columns + across)
+
+    def _superpixels(self, value: Any) -> Segments:
+        height, width = self.hw
+        shown = self.encode(value).transpose(1, 2, 0)
+        index = superpixels(shown, max(1, round(PATCHES * PATCHES * min(height, width) / max(height, width))))
+        return Segments([f"s{k}" for k in range(int(index.max()) + 1)], index)
 
     def spread(self, shown: np.ndarray, x: np.ndarray) -> np.ndarray:
         return shown[..., None, :, :]
@@ -203,6 +214,12 @@ class Image(Column):
     def follow(self, x: np.ndarray, change: Any) -> np.ndarray:
         """The same move of another image of the same size."""
         return augmenting.moved(x, change)
+
+    def corruptions(self) -> tuple[str, ...]:
+        return tuple(corruptions.PARAMETERS)
+
+    def corrupted(self, x: np.ndarray, name: str, severity: int, rng: np.random.Generator) -> np.ndarray:
+        return corruptions.corrupted(x, name, severity, rng)
 
     # -- what others see of it ---------------------------------------------------------------------------------------
     def features(self, values: Any) -> Any:

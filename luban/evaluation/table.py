@@ -9,7 +9,7 @@ import numpy as np
 
 from luban.columns import answering
 from luban.columns.base import Answer, Column, to_list
-from luban.columns.examples import cells, encode
+from luban.columns.examples import Examples, cells, encode
 from luban.evaluation.likelihood import hidden, likelihood
 
 
@@ -58,11 +58,21 @@ class Table:
         return Table(self.rows[index], self.cells.take(index), {n: p.take(index) for n, p in self.outputs.items()})
 
 
-def table(bundle: Any, data: Any, rows: np.ndarray | None = None, engine: Any = None) -> Table:
-    """Run the model over `rows` (default: the held-out ones). Raises DataError when no output has a truth column."""
+def table(
+    bundle: Any,
+    data: Any,
+    rows: np.ndarray | None = None,
+    engine: Any = None,
+    examples: Examples | None = None,
+) -> Table:
+    """Run the model over `rows` (default: the held-out ones). `examples`: these rows encoded, where that has been done.
+
+    Raises DataError when no output has a truth column.
+    """
     rows = data.held_out()[1] if rows is None else rows
     framed = data.framed(rows, bundle.recipe.frame)
-    examples = encode(bundle.columns, bundle.inputs, bundle.outputs, framed)
+    if examples is None:
+        examples = encode(bundle.columns, bundle.inputs, bundle.outputs, framed)
     if hidden_in := getattr(bundle.network, "masked", None):
         return Table(rows, framed.table, _hidden(bundle, hidden_in, framed))
     if written := getattr(bundle.network, "written", None):

@@ -131,6 +131,10 @@ class View:
         """A score per row, higher is better: for slices."""
         raise NotImplementedError
 
+    def mistaken(self, count: int) -> list[tuple[str, str, np.ndarray]]:
+        """(what is true, what was answered, positions of these rows, the surest first) of the commonest mistakes."""
+        return []
+
     def write_slices(self, report: Any, judged: Table, columns: list[str]) -> None:
         rows = sliced({c: judged.cells[c].to_pylist() for c in columns}, self.per_row())
         report.heading(say("evaluate.slices"), 3)
@@ -237,6 +241,18 @@ class CategoryView(View):
         where = np.flatnonzero(self.known)
         wrong = np.flatnonzero(self.probabilities.argmax(1) != self.truth)
         return where[wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")][:count]]
+
+    def mistaken(self, count: int) -> list[tuple[str, str, np.ndarray]]:
+        answers, where = self.probabilities.argmax(1), np.flatnonzero(self.known)
+        wrong = np.flatnonzero((answers != self.truth) & (self.truth >= 0))
+        wrong = wrong[np.argsort(-self.probabilities[wrong].max(1), kind="stable")]
+        pairs, place, times = np.unique(
+            np.stack([self.truth[wrong], answers[wrong]], 1), axis=0, return_inverse=True, return_counts=True
+        )
+        order = [k for k in np.argsort(-times, kind="stable")[:count] if len(self.labels) > 2]
+        return [
+            (self.labels[pairs[k, 0]], self.labels[pairs[k, 1]], where[wrong[place.reshape(-1) == k]]) for k in order
+        ]
 
     def row_names(self) -> list[str]:
         return [say("evaluate.truth"), say("evaluate.answer"), say("evaluate.probability")]

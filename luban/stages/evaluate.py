@@ -9,7 +9,7 @@ from luban import plots
 from luban.bundle import Bundle
 from luban.columns.examples import records
 from luban.errors import DataError, Unsupported, problem
-from luban.evaluation import retrieval, views
+from luban.evaluation import retrieval, robustness, views
 from luban.evaluation.made_view import witness
 from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Table, table
@@ -28,12 +28,15 @@ def evaluate(
     resamples: Count = 500,
     worst: Natural = 10,
     judge: str | None = None,
+    corruptions: bool = False,
     seed: Natural | None = None,
 ) -> Report:
     """A Report of kind "evaluate": per output metrics with bootstrap intervals, baselines, plots, worst examples, slices.
 
     `slices`: columns whose values the score is split by. `judge`: the folder of a model that tells classes apart, by whose
-    features pictures that were made are judged; without one a small network is taught on the training rows. `seed`: of the resampling, the recipe's unless given. Judged on the held-out rows, or on all rows of a file of its own.
+    features pictures that were made are judged; without one a small network is taught on the training rows. `corruptions`: how the
+    score falls when inputs get worse on their way, where a column knows how they do (`luban.evaluation.robustness`).
+    `seed`: of the resampling, the recipe's unless given. Judged on the held-out rows, or on all rows of a file of its own.
     Raises DataError when the data have no column of truth or no such slice column.
     """
     part, rows = data.held_out()
@@ -58,6 +61,8 @@ def evaluate(
     warn_seen(report)
     seed = bundle.recipe.seed if seed is None else seed
     rivals = views.rivals(bundle, data, judged) if baselines and data.splits is not None else {}
+    robust = robustness.robustness(bundle, data, rows, seed) if corruptions else {}
+    report.numbers |= {"robustness": robust} if robust else {}
     for name, predictions in judged.outputs.items():
         view = views.view(name, predictions, judged, resamples=resamples, seed=seed)
         report.numbers["outputs"][name] = view.numbers(rivals.get(name, []))
@@ -65,6 +70,9 @@ def evaluate(
         view.samples(report, bundle)
         if worst:
             _worst(report, bundle, judged, view, worst)
+            _mistaken(report, bundle, judged, view)
+        if name in robust:
+            robustness.write(report, name, robust[name])
         if slices:
             view.write_slices(report, judged, slices)
     if bundle.metrics:
@@ -80,7 +88,7 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     order = view.worst(count)
     if not len(order):
         return
-    names = [n for n in bundle.inputs if n in judged.cells.column_names and n not in judged.outputs][:SHOWN]
+    names = _inputs(bundle, judged)
     values = records(judged.cells.select(names).take(order))
     head = [say("evaluate.row"), *view.row_names(), *names]
     body = []
@@ -91,6 +99,30 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
     report.heading(say("evaluate.worst"), 3)
     report.html("", tag("div", table, class_="wide"), "")
+
+
+def _inputs(bundle: Bundle, judged: Table) -> list[str]:
+    return [n for n in bundle.inputs if n in judged.cells.column_names and n not in judged.outputs][:SHOWN]
+
+
+PAIRS, OF_EACH = 8, 3  # answers that are taken for each other, and examples of each
+
+
+def _mistaken(report: Report, bundle: Bundle, judged: Table, view: Any) -> None:
+    """Which answers are taken for which others most often, with some rows of each, where that can be said."""
+    names, pairs = _inputs(bundle, judged)[:1], view.mistaken(PAIRS)
+    if not pairs:
+        return
+    body = []
+    for truth, answer, where in pairs:
+        values = records(judged.cells.select(names).take(where[:OF_EACH])) if names else []
+        shown = [tag("td", bundle.columns[n].render(v[n])) for v in values for n in names]
+        shown += [tag("td")] * (OF_EACH * len(names) - len(shown))
+        body.append(tag("tr", *(tag("td", escape(v)) for v in (truth, answer, len(where))), *shown))
+    head = [say("evaluate.truth"), say("evaluate.answer"), say("evaluate.rows"), *[""] * (OF_EACH * len(names))]
+    table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
+    report.heading(say("evaluate.mistaken"), 3)
+    report.html("", tag("div", table, class_="wide"), say("evaluate.mistaken_text"))
 
 
 def _training(report: Report, bundle: Bundle) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.nn.parts import Joined, same_padded
 from luban.nn.transformer import StochasticDepth, rising
 from luban.nn.vision.backbone import Backbone, initialised, small
 from luban.nn.vision.weights import Table
@@ -104,16 +105,17 @@ class Net(nn.Module):
                 size = out
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
-        self.conv_head, self.bn2, self.act = nn.Conv2d(size, LAST, 1, bias=False), _norm(LAST), nn.ReLU6()
+        self.conv_head, self.bn2 = nn.Conv2d(size, LAST, 1, bias=False), _norm(LAST)
+        self.act1, self.act2 = nn.ReLU6(), nn.ReLU6()
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        x = self.act(self.bn1(self.conv_stem(x)))
+        x = self.act1(self.bn1(self.conv_stem(x)))
         found = []
         for i, stage in enumerate(self.blocks):
             x = stage(x)
             if i + 1 == len(STAGES) or STAGES[i + 1].stride == 2:  # the last of its size
                 found.append(x)
-        return [*found[:-1], self.act(self.bn2(self.conv_head(x)))]
+        return [*found[:-1], self.act2(self.bn2(self.conv_head(x)))]
 
 
 class Block(nn.Module):
@@ -124,11 +126,13 @@ class Block(nn.Module):
         inside = size * stage.wider
         self.wide = stage.wider > 1
         self.adds = stride == 1 and size == out
-        self.act, self.depth = nn.ReLU6(), StochasticDepth(drop)
+        self.depth, self.sum = StochasticDepth(drop), Joined()
+        self.act1 = nn.ReLU6()
         depthwise = Same(inside, inside, stage.kernel, stride, groups=inside)
         if self.wide:
             self.conv_pw, self.bn1 = nn.Conv2d(size, inside, 1, bias=False), _norm(inside)
             self.conv_dw, self.bn2 = depthwise, _norm(inside)
+            self.act2 = nn.ReLU6()
             self.conv_pwl, self.bn3 = nn.Conv2d(inside, out, 1, bias=False), _norm(out)
         else:
             self.conv_dw, self.bn1 = depthwise, _norm(inside)
@@ -136,24 +140,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.wide:
-            h = self.act(self.bn2(self.conv_dw(self.act(self.bn1(self.conv_pw(x))))))
+            h = self.act2(self.bn2(self.conv_dw(self.act1(self.bn1(self.conv_pw(x))))))
             h = self.bn3(self.conv_pwl(h))
         else:
-            h = self.bn2(self.conv_pw(self.act(self.bn1(self.conv_dw(x)))))
-        return x + self.depth(h) if self.adds else h
+            h = self.bn2(self.conv_pw(self.act1(self.bn1(self.conv_dw(x)))))
+        return self.sum(x + self.depth(h)) if self.adds else h
 
 
 class Same(nn.Conv2d):
-    """Padding as TensorFlow has it: so much that the side is divided by the stride, the odd pixel at the end."""
+    """Padding as TensorFlow has it, see `same_padded`."""
+
+    same = True
 
     def __init__(self, size: int, out: int, kernel: int, stride: int, groups: int = 1):
         super().__init__(size, out, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        k, s = self.kernel_size[0], self.stride[0]
-        tall, wide = (max((ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[2:])
-        x = F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
-        return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+        x = same_padded(x, self.kernel_size[0], self.stride[0])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 def _norm(size: int) -> nn.BatchNorm2d:

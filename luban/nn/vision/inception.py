@@ -77,10 +77,10 @@ class Conv(nn.Module):
     def __init__(self, size: int, out: int, kernel: int | tuple[int, int], **more: Any):
         super().__init__()
         self.conv = nn.Conv2d(size, out, kernel, bias=False, **more)
-        self.bn = nn.BatchNorm2d(out, eps=0.001)
+        self.bn, self.act = nn.BatchNorm2d(out, eps=0.001), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
+        return self.act(self.bn(self.conv(x)))
 
 
 class A(nn.Module):

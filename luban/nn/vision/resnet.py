@@ -91,10 +91,11 @@ class Basic(Residual):
     def __init__(self, size: int, inside: int, stride: int, drop: float):
         super().__init__(size, inside, stride, drop)
         self.conv1, self.bn1 = nn.Conv2d(size, inside, 3, stride, 1, bias=False), nn.BatchNorm2d(inside)
+        self.act1 = nn.ReLU()
         self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, 1, 1, bias=False), nn.BatchNorm2d(inside)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
 
 
 class Bottleneck(Residual):
@@ -105,9 +106,10 @@ class Bottleneck(Residual):
         out = self.wider * inside
         self.conv1, self.bn1 = nn.Conv2d(size, inside, 1, bias=False), nn.BatchNorm2d(inside)
         self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, stride, 1, bias=False), nn.BatchNorm2d(inside)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
         self.conv3, self.bn3 = nn.Conv2d(inside, out, 1, bias=False), nn.BatchNorm2d(out)
 
     def branch(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)))
         return self.bn3(self.conv3(x))

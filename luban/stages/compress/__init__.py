@@ -13,14 +13,16 @@ from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.prepare import prepare
 from luban.data.samples import SAMPLES
-from luban.errors import DataError, Unsupported
+from luban.errors import DataError, RequestError, Unsupported, need
 from luban.evaluation.seen import seen_rows
 from luban.messages import say
 from luban.nn.quantized import Quantized, Stored
 from luban.settings import Count, Fraction, Natural, Positive, Range
 from luban.stages.compress import methods
-from luban.stages.compress.compare import compared, sample
+from luban.stages.compress.compare import compared, refuse, sample
 from luban.stages.compress.page import page
+
+CALIBRATE = 512  # training rows that `aware` alone is calibrated with
 
 
 def compress(
@@ -31,6 +33,9 @@ def compress(
     prune: Annotated[float, Range(low=0, high=0.99)] | None = None,
     kind: Literal["structured", "magnitude"] = "structured",
     quantize: Literal["int8", "int4"] | None = None,
+    calibrate: Natural = 0,
+    aware: Natural = 0,
+    accept: Fraction = 0.01,
     epochs: Natural = 0,
     healing: Natural = 3,
     share: Fraction = 0.7,
@@ -44,7 +49,10 @@ def compress(
     `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains), `share` of the loss
     against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
     weights (`magnitude`: zeros, which only pack better), then `healing` epochs of training on. `explain`: rows whose
-    explanations are compared. `quantize`: int8, or int4 where weights are most of the file (one scale for 32 weights). `seed`: of what is trained and resampled, the recipe's unless given. `data` of a
+    explanations are compared. `quantize`: int8, or int4 where weights are most of the file (one scale for 32 weights). `calibrate`: training rows that
+    the scales of activations are learned from, 0 = weights alone: an engine then computes with integers (`export`); `aware`: epochs of
+    training with both rounded (quantisation-aware). Such a model is refused where, on validation rows, it loses more than
+    `accept` of the main metric, or answers no faster. `seed`: of what is trained and resampled, the recipe's unless given. `data` of a
     file are split as the recipe says where that file was trained on or something is to be learned from it; without data
     and without the training rows only sizes are known.
     Raises RequestError, DataError without rows to learn from, Unsupported where the network cannot be changed so.
@@ -58,7 +66,11 @@ def compress(
     ):
         raise Unsupported("compress.four_bits_pruned")
     own, bundle = bundle, bundle.seeded(seed)
-    data = own_rows(own) if data is None else _split(own, data, distill is not None or prune is not None)
+    data = (
+        own_rows(own)
+        if data is None
+        else _split(own, data, distill is not None or prune is not None or bool(calibrate or aware))
+    )
     if distill is None and prune is None and quantize is None:
         quantize = "int8"
     result, done = methods.merged(bundle), []
@@ -68,7 +80,15 @@ def compress(
     if prune is not None:
         result, sentence = _pruned(result, data, prune, kind, healing)
         done += sentence
-    if quantize is not None:
+    if calibrate or aware:
+        quantize = _integers(quantize)
+        before = result
+        examples = _learning(result, data, "quantize")
+        result = methods.calibrated(result, *examples, calibrate or CALIBRATE, aware)
+        refuse(before, result, data, examples, accept)
+        done.append(say("compress.did.calibrate", rows=min(calibrate or CALIBRATE, len(examples[0]))))
+        done += [say("compress.did.aware", epochs=aware)] if aware else []
+    elif quantize is not None:
         result = methods.quantised(result, quantize)
         done.append(say("compress.did.quantize" if quantize == "int8" else "compress.did.groups"))
     tell("compress.measuring")
@@ -76,9 +96,19 @@ def compress(
     found = compared(bundle, result, data, explain=explain, resamples=resamples, zeros=zeros)
     report = page(say("compress.title", task=bundle.recipe.task()), done, found)
     settings = {"distill": distill, "prune": prune, "kind": kind if prune is not None else None, "quantize": quantize}
+    settings |= {"calibrate": calibrate or None, "aware": aware or None}
     entry = {"settings": {k: v for k, v in settings.items() if v is not None}, "parameters": result.parameters()}
     recipe = replace(result.recipe, seed=own.recipe.seed)
     return replace(result, recipe=recipe).with_report(report).with_history("compress", **entry)
+
+
+def _integers(quantize: str | None) -> str:
+    """What `calibrate` and `aware` ask for. Raises RequestError for four bits, MissingExtra without what makes the file that is timed."""
+    if quantize == "int4":
+        raise RequestError("compress.calibrate_four_bits")
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        need(module, "export")
+    return "int8"
 
 
 def own_rows(bundle: Bundle) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +17,17 @@ from luban.bundle import Bundle
 from luban.columns import answering
 from luban.columns.base import to_list
 from luban.columns.examples import Examples, cells, encode
+from luban.engines import OnnxEngine
+from luban.errors import Unsupported
 from luban.evaluation import retrieval, views
 from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.intervals import Metric, mean, paired_difference
 from luban.evaluation.latency import one_thread, speedup, timings
 from luban.evaluation.made_view import witness
 from luban.evaluation.table import table
+from luban.nn.static import is_static
 from luban.nn.tokens import Batch
+from luban.onnx_file import onnx_bytes
 
 BATCHES = (1, 32)
 
@@ -110,12 +118,46 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
 
 
 def _time(found: Comparison, before: Bundle, after: Bundle, examples: Examples) -> None:
-    with one_thread():
+    whole = is_static(after.network)  # computed with integers by an engine alone: both as files, beside PyTorch
+    with one_thread(), ExitStack() as files:
+        engines = [before.engine, files.enter_context(as_file(after, examples)) if whole else after.engine]
+        engines += [files.enter_context(as_file(before, examples))] if whole else []
         for size in BATCHES:
             arrays = examples.arrays(np.arange(size) % len(examples))
-            first, second = timings([before.engine, after.engine], arrays)
+            first, second, *file = timings(engines, arrays)
             found.before[f"milliseconds_{size}"], found.after[f"milliseconds_{size}"] = first.per_row, second.per_row
             found.speed[str(size)] = speedup(first, second)
+            if file:
+                found.before[f"file_milliseconds_{size}"] = file[0].per_row
+                found.after[f"file_milliseconds_{size}"] = second.per_row
+
+
+@contextmanager
+def as_file(bundle: Bundle, examples: Examples) -> Iterator[OnnxEngine]:
+    """The model as the file that `export` would write, on one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(onnx_bytes(bundle, examples.arrays(np.arange(min(8, len(examples))))))
+        yield OnnxEngine(path, threads=1)
+
+
+def refuse(before: Bundle, after: Bundle, data: Any, examples: tuple[Examples, Examples], accept: float) -> None:
+    """Raises Unsupported where a model that computes with integers loses more of an output's main metric than `accept`, or is no
+    faster as a file than the one before in PyTorch. Judged on validation rows, of training rows where there are none.
+    """
+    rows = data.part("validation") if len(data.part("validation")) else data.part("train")
+    judged = [table(b, data, rows) for b in (before, after)]
+    for name in judged[0].outputs:
+        first, second = (views.view(name, t.outputs[name], t, resamples=20, seed=0) for t in judged)
+        metric, higher = first.main
+        lost = (first.metrics[metric].value - second.metrics[metric].value) * (1 if higher else -1)
+        if lost > accept:
+            raise Unsupported("compress.lost", name=name, metric=metric, lost=f"{lost:.4f}", accept=accept)
+    arrays = examples[0].arrays(np.arange(min(max(BATCHES), len(examples[0]))))
+    with one_thread(), as_file(after, examples[0]) as engine:
+        speed = speedup(*timings([before.engine, engine], arrays))
+    if not speed["faster"]:
+        raise Unsupported("compress.slower", ratio=f"{speed['value']:.2f}")
 
 
 def _judge(found: Comparison, before: Bundle, after: Bundle, data: Any, rows: np.ndarray, resamples: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from luban.bundle import Bundle, build_network
 from luban.columns.examples import Examples
 from luban.errors import RequestError, Unsupported, problem
 from luban.messages import say
-from luban.nn import channels
+from luban.nn import calibration, channels, static
 from luban.nn.edits import replay
 from luban.nn.grouped import in_groups
 from luban.nn.lora import LORA
@@ -31,10 +32,12 @@ from luban.settings import SIZES
 from luban.training.batches import batch_for, epochs_for, patience_for
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import Distillation, supervised
-from luban.training.random import seed_torch
+from luban.training.random import rng, seed_torch
 from luban.training.shares import usual
 from luban.training.steps import plain
 
+CALIBRATED = 64  # rows of a batch that is calibrated with
+CALM = 0.1  # of the first rate, for training with rounded weights
 LEAST = 64  # weights that a layer needs for int8 to be worth its scales
 
 
@@ -68,6 +71,31 @@ def quantised(bundle: Bundle, kind: str = "int8") -> Bundle:
 def _layers(network: nn.Module, way: Callable[[nn.Module], nn.Module | None]) -> list[str]:
     large = [(n, m) for n, m in network.named_modules() if n and sum(p.numel() for p in m.parameters()) >= LEAST]
     return [n for n, m in large if way(m) is not None]
+
+
+# -- integers on both sides -------------------------------------------------------------------------------------------
+
+
+def calibrated(bundle: Bundle, training: Examples, validation: Examples, rows: int, epochs: int) -> Bundle:
+    """Weights and activations in eight bits, their scales from `rows` training rows; with `epochs`, trained on with both rounded.
+
+    What cannot compute with integers gets weights of eight bits. Raises Unsupported where nothing can.
+    """
+    network = bundle.copy_network().eval()
+    index = rng(bundle.recipe.seed, "calibration").permutation(len(training))[:rows]
+    pieces = np.array_split(index, max(1, len(index) // CALIBRATED))
+    found = calibration.calibrated(network, (Batch.of(training.arrays(np.sort(i))) for i in pieces))
+    if not found["layers"]:
+        raise Unsupported("compress.nothing_to_quantise")
+    learning = static.prepared(network, **found)
+    if epochs:
+        plan = plan_of(bundle.recipe, len(training), epochs, CALM, learning)
+        title = say("compress.rounding")
+        history = fit(learning, training, validation, plan=plan, objective=supervised, title=title)
+        learning = _finished(learning, history)
+    edit = {"edit": "quantize_static", **found}
+    result = replace(bundle, network=static.settled(learning, found["layers"]).eval(), edits=[*bundle.edits, edit])
+    return quantised(result) if _layers(result.network, stand_in) else result
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------------

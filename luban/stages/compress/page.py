@@ -33,6 +33,7 @@ def _sizes(report: Report, found: Comparison) -> None:
         "parameters": say("compress.parameters"),
         "nonzero": say("compress.nonzero"),
         **{f"milliseconds_{b}": say("compress.milliseconds", batch=b) for b in BATCHES},
+        **{f"file_milliseconds_{b}": say("compress.file_milliseconds", batch=b) for b in BATCHES},
     }
     rows = [
         [label, found.before[key], found.after[key], _times(found.before[key], found.after[key])]
@@ -42,7 +43,8 @@ def _sizes(report: Report, found: Comparison) -> None:
     head = ["", say("compress.before"), say("compress.after"), say("compress.ratio")]
     report.table(say("compress.table"), head, rows)
     if found.rows:
-        report.text(say("compress.how_timed"))
+        as_file = f"file_milliseconds_{BATCHES[0]}" in found.after
+        report.text(say("compress.how_timed_file" if as_file else "compress.how_timed"))
 
 
 def _times(before: float, after: float) -> str:

@@ -14,9 +14,9 @@ from luban.columns.examples import Examples, encode
 from luban.console import tell
 from luban.data.prepare import prepare
 from luban.errors import DataError, RequestError, need
+from luban.onnx_file import onnx_bytes
 from luban.settings import Count
 from luban.stages.export.gate import passes
-from luban.stages.export.to_onnx import onnx_bytes
 
 
 def export(

@@ -17,11 +17,14 @@ from luban.columns.answering import unpadded
 from luban.columns.examples import Arrays, Examples
 from luban.engines import OnnxEngine
 from luban.errors import ExportMismatch, Problem, problem, raise_all
+from luban.nn.static import is_static
 
 SIZES = (1, 2, 7, 32)
 LENGTHS = (1, 2, 3, 17)
 PADDING = (1, 9)
 CLOSE = 1e-4  # of the answers' own size, at least of 1
+# Of a network that rounds its activations: where the two sides add in another order a value may fall on the next level.
+LEVELS_CLOSE = 0.05
 
 
 def passes(bundle: Bundle, path: Path, examples: Examples) -> dict[str, Any]:
@@ -29,6 +32,7 @@ def passes(bundle: Bundle, path: Path, examples: Examples) -> dict[str, Any]:
     engine = OnnxEngine(path, threads=1)
     raise_all(ExportMismatch, axes(bundle, engine, examples.arrays(np.arange(min(2, len(examples))))))
     worst, rows, wrong = 0.0, 0, []
+    close = LEVELS_CLOSE if is_static(bundle.network) else CLOSE
     for what, arrays in trials(bundle, examples):
         expected = one_by_one(bundle, arrays)
         found = said(engine, arrays)
@@ -37,8 +41,8 @@ def passes(bundle: Bundle, path: Path, examples: Examples) -> dict[str, Any]:
             column, o = bundle.columns[name], found[name]
             difference = max(map(distance, want, unpadded(column, o, arrays) if column.along else o), default=0.0)
             worst = max(worst, difference)
-            if not difference <= CLOSE:
-                values = {"output": name, "size": arrays.size, "difference": f"{difference:.2g}", "most": CLOSE}
+            if not difference <= close:
+                values = {"output": name, "size": arrays.size, "difference": f"{difference:.2g}", "most": close}
                 wrong.append(problem(f"export.differs.{what}", **values))
     raise_all(ExportMismatch, wrong[:6])
     return {"rows": rows, "sizes": list(SIZES), "largest_difference": worst}

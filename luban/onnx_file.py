@@ -19,8 +19,8 @@ from luban.bundle import Bundle
 from luban.columns.examples import Arrays
 from luban.engines import FORMAT, LARGEST
 from luban.errors import ExportMismatch, Unsupported, need
+from luban.nn import recurrence, static
 from luban.nn.lora import merge_lora
-from luban.nn.recurrence import onnx_table
 from luban.nn.tokens import Batch
 
 OPSET = 20
@@ -76,7 +76,7 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
                 output_names=outputs_apart(bundle.outputs or vectors_of(names).values(), names),
                 dynamic_shapes=(axes,),
                 opset_version=OPSET,
-                custom_translation_table=onnx_table(),
+                custom_translation_table=recurrence.onnx_table() | static.onnx_table(),
                 external_data=False,
                 verbose=False,
                 optimize=False,
