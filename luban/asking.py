@@ -121,8 +121,8 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
 
     found = list(rows.table.column_names)
     targets = [ask.target] if isinstance(ask.target, str) else list(ask.target or [])
-    if not targets and not recipe.outputs and {"image", "label"} <= set(found):
-        targets = ["label"]
+    if not targets and not recipe.outputs and "image" in found:
+        targets = [n for n in ("objects", "label") if n in found][:1]
     wrong = [n for n in (*targets, *ask.inputs, *(ask.types or {})) if n not in found]
     raise_all(DataError, [problem("data.no_column", place=rows.source, name=n, allowed=found) for n in wrong])
     kinds = registry.names("columns")
@@ -143,7 +143,9 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
     for name in targets:
         kind = inferred[name].type
         outputs[name] = (
-            given.get(name) or outputs.get(name) or Part(kind if kind in ("number", "tags", "chat") else "category")
+            given.get(name)
+            or outputs.get(name)
+            or Part(kind if kind in ("number", "tags", "chat", "boxes") else "category")
         )
     alone = [registry.schema("columns", p.type).get("x-alone", False) for p in outputs.values()]
     inputs, packs = dict(recipe.inputs), recipe.frame.type == "pack" or alone == [True]  # they stand for themselves

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image as Pillow
 
+from luban import registry
 from luban.columns.base import make
 from luban.columns.geometry import overlaps, placement
 from luban.columns.picture import fitted
@@ -336,6 +337,7 @@ def test_bad_rows_go_aside_and_are_counted(tmp_path):
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif("fcos" not in registry.HEADS, reason="no head")
 def test_the_image_is_told_and_nothing_is_cut_off():
     recipe = Recipe.of({"luban": 1, "inputs": {"photo": "image"}, "outputs": {"objects": "boxes"}})
     assert recipe.task() == "object-detection"

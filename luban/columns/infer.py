@@ -36,12 +36,14 @@ _ID_NAME = re.compile(
 )
 _CJK = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
 _TALK = r'^\s*\[\s*\{\s*"(role|content|from|value)"\s*:'
+_BOXES = r'^\s*\[\s*(\]|\{\s*"(label|category|box|bbox|id|crowd|iscrowd|area)"\s*:)'
+_MASK_NAME = re.compile(r"(^|[_\W])(masks?|segmentation)$", re.IGNORECASE)
 _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test"}
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """`type`: number, category, text, image, tags (of a target) or skip. `reason`: one sentence. `settings`: for the column."""
+    """`type`: number, category, text, image, tags or boxes (of a target), or skip. `reason`: one sentence. `settings`: for the column."""
 
     type: str
     reason: str
@@ -113,6 +115,8 @@ def _counts_up(values: np.ndarray) -> bool:
 def _strings(name: str, cells: pa.ChunkedArray, distinct: int, target: bool) -> Inferred:
     count = len(cells)
     if _share(cells, r"(?i)\.(" + "|".join(e[1:] for e in ENDINGS) + r")\s*$") > 0.9:
+        if _MASK_NAME.search(name) and not target:
+            return _because("skip", "infer.mask")
         return _because("image", "infer.image_paths")
     shaped = pc.fill_null(pc.match_substring_regex(cells, _NUMBER), False)
     share = pc.mean(shaped.cast(pa.float64())).as_py()
@@ -137,6 +141,8 @@ def _words(name: str, cells: pa.ChunkedArray, distinct: int, count: int, numbers
     length = pc.mean(pc.utf8_length(cells)).as_py()
     spaced = _share(cells, r"\S\s+\S")
     chinese = _share(cells, _CJK)
+    if _share(cells, _BOXES) > 0.99 and _share(cells, r"\{") > 0:
+        return _because("boxes" if target else "skip", "infer.boxes")
     if target and _share(cells, _TALK) > 0.99:
         return _because("chat", "infer.talks")
     if target:

@@ -21,7 +21,7 @@ from luban.errors import DataError, problem
 
 LABELS, BOXES = ("label", "category"), ("box", "bbox")
 PASSED = ("crowd", "iscrowd", "difficult", "ignore")
-FIELDS = {*LABELS, *BOXES, *PASSED, "id", "area"}
+ROUNDING = 0.01  # pixels that a box may stick out without being cut: shares of a side are rounded
 
 
 class Region(NamedTuple):
@@ -89,7 +89,7 @@ def inside(regions: Sequence[Region], size: tuple[int, int]) -> list[Region]:
     found = []
     for r in regions:
         x, y, w, h = r.box
-        if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
+        if min(x, y) >= -ROUNDING and x + w <= width + ROUNDING and y + h <= height + ROUNDING:
             found.append(r)
             continue
         x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))

@@ -18,7 +18,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from luban.data import boxes, conll, csv_file, images, in_memory, json_lines, samples, streams, text_file, typed_files
+from luban.data import (
+    annotated,
+    boxes,
+    conll,
+    csv_file,
+    images,
+    in_memory,
+    json_lines,
+    samples,
+    streams,
+    text_file,
+    typed_files,
+)
 from luban.data.rows import Rows
 from luban.data.spans import STARTS
 from luban.data.typed import typed
@@ -26,7 +38,7 @@ from luban.errors import DataError, problem
 
 __all__ = ["FORMATS", "read", "typed"]
 
-FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "images", "idx", "cifar")
+FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "images", "idx", "cifar", "coco", "voc", "yolo")
 ENDINGS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -86,6 +98,8 @@ def _folder(path: Path, name: str, format: str) -> Rows:
         return rows
     if format in ("auto", "cifar") and (rows := images.cifar_folder(path, name)) is not None:
         return rows
+    if format in ("auto", "coco", "voc", "yolo") and (rows := annotated.folder(path, name, format)) is not None:
+        return rows
     if format in ("auto", "images"):
         return images.folder(path, name)
     raise DataError(problem("data.is_a_folder", place=name, format=format))
@@ -107,6 +121,8 @@ def _file(path: Path, name: str, format: str, missing: Sequence[str], columns: S
         return typed_files.parquet(path, name, columns)
     if kind == "arrow":
         return typed_files.arrow(path, name)
+    if kind in ("jsonl", "coco") and annotated.is_coco(head) and (found := annotated.coco_file(path, name)) is not None:
+        return found
     if kind in ("csv", "tsv") and streams.is_long(path):
         rows = streams.csv(path, name, missing=missing, delimiter="\t" if kind == "tsv" else None)
         if rows is not None:

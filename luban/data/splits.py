@@ -33,6 +33,11 @@ _WORDS = {
 }
 
 
+def part_of(word: str) -> str | None:
+    """The part that a word names, such as `val` or `dev`; None for another word."""
+    return _WORDS.get(word.lower())
+
+
 @dataclass(frozen=True)
 class Splits:
     """Row numbers (from 0) of each part, in the order of the rows, and a sentence (`method`) that says how it was done."""

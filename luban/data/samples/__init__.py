@@ -38,6 +38,8 @@ def load(name: str) -> Rows:
     path = fetch(name)
     rows = read(path)
     notes = tuple(n.at(n.place.replace(rows.source, name)) for n in rows.notes)
+    if parts := SAMPLES[name].parts:
+        notes += (problem("data.split_column", place=name, column=parts),)
     return replace(rows, source=name, notes=notes)
 
 
@@ -48,9 +50,10 @@ def fetch(name: str) -> Path:
     sample = SAMPLES[name]
     folder = cache() / "samples" / name
     if not _whole(folder, sample):
-        from luban.data.samples import classics, language, tux_paint
+        from luban.data.samples import classics, language, pictures, tux_paint
 
-        _install(folder, sample, {**classics.CONTENT, **language.CONTENT, "tux-paint": tux_paint.tux_paint}[name])
+        content = classics.CONTENT | language.CONTENT | pictures.CONTENT | {"tux-paint": tux_paint.tux_paint}
+        _install(folder, sample, content[name])
     return folder / sample.source
 
 

@@ -33,6 +33,8 @@ class Sample:
     packages: tuple[Package, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     source: str = ""  # what `read` opens, below the sample's folder; empty: the folder itself
+    parts: str = ""  # the column that says which rows are for training and which for testing
+    made: bool = False  # drawn here: pixels may differ with the version of Pillow, so that no SHA-256 can be known
 
     @property
     def size(self) -> int:
@@ -200,6 +202,7 @@ _LANGUAGE = (
         "pronunciations.csv",
     ),
 )
+_CLIP_ART = Package("apt", "openclipart-png", 130_910_028)
 _PICTURES = (
     Sample(
         "tux-paint",
@@ -211,6 +214,16 @@ _PICTURES = (
             "pictures": "67a58276b5e40910b214acfb398dd92af441562e64a4b71ce59462e63b066b9b",
         },
         "captions.csv",
+    ),
+    Sample("clip-art", "label", 2706, (_CLIP_ART,), made=True),
+    Sample(
+        "clip-art-scenes",
+        "objects",
+        3700,
+        (_CLIP_ART, Package("apt", "opencv-doc", 95_715_012), Package("apt", "python3-skimage", 20_713_608)),
+        source="scenes.jsonl",
+        parts="split",
+        made=True,
     ),
 )
 SAMPLES: dict[str, Sample] = {s.name: s for s in (*_ALL, *_LANGUAGE, *_PICTURES)}
