@@ -121,7 +121,7 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
 
     found = list(rows.table.column_names)
     targets = [ask.target] if isinstance(ask.target, str) else list(ask.target or [])
-    if not targets and not recipe.outputs and "image" in found:
+    if not targets and not recipe.outputs and {"image", "video"} & set(found):
         targets = [n for n in ("objects", "label") if n in found][:1]
     wrong = [n for n in (*targets, *ask.inputs, *(ask.types or {})) if n not in found]
     raise_all(DataError, [problem("data.no_column", place=rows.source, name=n, allowed=found) for n in wrong])

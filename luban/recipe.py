@@ -200,13 +200,18 @@ class Recipe:
         if self.draws:
             how = "text-to-" if "text" in kinds else "conditional-" if kinds else "unconditional-"
             return how + (answer if "text" in kinds else f"{answer}-generation")
-        if kinds & {"text", "image"} and len(kinds) > 1 and answer != "text":
+        if kinds & {"text", "image", "video"} and len(kinds) > 1 and answer != "text":
             return "multimodal-" + KINDS.get(answer, answer)
-        kind = next(iter(kinds & {"text", "image"}), "tabular")
+        kind = next(iter(kinds & {"text", "image", "video"}), "tabular")
         if not answer:
             return "fill-mask"
         if answer == "text":
-            written = {"text": "text2text-generation", "image": "image-to-text", "tabular": "text-generation"}
+            written = {
+                "text": "text2text-generation",
+                "image": "image-to-text",
+                "video": "video-to-text",
+                "tabular": "text-generation",
+            }
             return written[kind]
         if answer in TASKS:
             return TASKS[answer]

@@ -22,6 +22,7 @@ COLUMNS = {
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
     "noise": "luban.columns.noise:Noise",
+    "video": "luban.columns.video:Video",
     "tags": "luban.columns.tags:Tags",
     "span": "luban.columns.span:Span",
     "boxes": "luban.columns.boxes:Boxes",
@@ -54,6 +55,7 @@ ENCODERS = {
     "efficientnet": "luban.nn.vision.efficientnet:EfficientNet",
     "vit": "luban.nn.vision.vit:ViT",
     "timm": "luban.nn.vision.timm:Timm",
+    "frames": "luban.nn.encoders.frames:Frames",
 }
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",

@@ -31,6 +31,16 @@ def png(seed, height=12, width=10):
     return base64.b64encode(file.getvalue()).decode()
 
 
+def gif(seed, frames=5):
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, 12, 10, 3), np.uint8)
+    first, *others = [Image.fromarray(p) for p in pixels]
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=others)
+    return base64.b64encode(file.getvalue()).decode()
+
+
 TALK = [{"role": "user", "content": "is it good?"}, {"role": "assistant", "content": "它很好看。 😀"}]
 VALUES = {
     "number": [1.5, -2.0, None, 1e9, 0.25, 3.0, 3.0],
@@ -53,6 +63,7 @@ VALUES = {
     ],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
     "noise": [3, 0, None, "", "12", 4.0, 2**40],
+    "video": [gif(0), gif(1, 3), None, "", gif(2, 1), png(3), gif(4, 20)],
     "labels": ["a;b", ["b", "c"], None, "", [], NASTY, "c; a"],
     "span": [
         "de Lee",
@@ -228,14 +239,25 @@ def padding_is_marked(column, values):
 def test_collate(type, settings):
     column, values = fitted(type, settings)
     x, mask = batch(column, values)
-    ranks = {"scalar": 1, "index": 1, "ids": 2, "tags": 2, "labels": 2, "span": 2, "vectors": 3, "grid": 4, "boxes": 3}
+    ranks = {
+        "scalar": 1,
+        "index": 1,
+        "ids": 2,
+        "tags": 2,
+        "labels": 2,
+        "span": 2,
+        "vectors": 3,
+        "grid": 4,
+        "frames": 5,
+        "boxes": 3,
+    }
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"
     if column.form in ("ids", "index", "tags"):
         x = x[x != BETWEEN]
         ids = np.where(x < 0, ~x, x) if type in ("chat", "preference") else x  # ~id: given, not learned
         assert ids.min() >= 0 and ids.max() < column.size
-    if column.form not in ("grid", "boxes"):  # of boxes a row of class 0 says that the truth is missing
+    if column.form not in ("grid", "frames", "boxes"):  # of boxes a row of class 0 says that the truth is missing
         assert padding_is_marked(column, values)
 
 

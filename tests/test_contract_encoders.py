@@ -17,6 +17,7 @@ from luban.columns.category import Category
 from luban.columns.image import Image
 from luban.columns.number import Number
 from luban.columns.text import Text
+from luban.columns.video import Video
 from luban.nn.forms import GAIN, MANY
 from luban.nn.fusion import Concat
 from luban.nn.heads.category import CategoryHead
@@ -46,6 +47,8 @@ def columns_of(form):
         return [Category("a").fit(["x", "y"]), Category("b").fit(["p", "q", "r"])]
     if form == "ids":
         return [Text("t", tokens="words").fit(["one two three four five six seven eight nine ten"] * 2)]
+    if form == "frames":
+        return [Video("v", frames=4).fit(list(np.random.default_rng(0).integers(0, 256, (4, 6, 12, 10, 3), np.uint8)))]
     if form == "grid":
         return [Image("i").fit(np.random.default_rng(0).integers(0, 256, (4, 12, 10, 3), np.uint8))]
     return [Readings("v")]
@@ -57,6 +60,9 @@ def batch_of(form, columns):
         return torch.randn(B, 2, generator=random), torch.tensor([[True, False]] * 2 + [[True, True]] * 3)
     if form == "index":
         return torch.randint(0, 3, (B, 2), generator=random), torch.ones(B, 2, dtype=torch.bool)
+    if form == "frames":
+        clips = torch.randint(0, 256, (B, 4, 3, 12, 10), generator=random, dtype=torch.uint8)
+        return clips, torch.ones(B, dtype=bool)
     if form == "grid":
         return torch.randint(0, 256, (B, 3, 12, 10), generator=random, dtype=torch.uint8), torch.ones(B, dtype=bool)
     lengths = torch.tensor([T, 1, 4, 7, 2])

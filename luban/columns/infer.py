@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from luban.console import tell
 from luban.data.blocks import some
-from luban.data.images import ENDINGS
+from luban.data.images import ENDINGS, VIDEOS
 from luban.data.rows import Rows
 from luban.data.same import missing
 from luban.errors import DataError, problem
@@ -118,6 +118,8 @@ def _strings(name: str, cells: pa.ChunkedArray, distinct: int, target: bool) -> 
         if _MASK_NAME.search(name) and not target:
             return _because("skip", "infer.mask")
         return _because("image", "infer.image_paths")
+    if _share(cells, r"(?i)\.(" + "|".join(e[1:] for e in VIDEOS) + r")\s*$") > 0.9:
+        return _because("video", "infer.video_paths")
     shaped = pc.fill_null(pc.match_substring_regex(cells, _NUMBER), False)
     share = pc.mean(shaped.cast(pa.float64())).as_py()
     if share >= NUMBERS:

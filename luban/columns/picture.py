@@ -36,7 +36,7 @@ def open_image(value: Any, *, files: bool = True) -> Any:
     from PIL import UnidentifiedImageError
 
     Image = _pillow()
-    place, source = _source(value, files)
+    place, source = source_of(value, files)
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as e:
@@ -82,7 +82,7 @@ def _pillow() -> Any:
     return Image
 
 
-def _source(value: Any, files: bool) -> tuple[str, Any]:
+def source_of(value: Any, files: bool) -> tuple[str, Any]:
     """What to show as the place of a mistake, and what Pillow can open."""
     if isinstance(value, dict) and {"bytes", "path"} & set(value):
         value = value.get("bytes") or value.get("path")

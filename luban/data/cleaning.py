@@ -23,6 +23,7 @@ WAYS = {
     "category": ("keep", "drop", "most_frequent"),
     "text": ("keep", "drop"),
     "image": ("keep", "drop"),
+    "video": ("keep", "drop"),
 }
 NORMAL = ("unicode", "lower", "whitespace")
 Way = Literal["keep", "drop", "median", "mean", "zero", "most_frequent"]

@@ -1,4 +1,4 @@
-"""Images as rows: a folder with one folder a class, MNIST-style idx files, CIFAR's binary files."""
+"""Images and videos as rows: a folder with one folder a class, MNIST-style idx files, CIFAR's binary files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from luban.data.rows import Quarantined, Rows, csv_line
 from luban.errors import DataError, Problem, problem
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv")
 LARGEST = 64_000_000  # pixels of one image; more is taken for a decompression bomb
 LARGEST_IDX = 4 << 30  # bytes that a packed idx file may unpack to
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -28,28 +29,30 @@ _CIFAR_NAME = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin$")
 _PARTS = {"t10k": "test", "test": "test", "val": "validation", "validation": "validation"}
 
 
-# ---- a folder of images
+# ---- a folder of images or videos
 
 
 def folder(root: Path, source: str) -> Rows:
-    """Columns `image` (path relative to `root`) and `label` (first folder level, where there are folders).
+    """Columns `image` (path relative to `root`) and `label` (first folder level, where there are folders); `video` where it holds videos alone.
 
     Files that no image reader could open are quarantined, other files are told and left out.
-    Raises DataError where the folder holds no image.
+    Raises DataError where the folder holds neither.
     """
     images, other, links = _walk(root)
-    if not images:
+    videos = [] if images else [path for path in other if path.lower().endswith(VIDEOS)]
+    if not images and not videos:
         raise DataError(problem("data.no_images", place=source, endings=[e[1:] for e in ENDINGS]))
+    other = [path for path in other if path not in {*videos}]
     good, lines, quarantine = [], [], []
-    for line, path in enumerate(images, 1):
-        fault = image_fault(root / path)
+    for line, path in enumerate(images or videos, 1):
+        fault = image_fault(root / path) if images else None
         if fault:
             quarantine.append(Quarantined(line, fault[0], fault[1], csv_line([path])))
         else:
             good.append(path)
             lines.append(line)
     labels = [p.split("/", 1)[0] if "/" in p else None for p in good]
-    columns = {"image": pa.array(good, pa.string())}
+    columns = {"image" if images else "video": pa.array(good, pa.string())}
     if any(labels):
         columns["label"] = pa.array(labels, pa.string())
     notes = [
@@ -57,7 +60,9 @@ def folder(root: Path, source: str) -> Rows:
         for id, found in (("data.not_images", other), ("data.links_skipped", links))
         if found
     ]
-    return Rows(pa.table(columns), np.array(lines, np.int64), source, root, quarantine, len(images), tuple(notes))
+    return Rows(
+        pa.table(columns), np.array(lines, np.int64), source, root, quarantine, len(images or videos), tuple(notes)
+    )
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:

@@ -151,12 +151,12 @@ def gathered(rows: Rows, types: Mapping[str, str]) -> Rows:
 
 
 def located(rows: Rows, types: Mapping[str, str]) -> Rows:
-    """Rows whose image files are named from the root of the file system, so that a cell means the same everywhere."""
+    """Rows whose image and video files are named from the root of the file system, so that a cell means the same everywhere."""
     import os
 
     import pyarrow as pa
 
-    for name in (n for n, kind in types.items() if kind == "image"):
+    for name in (n for n, kind in types.items() if kind in ("image", "video")):
         column = rows.table[name]
         if rows.root is None or str(column.type) not in ("string", "large_string"):
             continue

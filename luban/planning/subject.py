@@ -159,6 +159,8 @@ def _made_up(recipe: Recipe, columns: Mapping[str, Column], count: int) -> Examp
             return random.integers(0, 256, (count, column.size, *column.hw), np.uint8)
         if column.drawn:
             return np.arange(count)
+        if column.form == "frames":
+            return random.integers(0, 256, (count, column.frames, column.size, *column.hw), np.uint8)
         if column.form == "index":
             return random.integers(1, column.size, count)
         return random.normal(size=count).astype(np.float32)

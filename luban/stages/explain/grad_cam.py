@@ -1,6 +1,6 @@
 """Grad-CAM (Selvaraju et al. 2017): where in its feature layer the network found what speaks for an answer.
 
-Letters: B examples, C channels, H x W or T positions of the feature layer.
+Letters: B examples, C channels, H x W or T positions of the feature layer; F pictures that each example has of them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+STRETCHED = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the number of axes
+
 
 def grad_cam(score: Callable[[], Tensor], layer: nn.Module, size: tuple[int, ...]) -> Tensor:
     """The map of one forward pass, (B, *size): positive where a position speaks for the answer, never negative.
 
-    `score` runs the network and gives (B,); `layer` gives (B, C, H, W) or (B, C, T). Channels are weighted by the mean of
-    their gradient, added, cut off at zero and stretched to `size` (H, W) or (T,).
+    `score` runs the network and gives (B,); `layer` gives (B, C, H, W), (B, C, T), or (B x F, C, H, W). Channels are weighted by the mean of
+    their gradient, added, cut off at zero and stretched to `size` (H, W), (T,) or (F, H, W).
     Raises ValueError where the layer was not part of the pass or gives another shape.
     """
     seen: list[Tensor] = []
@@ -31,9 +33,12 @@ def grad_cam(score: Callable[[], Tensor], layer: nn.Module, size: tuple[int, ...
             total = score().sum()
     finally:
         handle.remove()
-    if len(seen) != 1 or seen[0].ndim != len(size) + 2:
+    many = len(size) == 3 and len(seen) == 1 and seen[0].ndim == 4 and len(seen[0]) % size[0] == 0
+    if len(seen) != 1 or (seen[0].ndim != len(size) + 2 and not many):
         raise ValueError([tuple(s.shape) for s in seen])
-    (slope,) = torch.autograd.grad(total, seen)
+    (slope,), layer_gave = torch.autograd.grad(total, seen), seen[0].detach()
+    if many:  # (B, C, F, H, W)
+        slope, layer_gave = (t.unflatten(0, (-1, size[0])).transpose(1, 2) for t in (slope, layer_gave))
     strength = slope.flatten(2).mean(2).view(*slope.shape[:2], *[1] * len(size))  # (B, C, 1, 1)
-    found = torch.relu((strength * seen[0].detach()).sum(1, keepdim=True))  # (B, 1, H, W)
-    return F.interpolate(found, size=size, mode="bilinear" if len(size) == 2 else "linear", align_corners=False)[:, 0]
+    found = torch.relu((strength * layer_gave).sum(1, keepdim=True))  # (B, 1, H, W)
+    return F.interpolate(found, size=size, mode=STRETCHED[len(size)], align_corners=False)[:, 0]

@@ -18,6 +18,10 @@ from luban.stages.explain.grad_cam import grad_cam
 from luban.stages.explain.lime import lime
 from luban.stages.explain.shapley import kernel_shap
 
+CHANNELS = {
+    "grid": 0,
+    "frames": 1,
+}  # the axis of one example that segments do not tell apart; of others all behind theirs
 TOGETHER = 64  # rows embedded at once
 
 
@@ -119,7 +123,7 @@ def _joined(task: Task, e: Example, shares: Mapping[str, np.ndarray]) -> np.ndar
     """(S,): shares over embedded values, added up by segment."""
     parts = []
     for n, (names, index) in e.segments.items():
-        channels = 0 if task.scorer.columns[n].form == "grid" else tuple(range(index.ndim, shares[n].ndim))
+        channels = CHANNELS.get(task.scorer.columns[n].form, tuple(range(index.ndim, shares[n].ndim)))
         parts.append(by_segment(shares[n].sum(axis=channels), index, len(names)))
     return np.concatenate(parts)
 
