@@ -136,6 +136,16 @@ class Image(Column):
                 source = upright(image)
         return placement(source, self.hw, self.shape)
 
+    def whole(self, value: Any) -> np.ndarray:
+        """The picture of a raw value in its own size and in colour, uint8 (H, W, 3). Raises DataError."""
+        if value is None or (isinstance(value, float) and value != value):
+            return np.broadcast_to(_depth(self.nothing(np.zeros((), np.uint8)).transpose(1, 2, 0), 3), (*self.hw, 3))
+        if isinstance(value, (list, np.ndarray)):
+            array = _last(_listed(value) if isinstance(value, list) else value)
+            return _depth(_bytes(array, self.state["top"]), 3)
+        with picture.opened(value, files=not self.strangers) as image:
+            return picture.pixels(image, 3)
+
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:
         """uint8 (N, C, H, W); arrays that already have the size are only turned."""
         if (

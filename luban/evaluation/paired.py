@@ -31,7 +31,7 @@ def of_numbers(truth: Any, before: Any, after: Any, *, seed: int = 0, resamples:
 
 
 def of_counts(before: Any, after: Any, *, seed: int = 0, resamples: int = 500) -> dict[str, Metric]:
-    """after - before, of two `entities.Counts` over the same rows."""
+    """after - before, of two `entities.Counts`, or two `detection.Judged`, over the same rows."""
     return _differences(before.statistic, after.statistic, len(after), after.names, seed, resamples)
 
 

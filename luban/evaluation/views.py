@@ -26,6 +26,7 @@ MAIN = {
     "labels": ("f1_micro", True),
     "tags": ("f1", True),
     "span": ("f1", True),
+    "boxes": ("map", True),
 }  # the metric that baselines are compared by; higher is better
 
 CURVES = 10  # classes that one plot can still tell apart
@@ -318,6 +319,7 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         found = kind(name, predictions, resamples, seed)
         found.texts = text_of(judged.cells[name], predictions.column)
         return found
+    from luban.evaluation.detection_view import DetectionView
     from luban.evaluation.label_view import LabelsView
     from luban.evaluation.span_view import SpanView
     from luban.evaluation.tag_view import TagsView
@@ -326,7 +328,9 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         from luban.evaluation.made_view import MadeView
 
         return MadeView(name, predictions, resamples, seed, judged)
-    kind = {**VIEWS, "labels": LabelsView, "tags": TagsView, "span": SpanView}[predictions.column.type]
+    kind = {**VIEWS, "labels": LabelsView, "tags": TagsView, "span": SpanView, "boxes": DetectionView}[
+        predictions.column.type
+    ]
     return kind(name, predictions, resamples, seed, judged)
 
 
@@ -355,7 +359,7 @@ def rivals(bundle: Any, data: Any, judged: Table) -> dict[str, list[Baseline]]:
         features = lambda: _features(bundle, tables["train"], tables["validation"], tables["test"])  # noqa: E731
         return {n: rivals_of(n, bundle, tables, features) for n in written}
     train, valid = (data.framed(p, frame).table for p in ("train", "validation"))
-    alongs = {n: p.column for n, p in judged.outputs.items() if p.column.along}
+    alongs = {n: p.column for n, p in judged.outputs.items() if p.column.of_form}
     result = {n: _along(bundle, c, train, judged.cells) for n, c in alongs.items()}
     from luban.evaluation.label_view import label_baselines
 
@@ -389,7 +393,14 @@ def _features(bundle: Any, *tables: Any) -> list[Any]:
 
 
 def _along(bundle: Any, column: Any, train: Any, test: Any) -> list[Baseline]:
-    """Of an output with an answer for each position of a text, or with a stretch of it as its answer."""
+    """Of an output that is `of:` an input: boxes of an image, an answer for each position of a text, or a stretch of it."""
+    if column.type == "boxes":
+        from luban.evaluation.detection_view import detection_baselines
+
+        one = lambda table, name: list(found) if isinstance(found := cells(table[name]), np.ndarray) else to_list(found)  # noqa: E731
+        return detection_baselines(
+            column, to_list(cells(train[column.name])), one(train, column.of), one(test, column.of)
+        )
     if column.type == "tags":
         return tag_baselines(column, (cells(train[column.name]), cells(train[column.of])), cells(test[column.of]))
     texts = lambda table, name: [text_of(v) for v in to_list(cells(table[name]))]  # noqa: E731
