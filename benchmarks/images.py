@@ -98,7 +98,7 @@ class Hand(nn.Module):
         if hasattr(self.encoder, "net"):
             h = self.encoder.net.maps(h.contiguous(memory_format=torch.channels_last))[-1].mean((2, 3))
         else:
-            h = self.encoder.layers(h).flatten(2).transpose(1, 2).flatten(1)  # no copy where channels lie last
+            h = self.encoder.layers(h)[-1].flatten(2).transpose(1, 2).flatten(1)  # no copy where channels lie last
             h = self.encoder.dense(h)
         return self.head.out(self.fusion.dropout(h)).float()
 

@@ -419,6 +419,10 @@ def build_network(
         from luban.nn.networks.matching import Matching
 
         return replay(Matching(recipe, columns), edits)
+    if any(recipe.maps(n) for n in recipe.outputs):
+        from luban.nn.networks.mapped import Mapped
+
+        return replay(Mapped(recipe, columns), edits)
     return replay(Composed(recipe, columns), edits)
 
 

@@ -339,6 +339,10 @@ class Recipe:
     def head(self, name: str) -> Part:
         return self.model.get(name) or Part(registry.schema("columns", self.outputs[name].type)["x-head"])
 
+    def maps(self, name: str) -> bool:
+        """Whether the head of an output reads an encoder's feature maps, not its Tokens."""
+        return registry.schema("heads", self.head(name).type).get("x-reads") == "maps"
+
     def _learning(self, stage: Part) -> Part:
         """Networks that write, or say hidden words, learn several times faster by Muon; a network with a rival learns otherwise.
         What a recipe names comes first.

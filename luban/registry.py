@@ -80,6 +80,8 @@ HEADS = {
     "pretrained": "luban.nn.heads.pretrained:Pretrained",
     "lstm": "luban.nn.heads.text_rnn:LSTMText",
     "dcgan": "luban.nn.vision.dcgan:DCGAN",
+    "fcos": "luban.nn.heads.fcos:FCOS",
+    "faster_rcnn": "luban.nn.heads.faster_rcnn:FasterRCNN",
 }
 EDITS = {
     "quantize_linear": "luban.nn.edits:quantize_linear",
@@ -194,15 +196,24 @@ def describe(thing: Any) -> dict[str, Any]:
     from luban.settings import schema_of
 
     result = schema_of(thing, skip=("state", "text_column", "image_column"))
-    for mark in ("accepts", "form", "of_form", "lends", "encoder", "head", "output", "brings", "student", "fields"):
+    for mark in (
+        "accepts",
+        "form",
+        "of_form",
+        "lends",
+        "encoder",
+        "head",
+        "output",
+        "brings",
+        "student",
+        "fields",
+        "reads",
+    ):
         value = getattr(thing, mark, None)
         if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
-    return result | {
-        "x-" + mark: True
-        for mark in ("along", "joint", "sequences", "alone", "drawn", "draws")
-        if getattr(thing, mark, None) is True
-    }
+    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped")
+    return result | {"x-" + mark: True for mark in marks if getattr(thing, mark, None) is True}
 
 
 def everything() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from luban.nn.forms import MANY
 from luban.nn.joint import Joint
 from luban.nn.tokens import Batch, Encoder, Span, Tokens
 from luban.recipe import Part, Recipe
+
+NONE: Mapping[int, Tokens] = MappingProxyType({})
 
 
 class Network(Protocol):
@@ -94,27 +97,33 @@ class Composed(Headed):
 
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
         super().__init__()
+        self._read(recipe, columns)
+        sizes = self._fuse(recipe, self.outputs)
+        self.heads = nn.ModuleList(build("heads", recipe.head(n), c, sizes[n]) for n, c in self.outputs.items())
+
+    def _read(self, recipe: Recipe, columns: Mapping[str, Column]) -> None:
+        """The encoders, and which inputs each reads."""
         self.outputs = {n: columns[n] for n in recipe.outputs}
         self.groups = _groups(recipe, columns)
+        self.many = [columns[names[0]].form in MANY for names in self.groups]
         made = {
             names[0]: _reader(recipe, names, [columns[n] for n in names])
             for names in self.groups
             if not recipe.shared(names[0])
         }
         self.encoders = nn.ModuleList(made[recipe.shared(names[0]) or names[0]] for names in self.groups)
+
+    def _fuse(self, recipe: Recipe, outputs: Mapping[str, Column]) -> dict[str, int]:
+        """The fusion, what of it some outputs read (`places`), and the size of that."""
         self.fusion = build("fusions", recipe.fusion, list(self.encoders))
-        self.places = [_place(recipe, n, c, self.groups, list(self.encoders)) for n, c in self.outputs.items()]
+        self.places = [_place(recipe, n, c, self.groups, list(self.encoders)) for n, c in outputs.items()]
         if any(at is not None for at in self.places) and not hasattr(self.fusion, "positions"):
-            name = next(n for n, at in zip(self.outputs, self.places) if at is not None)
+            name = next(n for n, at in zip(outputs, self.places) if at is not None)
             fitting = [n for n in registry.names("fusions") if hasattr(registry.find("fusions", n), "positions")]
             raise RecipeError(
                 problem("tags.fusion", place="fusion", fusion=recipe.fusion.type, output=name, allowed=fitting)
             )
-        sizes = [self.fusion.size if at is None else self.fusion.sizes[at[0]] for at in self.places]
-        self.heads = nn.ModuleList(
-            build("heads", recipe.head(n), c, size) for (n, c), size in zip(self.outputs.items(), sizes)
-        )
-        self.many = [columns[names[0]].form in MANY for names in self.groups]
+        return {n: self.fusion.size if at is None else self.fusion.sizes[at[0]] for n, at in zip(outputs, self.places)}
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Input name -> first differentiable form. A shared encoder's is split into one per column."""
@@ -127,15 +136,19 @@ class Composed(Headed):
                 result |= {n: encoder.embed(*batch.inputs[n]) for n in names}
         return result
 
-    def tokens(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> list[Tokens]:
-        """The Tokens of each encoder, with the spans of its columns."""
+    def tokens(
+        self, batch: Batch, embedded: Mapping[str, Tensor] | None = None, known: Mapping[int, Tokens] = NONE
+    ) -> list[Tokens]:
+        """The Tokens of each encoder, with the spans of its columns. `known`: those of some encoders, by their numbers."""
         result = []
-        for names, many, encoder in zip(self.groups, self.many, self.encoders):
-            if many:
+        for i, (names, many, encoder) in enumerate(zip(self.groups, self.many, self.encoders)):
+            if i in known:
+                t, spans = known[i], ()
+            elif many:
                 x, mask = batch.together(names)
                 e = encoder.embed(x, mask) if embedded is None else torch.stack([embedded[n] for n in names], 1)
                 t = encoder(e, mask)
-                spans = tuple(Span(n, i, i + 1, (1,)) for i, n in enumerate(names))
+                spans = tuple(Span(n, at, at + 1, (1,)) for at, n in enumerate(names))
             else:
                 parts = [encoder.embed(*batch.inputs[n]) if embedded is None else embedded[n] for n in names]
                 masks = [batch.inputs[n][1] for n in names]
@@ -145,10 +158,13 @@ class Composed(Headed):
         return result
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        tokens = self.tokens(batch, embedded)
-        fused = {None: self.fusion(tokens)} if None in self.places else {}
-        fused |= {at: self._at(tokens, *at) for at in {*self.places} - {None}}
+        fused = self.fused(self.tokens(batch, embedded))
         return {n: head(fused[at]).float() for (n, head), at in zip(self._heads(), self.places)}  # losses are in fp32
+
+    def fused(self, tokens: list[Tokens]) -> dict[tuple[int, str] | None, Tokens]:
+        """What heads read, by their `places`."""
+        found = {None: self.fusion(tokens)} if None in self.places else {}
+        return found | {at: self._at(tokens, *at) for at in {*self.places} - {None}}
 
     def _at(self, tokens: list[Tokens], which: int, name: str) -> Tokens:
         """The positions of one input as the fusion gives them."""
@@ -170,6 +186,10 @@ class Composed(Headed):
     def encoder_of(self, name: str) -> Any:
         """The encoder that reads an input."""
         return next(e for names, e in zip(self.groups, self.encoders) if name in names)
+
+    def feature_layer(self, name: str, output: str) -> nn.Module | None:
+        """The module whose output Grad-CAM reads, of an input for an output; None where there is none."""
+        return self.encoder_of(name).feature_layer
 
 
 def build(room: str, part: Part, *sources: Any) -> Any:

@@ -34,6 +34,14 @@ class Tokens(NamedTuple):
     spans: tuple[Span, ...] = ()
 
 
+class Pyramid(NamedTuple):
+    """The feature maps of an encoder that has several, finest first: what a head that reads maps is made for."""
+
+    channels: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]  # (H', W') of each
+    side: tuple[int, int]  # (H, W) of the image, in pixels
+
+
 @dataclass
 class Batch:
     """What a network sees of some examples. `size` is known without any input (a language model has none).
@@ -128,6 +136,7 @@ class Encoder(nn.Module):
     module whose output Grad-CAM reads, None where there is none. `deep`: its vector needs no further layers before a head.
     `ways`: how many directions stand side by side in D. `sequences`: of a sequence it can give a state for each position.
     `placeless`: the states of a grid do not tell where they stand.
+    `mapped`: of an image it gives feature maps, too: it has a `pyramid`, and `read(embedded, mask) -> (maps, Tokens)`.
     """
 
     accepts: tuple[str, ...] = ()
@@ -138,6 +147,7 @@ class Encoder(nn.Module):
     ways: int = 1
     sequences: bool = False
     placeless: bool = False
+    mapped: bool = False
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         """The first differentiable form of x."""

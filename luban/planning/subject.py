@@ -149,6 +149,8 @@ def _made_up(recipe: Recipe, columns: Mapping[str, Column], count: int) -> Examp
     def one(column: Column) -> Any:
         if column.form == "span":
             return np.sort(random.integers(0, columns[column.of].state["longest"], (count, 2)), axis=1)
+        if column.form == "boxes":
+            return _made_up_boxes(random, column, columns[column.of].hw, count)
         if column.along:
             length = columns[column.of].state["longest"]
             return Ragged(random.integers(1, column.size, count * length, np.int32), np.arange(count + 1) * length)
@@ -167,6 +169,15 @@ def _made_up(recipe: Recipe, columns: Mapping[str, Column], count: int) -> Examp
 
     inputs, targets = ({n: one(columns[n]) for n in side} for side in (recipe.inputs, recipe.outputs))
     return Examples(columns, inputs, targets, np.arange(count), count)
+
+
+def _made_up_boxes(random: Any, column: Any, side: tuple[int, int], count: int) -> Ragged:
+    """As many in each image as it may have: (class, x0, y0, x1, y1), in its upper left quarter and beyond."""
+    total = count * column.state["crowded"]
+    corner, size = random.uniform(0, 0.5, (total, 2)), random.uniform(0.1, 0.5, (total, 2))
+    scale = np.array([side[1], side[0]])
+    rows = np.column_stack([random.integers(1, column.size + 1, total), corner * scale, (corner + size) * scale])
+    return Ragged(rows.astype(np.float32), np.arange(count + 1) * column.state["crowded"])
 
 
 def _subject(

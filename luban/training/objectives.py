@@ -135,6 +135,9 @@ def mixed(network: Any, columns: Sequence[Any], *, mixup: float, cutmix: float) 
         return supervised
     if not hasattr(network, "embed"):
         raise Unsupported("mix.no_embedding", inputs=[c.name for c in columns])
+    tied = [n for n, c in getattr(network, "outputs", {}).items() if c.of_form == "grid"]
+    if tied:
+        raise Unsupported("mix.tied", outputs=tied)
     other = [c.name for c in columns if c.form != "grid"]
     if cutmix and other:
         raise Unsupported("mix.no_grid", inputs=other)

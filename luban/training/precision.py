@@ -168,11 +168,16 @@ def difference(network: Any, batch: Batch, precision: str, device: str, objectiv
         gradients = [p.grad.detach().clone() for p in network.parameters() if p.grad is not None]
         seed_torch(0, "trial")
         with torch.no_grad(), products(p, device), autocast(p, device):
-            answers = [o.detach().float().clone() for o in network(batch).values()]
+            answers = [t.detach().float().clone() for o in network(batch).values() for t in _tensors(o)]
         seen.append((answers, gradients))
     (answers, gradients), (other_answers, other_gradients) = seen
     floor = 1e-3 * max((float(g.abs().max()) for g in gradients), default=0.0)
     return max(_furthest(answers, other_answers, 0.0), _furthest(gradients, other_gradients, floor))
+
+
+def _tensors(o: Any) -> tuple[Tensor, ...]:
+    """An output, or what a network returns in its stead where the truth is known."""
+    return o if isinstance(o, tuple) else (o,)
 
 
 def _furthest(exact: list[Tensor], other: list[Tensor], floor: float) -> float:

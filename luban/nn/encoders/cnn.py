@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from luban.errors import RecipeError, problem
 from luban.nn import forms
-from luban.nn.tokens import ACTIVATIONS, Dense, Encoder, Span, Tokens
+from luban.nn.tokens import ACTIVATIONS, Dense, Encoder, Pyramid, Span, Tokens
 from luban.settings import Count, Dial, Fraction, Natural
 
 SMALL = 6  # `pool: auto` halves a side only while it is at least this long
@@ -36,6 +36,7 @@ class CNN(Encoder):
     accepts = ("grid", "ids", "vectors")
     deep = True
     sequences = True
+    mapped = True
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class CNN(Encoder):
             self.length = 1 if dense else positions
             self.placeless = not dense
             self.span = Span(columns[0].name, 0, self.length, (1,) if dense else plan[-1].out)
+            self.pyramid = Pyramid(*zip(*((b.channels, b.out) for b in plan)), tuple(columns[0].hw))
         else:
             widths = WIDTHS if kernel == "auto" else (kernel,) if isinstance(kernel, int) else tuple(kernel)
             sizes = [width] if channels == "auto" else list(channels)
@@ -82,14 +84,18 @@ class CNN(Encoder):
         return self.form.embed(x, mask)
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
-        h = self.form.lift(embedded, mask)
         if not self.grid:
-            return Tokens(self.dense(self.layers(h, mask)), mask)  # (B, T, D)
-        h = self.layers(h).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'W', C): a view, as channels lie last in memory
+            return Tokens(self.dense(self.layers(self.form.lift(embedded, mask), mask)), mask)  # (B, T, D)
+        return self.read(embedded, mask)[1]
+
+    def read(self, embedded: Tensor, mask: Tensor) -> tuple[list[Tensor], Tokens]:
+        """Of an image: what each block gives (B, C', H', W'), and the Tokens of the last one."""
+        maps = self.layers(self.form.lift(embedded, mask))
+        h = maps[-1].permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'W', C): a view, as channels lie last in memory
         if self.length == 1 and len(self.dense):
             h = h.flatten(1)[:, None]
         h = self.dense(h)  # (B, T, D)
-        return Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool), (self.span,))
+        return maps, Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool), (self.span,))
 
     @property
     def feature_layer(self) -> nn.Module:
@@ -125,7 +131,7 @@ def _plan(
 
 
 class Pixels(nn.Module):
-    """(B, C, H, W) -> (B, C', H', W'). `features` is the last convolution with its activation, before its pooling."""
+    """(B, C, H, W) -> what each block gives, (B, C', H', W'). `features` is the last convolution with its activation, before its pooling."""
 
     def __init__(self, size: int, plan: Sequence[Block], activation: str, dropout: float):
         super().__init__()
@@ -153,13 +159,15 @@ class Pixels(nn.Module):
     def features(self) -> nn.Module:
         return self.blocks[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> list[Tensor]:
         x = x.clone(
             memory_format=torch.channels_last
         )  # half the time on a CPU; `contiguous` would leave one channel as it is
+        found = []
         for block in self.blocks:
             x = block(x)
-        return self.dropout(self.pool(x))
+            found.append(x)
+        return [*found[:-1], self.dropout(self.pool(x))]
 
 
 class Positions(nn.Module):

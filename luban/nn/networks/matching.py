@@ -94,8 +94,8 @@ class Close(nn.Module):
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         return self.network.embed(batch)
 
-    def encoder_of(self, name: str) -> Any:
-        return self.network.encoder_of(name)
+    def feature_layer(self, name: str, output: str) -> nn.Module | None:
+        return self.network.feature_layer(name, output)
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         u, v = self.network(batch, embedded).values()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luban.errors import RecipeError, problem
 from luban.nn import forms
-from luban.nn.tokens import Dense, Encoder, Span, Tokens
+from luban.nn.tokens import Dense, Encoder, Pyramid, Span, Tokens
 from luban.nn.vision import weights as files
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and deviation of its pixels, 0 to 255
@@ -26,6 +26,7 @@ class Backbone(Encoder):
     """
 
     accepts = ("grid",)
+    mapped = True
     deep = True
     plenty = 2000
     usual: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]] = IMAGENET
@@ -52,7 +53,7 @@ class Backbone(Encoder):
             self.register_buffer("usual_scale", 1 / deviation)
         self.net = make(channels)
         shapes = _shapes(make, channels, column)
-        self.channels = [shape[0] for shape in shapes]  # of each map, for what reads several
+        self.pyramid = Pyramid(*zip(*((s[0], tuple(s[1:])) for s in shapes)), tuple(column.hw))
         size, *grid = shapes[-1]
         positions = grid[0] * grid[1]
         self.last = nn.Identity()  # what Grad-CAM reads
@@ -79,13 +80,18 @@ class Backbone(Encoder):
 
     def maps(self, embedded: Tensor, mask: Tensor) -> list[Tensor]:
         """The feature maps (B, C', H', W'), finest first."""
-        return self.net.maps(self.pixels(embedded, mask))
+        *finer, last = self.net.maps(self.pixels(embedded, mask))
+        return [*finer, self.last(last)]
+
+    def read(self, embedded: Tensor, mask: Tensor) -> tuple[list[Tensor], Tokens]:
+        """Both that heads may read, of one pass: the maps, and the Tokens of the last one."""
+        maps = self.maps(embedded, mask)
+        h = maps[-1].permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'W', C')
+        h = self.dense(h.flatten(1)[:, None] if len(self.dense) else h)
+        return maps, Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool), (self.span,))
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
-        h = self.last(self.maps(embedded, mask)[-1])
-        h = h.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'W', C')
-        h = self.dense(h.flatten(1)[:, None] if len(self.dense) else h)
-        return Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool), (self.span,))
+        return self.read(embedded, mask)[1]
 
     @property
     def feature_layer(self) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luban.nn.parts import Joined, same_padded
 from luban.nn.transformer import StochasticDepth, rising
 from luban.nn.vision.backbone import Backbone, initialised, small
+from luban.nn.vision.depthwise import Depthwise
 from luban.nn.vision.weights import Table
 from luban.settings import Fraction, Model
 
@@ -156,8 +157,12 @@ class Same(nn.Conv2d):
         super().__init__(size, out, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = same_padded(x, self.kernel_size[0], self.stride[0])
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        k, s = self.kernel_size[0], self.stride[0]
+        even = k // 2 if s == 1 else 0  # on both sides: the convolution does it itself
+        x = x if even else same_padded(x, k, s)
+        if self.groups > 1 and self.training and self.bias is None and x.device.type == "cpu":
+            return Depthwise.apply(x, self.weight, s, even)
+        return F.conv2d(x, self.weight, self.bias, self.stride, even, 1, self.groups)
 
 
 def _norm(size: int) -> nn.BatchNorm2d:

@@ -56,9 +56,12 @@ class ViT(Backbone):
         self.length += 1
         self.net.features = self.last
 
-    def forward(self, embedded: Tensor, mask: Tensor) -> Tokens:
+    def maps(self, embedded: Tensor, mask: Tensor) -> list[Tensor]:
+        return self.read(embedded, mask)[0]
+
+    def read(self, embedded: Tensor, mask: Tensor) -> tuple[list[Tensor], Tokens]:
         h = self.net(self.pixels(embedded, mask))
-        return Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool), (self.span,))
+        return [self.net.map(h)], Tokens(h, h.new_ones(h.shape[:2], dtype=torch.bool), (self.span,))
 
 
 class Net(nn.Module):
@@ -90,14 +93,14 @@ class Net(nn.Module):
         h = torch.cat([self.cls_token.expand(len(h), -1, -1), h], 1) + self.pos_embed
         h = self.blocks[:-1](h)
         if self.features is not None:
-            seen = self.features(self._map(h))
+            seen = self.features(self.map(h))
             h = torch.cat([h[:, :1], seen.flatten(2).transpose(1, 2)], 1)
         return self.norm(self.blocks[-1](h))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        return [self._map(self(x))]
+        return [self.map(self(x))]
 
-    def _map(self, h: Tensor) -> Tensor:
+    def map(self, h: Tensor) -> Tensor:
         return h[:, 1:].transpose(1, 2).unflatten(2, self.grid)
 
 

@@ -160,7 +160,7 @@ def explain_rows(
             method, output, games[0], answers, explained, found.weights, found.error, ends[:, 1], baseline,
             checks.completeness(found.weights, ends[:, 1], baseline) if shares_out else None,
             checks.deletion(masked[0], found.weights, seed), found.own,
-            tuple(n for n, layer in feature_layers(network, list(values[0])).items() if layer is None)
+            tuple(n for n, layer in feature_layers(network, list(values[0]), output).items() if layer is None)
             if method == "grad-cam" else (),
             _by_token(scorer, columns[output], games[0], method, steps) if own is not None and own.ndim == 2 and method in BY_TOKEN else {},
         )  # fmt: skip

@@ -18,7 +18,8 @@ def grad_cam(score: Callable[[], Tensor], layer: nn.Module, size: tuple[int, ...
     """The map of one forward pass, (B, *size): positive where a position speaks for the answer, never negative.
 
     `score` runs the network and gives (B,); `layer` gives (B, C, H, W), (B, C, T), or (B x F, C, H, W). Channels are weighted by the mean of
-    their gradient, added, cut off at zero and stretched to `size` (H, W), (T,) or (F, H, W).
+    their gradient, added, cut off at zero and stretched to `size` (H, W), (T,) or (F, H, W). Of a layer that is asked several times, once for
+    each level of a pyramid, the maps are added.
     Raises ValueError where the layer was not part of the pass or gives another shape.
     """
     seen: list[Tensor] = []
@@ -33,12 +34,20 @@ def grad_cam(score: Callable[[], Tensor], layer: nn.Module, size: tuple[int, ...
             total = score().sum()
     finally:
         handle.remove()
-    many = len(size) == 3 and len(seen) == 1 and seen[0].ndim == 4 and len(seen[0]) % size[0] == 0
-    if len(seen) != 1 or (seen[0].ndim != len(size) + 2 and not many):
+    if not seen or not all(s.ndim == len(size) + 2 or _of_many(s, size) for s in seen):
         raise ValueError([tuple(s.shape) for s in seen])
-    (slope,), layer_gave = torch.autograd.grad(total, seen), seen[0].detach()
-    if many:  # (B, C, F, H, W)
-        slope, layer_gave = (t.unflatten(0, (-1, size[0])).transpose(1, 2) for t in (slope, layer_gave))
+    slopes = torch.autograd.grad(total, seen, allow_unused=True)
+    return sum(_map(s.detach(), slope, size) for s, slope in zip(seen, slopes) if slope is not None)
+
+
+def _of_many(seen: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether a layer gives each of F pictures as an example of its own."""
+    return len(size) == 3 and seen.ndim == 4 and len(seen) % size[0] == 0
+
+
+def _map(seen: Tensor, slope: Tensor, size: tuple[int, ...]) -> Tensor:
+    if _of_many(seen, size):  # (B, C, F, H, W)
+        seen, slope = (t.unflatten(0, (-1, size[0])).transpose(1, 2) for t in (seen, slope))
     strength = slope.flatten(2).mean(2).view(*slope.shape[:2], *[1] * len(size))  # (B, C, 1, 1)
-    found = torch.relu((strength * layer_gave).sum(1, keepdim=True))  # (B, 1, H, W)
+    found = torch.relu((strength * seen).sum(1, keepdim=True))  # (B, 1, H, W)
     return F.interpolate(found, size=size, mode=STRETCHED[len(size)], align_corners=False)[:, 0]

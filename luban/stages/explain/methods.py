@@ -137,7 +137,7 @@ def by_segment(values: np.ndarray, index: np.ndarray, count: int, mean: bool = F
 
 
 def by_maps(task: Task) -> Found:
-    layers = feature_layers(task.scorer.network, list(task.examples[0].x))
+    layers = feature_layers(task.scorer.network, list(task.examples[0].x), task.scorer.output)
     if not any(layers.values()):
         raise Unsupported(
             "explain.no_feature_layer",
@@ -147,10 +147,10 @@ def by_maps(task: Task) -> Found:
     return Found([_mapped(task, r, layers) for r in range(len(task.examples))])
 
 
-def feature_layers(network: Any, inputs: Sequence[str]) -> dict[str, Any]:
-    """Per input the layer that Grad-CAM reads, None where its encoder has none."""
-    encoder_of = getattr(network, "encoder_of", lambda name: None)
-    return {n: getattr(encoder_of(n), "feature_layer", None) for n in inputs}
+def feature_layers(network: Any, inputs: Sequence[str], output: str) -> dict[str, Any]:
+    """Per input the layer that Grad-CAM reads for an output, None where its encoder has none."""
+    layer_of = getattr(network, "feature_layer", lambda name, output: None)
+    return {n: layer_of(n, output) for n in inputs}
 
 
 def _mapped(task: Task, row: int, layers: Mapping[str, Any]) -> np.ndarray:
