@@ -317,14 +317,23 @@ def shots(
     _numbers(report, json)
 
 
-def predict(folder: str, data: str, *, out: str = "-", processes: int = 1) -> None:
+def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw: str | None = None) -> None:
     from luban.predictions import predict_file, writer_for
+    from luban.showing import FILMED, checked, film, is_video
 
-    writer_for(out)
+    filmed = data.lower().endswith(FILMED)
+    (checked if filmed else writer_for)(out)
     if processes < 1:
         raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want="integer >= 1"))
     _sound(None if folder.endswith(".onnx") else folder, data, out=None if out == "-" else out)
-    rows, bad = predict_file(_answering(folder), data, out, processes=processes)
+    model = _answering(folder)
+    if filmed and is_video(getattr(model, "engine", model), data):
+        found = film(model, data, out)
+        console.tell("predict.filmed", **{k: f"{v:.1f}" if isinstance(v, float) else v for k, v in found.items()})
+        return _result({**found, "out": out}) if out != "-" else None
+    if draw is not None:
+        _sound(out=draw)
+    rows, bad = predict_file(model, data, out, processes=processes, draw=draw)
     console.tell("predict.done", rows=rows, bad=bad)
     if out != "-":
         _result({"rows": rows, "errors": bad, "out": out})

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,14 +31,21 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, at t
 
 
 def predict_file(
-    model: Any, source: Any, out: str | Path = "-", *, chunk: Count = CHUNK, processes: Count = 1
+    model: Any,
+    source: Any,
+    out: str | Path = "-",
+    *,
+    chunk: Count = CHUNK,
+    processes: Count = 1,
+    draw: str | Path | None = None,
 ) -> tuple[int, int]:
     """Answer every row of `source` and write them; how many rows there were, and how many of them have an error.
 
     model: a Bundle or an Engine. source: what `luban.data.sources.read` takes, `-` is standard input. out: a .csv,
     .parquet or .jsonl file, written whole or not at all, or `-` for JSON lines on standard output. In tables a label
     that is not among an answer's candidates has an empty probability. `processes` > 1: so many answer blocks of `chunk` rows,
-    each with the saved model; the lines stand in the order of the rows all the same.
+    each with the saved model; the lines stand in the order of the rows all the same. `draw`: a folder for each row's image
+    with its boxes drawn in.
     Raises DataError where the data lack an input column, RequestError for another kind of file.
     """
     engine: Engine = getattr(model, "engine", model)
@@ -47,8 +54,13 @@ def predict_file(
     for note in rows.notes:
         console.block(str(note))
     count = bad = 0
+    seen = None
+    if draw is not None:
+        from luban.showing import Pictures
+
+        seen = Pictures(engine, draw)
     with writer(str(out), engine) as sink:
-        for found in lines(engine, rows, chunk, _spread(model, rows, chunk, processes)):
+        for found in lines(engine, rows, chunk, _spread(model, rows, chunk, processes), seen):
             sink.write(found)
             count += len(found)
             bad += sum(r.answers is None for r in found)
@@ -90,16 +102,22 @@ def _spread(model: Any, rows: Rows, chunk: int, processes: int) -> Iterator[list
 
 
 def lines(
-    engine: Engine, rows: Rows, chunk: int = CHUNK, ready: Iterator[list[Row]] | None = None
+    engine: Engine,
+    rows: Rows,
+    chunk: int = CHUNK,
+    ready: Iterator[list[Row]] | None = None,
+    seen: Callable[[Any, Any, list[Row]], None] | None = None,
 ) -> Iterator[list[Row]]:
     """Per input row its answers or its error, in the order of the file; quarantined rows stand where they stood.
 
-    `ready`: the answers of each block, where others compute them.
+    `ready`: the answers of each block, where others compute them. `seen` gets each block: table, lines, answers.
     """
     waiting = deque(sorted(rows.quarantine, key=lambda q: q.line))
     for start in range(0, len(rows), chunk):
         found: list[Row] = []
         block = next(ready) if ready is not None else answers(engine, rows.table.slice(start, chunk))
+        if seen is not None:
+            seen(rows.table.slice(start, chunk), rows.lines[start : start + chunk], block)
         for line, row in zip(rows.lines[start : start + chunk], block, strict=True):
             while waiting and waiting[0].line < line:
                 found.append(Row(None, waiting.popleft().reason))

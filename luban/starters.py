@@ -234,6 +234,34 @@ def _parcels(folder: Path) -> str:
     return _csv(folder / "parcels.csv", ("picture", "note", "weight", "arrived"), lines)
 
 
+def _things(folder: Path) -> str:
+    """200 pictures of 64 pixels with one to three boxes or balls on noise, and where they are."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir(exist_ok=True)
+    lines = []
+    for i in range(200):
+        pixels, objects = rng.integers(60, 196, (64, 64, 3)).astype(np.uint8), []
+        for at in rng.permutation(4)[: rng.integers(1, 4)]:  # one in each quarter at most
+            width, height = (int(n) for n in rng.integers(14, 27, 2))
+            x, y = (int(32 * q + rng.integers(0, 33 - n)) for q, n in ((at % 2, width), (at // 2, height)))
+            down, across = np.mgrid[:height, :width]
+            ball = bool(rng.random() < 0.5)
+            round_ = (2 * down / (height - 1) - 1) ** 2 + (2 * across / (width - 1) - 1) ** 2 <= 1
+            inside = round_ if ball else np.ones((height, width), bool)
+            pixels[y : y + height, x : x + width][inside] = rng.integers(0, 256, 3) // 2 + (128 if ball else 0)
+            objects.append({"label": "ball" if ball else "box", "box": [x, y, width, height]})
+        name = f"pictures/{i:03}.png"
+        Image.fromarray(pixels).save(folder / name)
+        lines.append(json.dumps({"picture": name, "objects": objects}))
+    (folder / "things.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "things.jsonl"
+
+
 def _csv(path: Path, header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -268,6 +296,7 @@ STARTERS = {
     "image-classification": Starter(
         _sample("digits"), {"inputs": {"image": "image"}, "outputs": {"label": "category"}}, 10
     ),
+    "object-detection": Starter(_things, {"inputs": {"picture": "image"}, "outputs": {"objects": "boxes"}}, 15),
     "multimodal-classification": Starter(
         _parcels,
         {"inputs": {"picture": "image", "note": "text", "weight": "number"}, "outputs": {"arrived": "category"}},

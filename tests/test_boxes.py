@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image as Pillow
 
-from luban import registry
 from luban.columns.base import make
 from luban.columns.geometry import overlaps, placement
 from luban.columns.picture import fitted
@@ -337,7 +336,6 @@ def test_bad_rows_go_aside_and_are_counted(tmp_path):
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------------
-@pytest.mark.skipif("fcos" not in registry.HEADS, reason="no head")
 def test_the_image_is_told_and_nothing_is_cut_off():
     recipe = Recipe.of({"luban": 1, "inputs": {"photo": "image"}, "outputs": {"objects": "boxes"}})
     assert recipe.task() == "object-detection"
@@ -349,3 +347,14 @@ def test_the_image_is_told_and_nothing_is_cut_off():
     for inputs, of in (({"a": "image", "b": "image"}, None), ({"a": "text"}, None), ({"a": "image"}, "c")):
         with pytest.raises(RecipeError, match="image"):
             Recipe.of({"luban": 1, "inputs": inputs, "outputs": {"objects": {"boxes": {"of": of} if of else {}}}})
+
+
+def test_how_far_two_answers_agree():
+    from luban.columns.base import Answer
+
+    _, column = pair()
+    box = lambda k, x, s=0.9: {"label": k, "box": [x, 0, 10, 10], "score": s}  # noqa: E731
+    agree = lambda a, b: column.agree(Answer(a), Answer(b))  # noqa: E731
+    assert agree([], []) == 1 and agree([box("cat", 0)], []) == 0 and agree([box("cat", 0, 0.1)], []) == 1
+    assert agree([box("cat", 0), box("cat", 30)], [box("cat", 1)]) == pytest.approx(2 / 3)
+    assert agree([box("cat", 0)], [box("ball", 0)]) == 0 and agree([box("cat", 0)], [box("cat", 6)]) == 0

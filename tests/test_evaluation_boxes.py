@@ -64,7 +64,7 @@ def test_the_worst_images_are_drawn(view):
     worst = view.worst(9).tolist()
     assert worst == [2, 4, 1]
     f1, truth, answer = view.row(1)
-    assert f1 == "0.50" and truth.startswith("<img") and answer.startswith("<img") and truth != answer
+    assert f1 == "0.50" and "<img" in truth and "<img" in answer and truth != answer
     assert len(view.row_names()) == 3
 
 

@@ -42,7 +42,7 @@ ORDER = [
     {"generation"},
     {"card", "bundle", "huggingface", "onnx_file"},
     {"training", "evaluation"},
-    {"stages", "predictions", "predicting"},
+    {"stages", "predictions", "predicting", "showing"},
     {"asking", "pages", "starters", "doctor", "foreign", "applying", "requests", "scaling", "searching", "prompted"},
     {"comparing"},
     {"tuning"},

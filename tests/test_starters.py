@@ -39,6 +39,7 @@ def test_a_starter_runs(task, tmp_path, capsys, monkeypatch):
         ("text2text-generation", "exact_match", 0.8),
         ("token-classification", "f1", 0.85),
         ("question-answering", "f1", 0.85),
+        ("object-detection", "map_50", 0.5),
     ],
 )
 def test_a_starter_as_it_is_learns(task, metric, least, tmp_path):

@@ -210,6 +210,10 @@ class Column:
         """An encoded batch x (B, ...) as a corruption of that name leaves it, severity 1 to 5."""
         raise NotImplementedError
 
+    def agree(self, first: Answer, second: Answer) -> float:
+        """How far two answers are the same, 0 to 1."""
+        return float(first.value == second.value)
+
     def beside(self, others: Mapping[str, Column]) -> Self:
         """The column among the others of its recipe: one that is `of:` another gets to know it."""
         return self

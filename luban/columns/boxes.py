@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from luban.columns.base import Answer, Column, Ragged, to_list
-from luban.columns.geometry import Placement, areas, clipped
+from luban.columns.drawn import likely
+from luban.columns.geometry import Placement, areas, clipped, overlaps
 from luban.columns.suppression import candidates, suppressed
 from luban.data import boxes
 from luban.data.boxes import Region
@@ -23,6 +24,7 @@ from luban.errors import BundleError, DataError, RequestError, problem
 from luban.settings import Count, Fraction
 
 SEEN = 0.1  # share of a box that must be in the network's picture to be learned
+SAME = 0.5  # overlap from which on two boxes are of the same thing
 WIDTH = 5  # numbers of a box: class, x0, y0, x1, y1
 CORNERS = 4  # numbers before the logits of a candidate
 
@@ -215,6 +217,18 @@ class Boxes(Column):
         chosen = places[fitting[nth]] if fitting else places[0] if places else best
         return np.array(chosen, np.int64), self.labels[chosen % self.size]
 
+    def agree(self, first: Answer, second: Answer) -> float:
+        """F1 of the likely boxes of one answer against those of the other, of the same class and with an overlap of 0.5; 1 where both have none."""
+        mine, theirs = likely(first.value), likely(second.value)
+        free, same = list(theirs), 0
+        for one in mine:
+            rivals = [v for v in free if v["label"] == one["label"]]
+            shared = overlaps(_corners([one]), _corners(rivals)) if rivals else np.zeros(0)
+            if len(shared) and shared.max() >= SAME:
+                free.remove(rivals[int(shared.argmax())])
+                same += 1
+        return 2 * same / (len(mine) + len(theirs)) if mine or theirs else 1.0
+
     def spread(self, shown: np.ndarray, x: np.ndarray) -> np.ndarray:
         return np.asarray(shown)[..., None, None]
 
@@ -238,3 +252,10 @@ class Boxes(Column):
         regions = self.regions(value) or ()
         lines = (f"{r.label} {' '.join(f'{n:g}' for n in r.box)}" for r in regions)
         return super().render("; ".join(lines), weights)
+
+
+def _corners(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """x0, y0, x1, y1 (n, 4)."""
+    corners = np.array([v["box"] for v in found], np.float64)
+    corners[:, 2:] += corners[:, :2]
+    return corners

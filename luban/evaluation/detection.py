@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from luban.columns.drawn import LIKELY
 from luban.evaluation.intervals import Metric, bootstrap, percentile
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -186,18 +187,15 @@ class Judged:
         return rows
 
     def by_image(self) -> np.ndarray:
-        """(I,): F1 of the boxes of probability 0.5 or more at an overlap of 0.5; 1 where rightly nothing was found, NaN where only crowds are."""
+        """(I,): F1 of the boxes that would be drawn, those of probability 0.3 or more, at an overlap of 0.5; 1 where rightly nothing was found, NaN where only crowds are."""
         hits, wrong, truths = np.zeros(self.count), np.zeros(self.count), np.zeros(self.count)
         for m in self.matches:
-            sure = m.scores >= SURE
+            sure = m.scores >= LIKELY
             hits += np.bincount(m.images, m.right[0, 0] & sure, self.count)
             wrong += np.bincount(m.images, m.counts[0, 0] & ~m.right[0, 0] & sure, self.count)
             truths += m.truths[0]
         total = truths + hits + wrong
         return np.where(total > 0, 2 * hits / np.maximum(total, 1), 1.0)
-
-
-SURE = 0.5  # probability from which on a box is told apart from a guess
 
 
 def _mean(values: np.ndarray) -> float:

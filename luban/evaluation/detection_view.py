@@ -18,9 +18,10 @@ from luban.evaluation.baselines import Baseline
 from luban.evaluation.detection import RECALLS, Boxes, Judged, curve
 from luban.evaluation.intervals import Metric
 from luban.evaluation.views import CURVES, Shown, View
+from luban.markup import tag
 from luban.messages import say
 
-WIDE = 260  # pixels of a picture in the table of the worst ones
+WIDE = 280  # pixels of a picture in the table of the worst ones
 
 
 class DetectionView(View):
@@ -103,7 +104,10 @@ class DetectionView(View):
         picture = column.image_column.whole(value[0] if isinstance(value, np.ndarray) else value[0].as_py())
         truth = [r.plain() for r in self.predictions.truth[i]]
         shown = (draw(picture, v, self.labels, least=WIDE) for v in (truth, likely(answer)))
-        return [f"{self.per_row()[i]:.2f}", *(Shown(plots.image(v, width=WIDE)) for v in shown)]
+        return [
+            f"{self.per_row()[i]:.2f}",
+            *(Shown(tag("div", plots.image(v, width=WIDE), class_="large")) for v in shown),
+        ]
 
 
 def _boxes(rows: list[tuple[Any, int, Any]]) -> Boxes:

@@ -109,7 +109,7 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
         cells_of = lambda of: cells(framed.table[of])  # noqa: E731
         answers = [answering.decoded(b.columns[name], o[name], cells_of) for b, o in zip((before, after), raw)]
         wide = before.columns[name].form == "grid"
-        found.agreement[name] = _apart(*(o[name] for o in raw)) if wide else agreement(*answers)
+        found.agreement[name] = _apart(*(o[name] for o in raw)) if wide else agreement(before.columns[name], *answers)
     lacks = getattr(before.network, "lacks", ())
     if explain and "score" not in lacks and all(hasattr(before.network, v) for v in ("embed", "score")):
         found.explained = min(explain, found.rows)
@@ -195,10 +195,10 @@ def _apart(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return {"correlation": float(np.corrcoef(first.ravel(), second.ravel())[0, 1]), "distance": mean(each)}
 
 
-def agreement(first: list[Any], second: list[Any]) -> dict[str, Any]:
-    """How often both give the same answer; for numbers their correlation and mean distance in raw units."""
-    if first[0].probability is not None:
-        return {"same": mean(np.array([a.value == b.value for a, b in zip(first, second)], float))}
+def agreement(column: Any, first: list[Any], second: list[Any]) -> dict[str, Any]:
+    """How often, or how far, both give the same answer; for numbers their correlation and mean distance in raw units."""
+    if column.form != "scalar":
+        return {"same": mean(np.array([column.agree(a, b) for a, b in zip(first, second)]))}
     a, b = (np.array([x.value for x in side], float) for side in (first, second))
     varies = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
     return {"correlation": float(np.corrcoef(a, b)[0, 1]) if varies else None, "distance": mean(np.abs(a - b))}

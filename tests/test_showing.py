@@ -1,0 +1,102 @@
+"""Answers drawn into pictures and videos, by a detector that sees a red rectangle without having learned anything."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from luban.columns.base import make
+from luban.data.sources import read
+from luban.errors import DataError, RequestError
+from luban.predictions import predict_file
+from luban.showing import Pictures, checked, film, is_video
+
+SIZE = (48, 64)
+
+
+class Red:
+    """An engine whose one candidate is the box around what is red."""
+
+    def __init__(self, image, boxes):
+        self.columns = {"photo": image, "objects": boxes}
+        self.inputs, self.outputs = ("photo",), ("objects",)
+
+    def run(self, arrays):
+        out = np.zeros((arrays.size, 1, 5), np.float32)
+        for row, x in zip(out, arrays.inputs["photo"][0]):
+            y, across = np.nonzero((x[0] > 150) & (x[1] < 100))
+            row[0] = [across.min(), y.min(), across.max() + 1, y.max() + 1, 4.0] if len(y) else [0, 0, 1, 1, -9.0]
+        return {"objects": out}
+
+
+def frame(x):
+    picture = np.full((*SIZE, 3), 90, np.uint8)
+    picture[10:26, x : x + 20] = (230, 20, 20)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def engine():
+    image = make("photo", "image", {"shape": "pad"}).fit([frame(0)])
+    column = make("objects", "boxes", {"of": "photo"}).beside({"photo": image})
+    return Red(image, column.fit([[{"label": "ball", "box": [0, 0, 9, 9]}]], of=[frame(0)]))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, SIZE[::-1])
+    for i in range(20):
+        writer.write(np.ascontiguousarray(frame(2 * i)[..., ::-1]))
+    writer.release()
+    return str(tmp_path / "clip.avi")
+
+
+def test_pictures_of_the_answers(engine, tmp_path):
+    for i in range(3):
+        Image.fromarray(frame(10 * i)).save(tmp_path / f"p{i}.png")
+    (tmp_path / "rows.csv").write_text("photo\np0.png\ngone.png\np2.png\n")
+    rows, bad = predict_file(
+        engine, read(tmp_path / "rows.csv"), tmp_path / "out.jsonl", chunk=2, draw=tmp_path / "drawn"
+    )
+    assert (rows, bad) == (3, 1)
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["00002-p0.jpg", "00004-p2.jpg"]
+    told = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[2])
+    assert told["objects"][0]["label"] == "ball" and told["objects"][0]["box"] == [20, 10, 20, 16]
+    assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "00004-p2.jpg")).astype(int) - frame(20)).max() > 60
+
+
+def test_a_video_gets_its_boxes(engine, clip, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    assert is_video(engine, clip)
+    for ending in (".avi", ".mp4"):
+        found = film(engine, clip, str(tmp_path / f"out{ending}"))
+        assert found["frames"] == 20 and found["answered_per_second"] >= found["frames_per_second"] > 0
+        reader = cv2.VideoCapture(str(tmp_path / f"out{ending}"))
+        good, first = reader.read()
+        reader.release()
+        assert good and first.shape == (*SIZE, 3)
+        blue = first[..., ::-1][9:27, 18:22].astype(int) - frame(0)[9:27, 18:22]
+        assert np.abs(blue).max() > 50  # an edge of the rectangle
+    assert not [p for p in tmp_path.iterdir() if ".tmp" in p.name]
+
+
+def test_a_line_for_each_frame(engine, clip, tmp_path):
+    film(SimpleNamespace(engine=engine), clip, str(tmp_path / "out.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(20)) and lines[10]["second"] == 1.0
+    lefts = [line["objects"][0]["box"][0] for line in lines]
+    assert np.abs(np.array(lefts) - 2 * np.arange(20)).max() <= 2  # JPEG blurs edges
+
+
+def test_what_cannot_be_drawn_is_told(engine, tmp_path):
+    other = SimpleNamespace(columns={"y": SimpleNamespace(form="index")}, outputs=("y",), inputs=("photo",))
+    with pytest.raises(RequestError, match="no boxes"):
+        Pictures(other, tmp_path / "x")
+    with pytest.raises(RequestError, match="mp4"):
+        checked("out.gif")
+    (tmp_path / "no.avi").write_bytes(b"RIFF....AVI nothing")
+    with pytest.raises(DataError):
+        film(engine, str(tmp_path / "no.avi"), "-")
