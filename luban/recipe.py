@@ -94,7 +94,12 @@ JOINTLY = {  # settings of an input that is read jointly; see `luban.columns.joi
 }
 APART = ("pair", "match", "masked")  # fusions that want every text by itself
 KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
-TASKS = {"tags": "token-classification", "span": "question-answering", "boxes": "object-detection"}
+TASKS = {
+    "tags": "token-classification",
+    "span": "question-answering",
+    "boxes": "object-detection",
+    "mask": "image-segmentation",
+}
 # Adam without momentum, weights that are averaged and not decayed, one rate to the end (Zhang et al. 2019; Karras et al. 2020).
 RIVALS = {
     "optimizer": {"adam": {"beta1": 0.0, "beta2": 0.99}},

@@ -21,6 +21,7 @@ COLUMNS = {
     "labels": "luban.columns.labels:Labels",
     "text": "luban.columns.text:Text",
     "image": "luban.columns.image:Image",
+    "mask": "luban.columns.mask:Mask",
     "noise": "luban.columns.noise:Noise",
     "video": "luban.columns.video:Video",
     "tags": "luban.columns.tags:Tags",
@@ -82,6 +83,7 @@ HEADS = {
     "dcgan": "luban.nn.vision.dcgan:DCGAN",
     "fcos": "luban.nn.heads.fcos:FCOS",
     "faster_rcnn": "luban.nn.heads.faster_rcnn:FasterRCNN",
+    "unet": "luban.nn.heads.unet:UNet",
 }
 EDITS = {
     "quantize_linear": "luban.nn.edits:quantize_linear",

@@ -42,6 +42,7 @@ HIGHER = {
     "hidden": {"accuracy": True, "perplexity": False},
     "text": {"chrf": True, "bleu": True, "rouge_l": True, "exact_match": True, "word_error_rate": False, "bits_per_byte": False, "perplexity": False},
     "image": {"frechet": False, "recognised": True, "precision": True, "recall": True},
+    "mask": {"mean_iou": True, "accuracy": True},
     "tags": {"f1": True, "precision": True, "recall": True, "f1_macro": True, "accuracy": True},
     "span": {"exact_match": True, "f1": True, "has_answer_exact_match": True, "has_answer_f1": True, "no_answer_accuracy": True},
 }  # fmt: skip

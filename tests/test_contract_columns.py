@@ -41,6 +41,14 @@ def gif(seed, frames=5):
     return base64.b64encode(file.getvalue()).decode()
 
 
+def mask_png(classes):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(classes).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 TALK = [{"role": "user", "content": "is it good?"}, {"role": "assistant", "content": "它很好看。 😀"}]
 VALUES = {
     "number": [1.5, -2.0, None, 1e9, 0.25, 3.0, 3.0],
@@ -62,6 +70,15 @@ VALUES = {
         {"prompt": TALK[:1], "chosen": TALK, "rejected": [*TALK[:1], {"role": "assistant", "content": "?"}]},
     ],
     "image": [png(0), png(1), None, png(2, 40, 10), png(3, 12, 10), png(4), png(5)],
+    "mask": [
+        np.eye(16, 40, dtype=np.int64) * 2,
+        [[0, 1, 255, 2] * 10] * 16,
+        None,
+        "",
+        mask_png(np.arange(640, dtype=np.uint8).reshape(16, 40) % 3),
+        np.ones((16, 40)),
+        np.zeros((16, 40), bool),
+    ],
     "noise": [3, 0, None, "", "12", 4.0, 2**40],
     "video": [gif(0), gif(1, 3), None, "", gif(2, 1), png(3), gif(4, 20)],
     "labels": ["a;b", ["b", "c"], None, "", [], NASTY, "c; a"],
@@ -250,6 +267,7 @@ def test_collate(type, settings):
         "grid": 4,
         "frames": 5,
         "boxes": 3,
+        "mask": 3,
     }
     assert x.ndim == ranks[column.form] and len(x) == len(mask) == len(values)
     assert np.isfinite(x.astype(float)).all(), "a network must never see a NaN"

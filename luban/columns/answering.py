@@ -67,7 +67,7 @@ def outputs_of(engine: Engine, examples: Examples, batch: int = BATCH) -> dict[s
         arrays = examples.arrays(index)
         for name, o in engine.run(arrays).items():
             column = engine.columns[name]
-            found.setdefault(name, []).append(unpadded(column, o, arrays) if column.along else o)
+            found.setdefault(name, []).append(unpadded(column, o, arrays) if column.along else column.narrowed(o))
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return {n: _joined(parts, back) for n, parts in found.items()}

@@ -152,6 +152,10 @@ class Column:
         """The answer that one row of a head's output means. Softmax, NMS, CTC live here: every engine shares them."""
         raise DataError("column.not_an_output", name=self.name, type=self.type)
 
+    def narrowed(self, o: np.ndarray) -> np.ndarray:
+        """Head outputs (B, ...) as they are kept for many rows, for `decode`: what it does not need is left out."""
+        return o
+
     def numbered(self, array: np.ndarray) -> np.ndarray:
         """Head outputs (N, ...) -> the answers that they mean, as `score` wants them fixed: (N,), zeros where there are no
         classes, or ids (N, T) of a text, `GONE` behind its end.

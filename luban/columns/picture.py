@@ -133,6 +133,21 @@ def pixels(image: Any, channels: int, about: tuple[int, int] | None = None) -> n
     return array[..., None] if channels == 1 else array
 
 
+def indices(value: Any, *, files: bool = True) -> np.ndarray:
+    """The numbers (H, W) that stand in a grey or palette picture, as they are. Raises DataError for one in colour."""
+    from PIL import Image
+
+    image = open_image(value, files=files)
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+        place = getattr(image, "luban_place", "")
+        raise DataError(problem("image.damaged", place=place, reason=str(e)[:100])) from e
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+        raise DataError(problem("mask.colour", place=getattr(image, "luban_place", ""), found=image.mode))
+    return np.asarray(image).astype(np.int64)
+
+
 def _eight_bits(image: Any) -> Any:
     """I, I;16 and F, which `convert` would clip at 255, scaled to 0..255."""
     from PIL import Image

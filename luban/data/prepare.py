@@ -156,7 +156,7 @@ def located(rows: Rows, types: Mapping[str, str]) -> Rows:
 
     import pyarrow as pa
 
-    for name in (n for n, kind in types.items() if kind in ("image", "video")):
+    for name in (n for n, kind in types.items() if kind in ("image", "mask", "video")):
         column = rows.table[name]
         if rows.root is None or str(column.type) not in ("string", "large_string"):
             continue

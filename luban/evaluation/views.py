@@ -29,6 +29,7 @@ MAIN = {
     "boxes": ("map", True),
 }  # the metric that baselines are compared by; higher is better
 
+LOOKED = 1000  # training rows whose masks are looked at
 CURVES = 10  # classes that one plot can still tell apart
 
 
@@ -321,6 +322,7 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         return found
     from luban.evaluation.detection_view import DetectionView
     from luban.evaluation.label_view import LabelsView
+    from luban.evaluation.mask_view import MaskView
     from luban.evaluation.span_view import SpanView
     from luban.evaluation.tag_view import TagsView
 
@@ -328,9 +330,14 @@ def view(name: str, predictions: Predictions, judged: Table, *, resamples: int, 
         from luban.evaluation.made_view import MadeView
 
         return MadeView(name, predictions, resamples, seed, judged)
-    kind = {**VIEWS, "labels": LabelsView, "tags": TagsView, "span": SpanView, "boxes": DetectionView}[
-        predictions.column.type
-    ]
+    kind = {
+        **VIEWS,
+        "labels": LabelsView,
+        "tags": TagsView,
+        "span": SpanView,
+        "boxes": DetectionView,
+        "mask": MaskView,
+    }[predictions.column.type]
     return kind(name, predictions, resamples, seed, judged)
 
 
@@ -392,8 +399,18 @@ def _features(bundle: Any, *tables: Any) -> list[Any]:
     return [hstack([made[n](cells(t[n])) for n in bundle.inputs]).tocsr() if t.num_rows else None for t in tables]
 
 
+def _positions(column: Any, train: Any) -> Baseline:
+    """Of a class for every pixel: what stands there most often in some of the training rows."""
+    from luban.evaluation.mask_view import per_position
+
+    few = train.take(np.unique(np.linspace(0, train.num_rows - 1, LOOKED).astype(int)))
+    return per_position(column.encode_all(cells(few[column.name]), of=cells(few[column.of])), column.size)
+
+
 def _along(bundle: Any, column: Any, train: Any, test: Any) -> list[Baseline]:
-    """Of an output that is `of:` an input: boxes of an image, an answer for each position of a text, or a stretch of it."""
+    """Of an output that is `of:` an input: boxes or a mask of an image, an answer for each position of a text, or a stretch of it."""
+    if column.type == "mask":
+        return [_positions(column, train)]
     if column.type == "boxes":
         from luban.evaluation.detection_view import detection_baselines
 

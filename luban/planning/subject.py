@@ -159,6 +159,8 @@ def _made_up(recipe: Recipe, columns: Mapping[str, Column], count: int) -> Examp
             return Ragged(random.integers(2, column.size, count * length, np.int32), np.arange(count + 1) * length)
         if column.form == "grid":
             return random.integers(0, 256, (count, column.size, *column.hw), np.uint8)
+        if column.form == "mask":
+            return random.integers(0, column.size, (count, *columns[column.of].hw), np.uint8)
         if column.drawn:
             return np.arange(count)
         if column.form == "frames":
