@@ -386,4 +386,6 @@ def test_a_longer_text_may_be_surer():
 
 
 def test_the_forms_are_all_tried():
-    assert {f for _, f in CASES} == {"scalar", "index", "ids", "vectors", "grid"} and set(MANY) <= {f for _, f in CASES}
+    assert {f for _, f in CASES} == {"scalar", "index", "ids", "vectors", "grid", "frames"} and set(MANY) <= {
+        f for _, f in CASES
+    }

@@ -84,7 +84,11 @@ class Examples:
     def lengths(self) -> np.ndarray | None:
         """Per example the longest of its inputs and texts to write, None where nothing is ragged."""
         sides = {**self.inputs, **self.targets}
-        found = [e.lengths for n, e in sides.items() if isinstance(e, Ragged) and self.columns[n].of_form != "grid"]
+        found = [
+            e.lengths
+            for n, e in sides.items()
+            if isinstance(e, Ragged) and getattr(self.columns.get(n), "of_form", "") != "grid"
+        ]
         return np.maximum.reduce(found) if found else None
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
