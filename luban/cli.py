@@ -499,7 +499,7 @@ def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str =
 
     _sound(folder, data, "export", to=to, out=named(out, "export"))
     bundle = _load(folder, move=False)
-    path = str(bundle.export(to, out=out, data=data or (_rows_of(bundle) if to == "onnx" else None)))
+    path = str(bundle.export(to, out=out, data=data or (_rows_of(bundle) if to in ("onnx", "openvino") else None)))
     _result({"path": path, "to": to}, say("export.done", path=path))
 
 

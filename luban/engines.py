@@ -32,7 +32,27 @@ TYPES = {
 }
 
 
-class OnnxEngine:
+class Described:
+    """What every engine over a file knows of its model: columns, recipe, and what the graph calls inputs and outputs."""
+
+    def __init__(self, path: Path, about: Mapping[str, str]):
+        """`about`: what stands in the file as `luban.*`. Raises BundleError for what is none, RecipeError for a column that is not there."""
+        self.path, self.recipe = path, about["luban.recipe"]
+        self.weights = about.get("luban.weights", "")  # SHA-256 of the weights it was made from
+        plain = _json(about["luban.columns"], path, list)
+        self.columns = together({c.name: c for c in (from_json(_dict(p, path)) for p in plain)})
+        feeds = _json(about["luban.feeds"], path, dict)
+        try:
+            self.feeds = [(str(n), str(x), str(mask)) for n, x, mask in feeds["inputs"]]
+            self.outputs = tuple(str(n) for n in feeds["outputs"])
+            self.inputs = tuple(n for n, _, _ in self.feeds)
+            self.made = {str(n): str(v) for n, v in (feeds.get("vectors") or {}).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise BundleError("onnx.bad_description", path=str(path), reason=str(e)[:200]) from e
+        self.lacking = sorted({*self.inputs, *self.outputs} - self.columns.keys())
+
+
+class OnnxEngine(Described):
     """An exported model in ONNX Runtime on the processor, behind the interface that every engine has.
 
     `threads`: how many to compute with, None for what this process may use. `recipe`: the text of the recipe.
@@ -41,30 +61,17 @@ class OnnxEngine:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
-        self.path = Path(path)
-        data, about = opened(self.path)
-        self.recipe = about["luban.recipe"]
-        self.weights = about.get("luban.weights", "")  # SHA-256 of the weights it was made from
-        plain = _json(about["luban.columns"], self.path, list)
-        self.columns = together({c.name: c for c in (from_json(_dict(p, self.path)) for p in plain)})
-        feeds = _json(about["luban.feeds"], self.path, dict)
-        try:
-            self.feeds = [(str(n), str(x), str(mask)) for n, x, mask in feeds["inputs"]]
-            self.outputs = tuple(str(n) for n in feeds["outputs"])
-            self.inputs = tuple(n for n, _, _ in self.feeds)
-            self.made = {str(n): str(v) for n, v in (feeds.get("vectors") or {}).items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise BundleError("onnx.bad_description", path=str(path), reason=str(e)[:200]) from e
+        data, about = opened(Path(path))
+        super().__init__(Path(path), about)
         self.session = session(data, self.path, threads)
         self.types = {i.name: TYPES.get(i.type) for i in self.session.get_inputs()}
         wanted = {x for _, *pair in self.feeds for x in pair}
         given = {o.name for o in self.session.get_outputs()}
-        lacking = sorted({*self.inputs, *self.outputs} - self.columns.keys())
         if (
             self.types.keys() != wanted
             or None in self.types.values()
             or given != {*self.outputs, *self.made.values()}
-            or lacking
+            or self.lacking
         ):
             raise BundleError("onnx.other_graph", path=str(path))
 

@@ -84,7 +84,7 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
         except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as e:
             raise ExportMismatch("export.failed", reason=reason(e)) from e
         tidy(program.model)
-        describe(program.model, bundle, names)
+        describe(program.model, bundle)
         return program.model_proto.SerializeToString()
 
 
@@ -137,7 +137,7 @@ def tidy(model: Any) -> None:
     optimize_ir(model, should_fold=int8)
 
 
-def describe(model: Any, bundle: Bundle, names: list[list[str]]) -> None:
+def describe(model: Any, bundle: Bundle) -> None:
     """What an engine must know goes into the file; what an exporter says about this machine's folders goes out of it."""
     for node in model.graph:
         node.metadata_props.clear()
@@ -147,7 +147,13 @@ def describe(model: Any, bundle: Bundle, names: list[list[str]]) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "luban", __version__
-    about = {
+    model.metadata_props.update(about(bundle))
+
+
+def about(bundle: Bundle) -> dict[str, str]:
+    """What an engine must know beside the graph."""
+    names = feeds(bundle.inputs)
+    return {
         "luban.format": FORMAT,
         "luban.version": __version__,
         "luban.weights": bundle.fingerprint(),
@@ -159,7 +165,6 @@ def describe(model: Any, bundle: Bundle, names: list[list[str]]) -> None:
             ensure_ascii=False,
         ),
     }
-    model.metadata_props.update(about)
 
 
 def reason(error: BaseException) -> str:

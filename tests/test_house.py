@@ -37,7 +37,7 @@ ORDER = [
     {"recipe", "space"},
     {"data"},
     {"columns"},
-    {"engines"},
+    {"engines", "openvino_engine"},
     {"nn"},
     {"generation"},
     {"card", "bundle", "huggingface", "onnx_file"},
@@ -74,6 +74,7 @@ NO_TORCH = {
     "data",
     "columns",
     "engines",
+    "openvino_engine",
     "card",
 }
 MODALITIES = {"text", "image", "number", "category", "audio", "series"}

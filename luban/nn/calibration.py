@@ -65,6 +65,12 @@ def scale_of(values: np.ndarray) -> list[Any]:
     return [best[1], best[2]]
 
 
+@torch.no_grad()
+def norms_behind(network: Any, batch: Batch) -> dict[str, str]:
+    """Layer -> the batch norm that alone reads it."""
+    return _norms(_calls(network, batch))
+
+
 # -- how the network is made -------------------------------------------------------------------------------------------
 
 

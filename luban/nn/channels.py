@@ -3,6 +3,9 @@
 No table of architectures: a channel of one layer is set to two different values while every other layer keeps giving what
 it gave, so that only the layers that read this channel, and only the columns that hold it, see a difference. What is found
 is checked by cutting: a network without the channel must answer like one whose readers ignore it.
+
+Layers whose answers are added, as along a residual stream, write into the same columns of their readers: that ties them to a
+`Group`, which is cut together.
 """
 
 from __future__ import annotations
@@ -44,6 +47,74 @@ class Readers:
         return {"layer": self.layer, "keep": keep.tolist(), "into": into}
 
 
+@dataclass(frozen=True)
+class Group:
+    """`layers` that give the same channels, and who reads them, as in `Readers`."""
+
+    layers: tuple[str, ...]
+    columns: Mapping[str, Tensor]
+
+    @property
+    def channels(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+class Cutting:
+    """The edits of several groups of one network, one after the other: each numbers the columns that the others have left."""
+
+    def __init__(self, network: nn.Module):
+        self.network, self.left = network, {}
+
+    def edit(self, group: Group, keep: Tensor) -> dict[str, Any]:
+        """The arguments of `prune_channels` that leave only the channels `keep` of a group."""
+        gone = torch.ones(group.channels, dtype=torch.bool)
+        gone[keep] = False
+        into = {}
+        for name, columns in group.columns.items():
+            left = self.left.get(name) or list(range(_width(self.network.get_submodule(name))))
+            lost = set(columns[gone].flatten().tolist())
+            into[name] = [i for i, c in enumerate(left) if c not in lost]
+            self.left[name] = [c for c in left if c not in lost]
+        first, *also = group.layers
+        return {"layer": first, "keep": keep.tolist(), "into": into} | ({"also": also} if also else {})
+
+
+def _width(module: nn.Module) -> int:
+    """How many columns a reader has."""
+    return module.weight.shape[0 if isinstance(module, NORM) or _each(module) else 1]
+
+
+def _each(module: nn.Module) -> bool:
+    """A convolution with a filter for each channel, which gives as many as it reads."""
+    return isinstance(module, CONVOLUTION) and module.groups > 1 and module.groups == module.weight.shape[0]
+
+
+@torch.no_grad()
+def groups(network: Any, batch: Batch) -> list[Group]:
+    """Every group of layers whose channels can be cut, in the order of their first layers. `batch`: two examples or more, in eval mode."""
+    reached = {n: found for n in prunable(network) if (found := _reached(network, batch, n)) is not None}
+    together: list[list[str]] = []
+    for name, found in reached.items():
+        tied = [g for g in together if any(_share(found.columns, reached[m].columns) for m in g)]
+        together = [g for g in together if g not in tied] + [[*(m for g in tied for m in g), name]]
+    result = []
+    for names in together:
+        columns: dict[str, Tensor] = {}
+        for found in (reached[n] for n in names):
+            columns |= found.columns
+        counts = {len(c) for c in columns.values()} | {network.get_submodule(n).weight.shape[0] for n in names}
+        group = Group(tuple(n for n in reached if n in names), columns)
+        if len(counts) == 1 and _checked(network, batch, group):
+            result.append(group)
+    order = list(reached)
+    return sorted(result, key=lambda g: order.index(g.layers[0]))
+
+
+def _share(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two layers write into the same columns of some reader."""
+    return any(bool(torch.isin(a[n], b[n]).any()) for n in a.keys() & b.keys())
+
+
 def prunable(network: nn.Module) -> list[str]:
     """Layers with channels of their own, in the order of the modules; whether they can be cut is for `readers` to say."""
     whole = (*LINEAR, *CONVOLUTION)
@@ -53,6 +124,12 @@ def prunable(network: nn.Module) -> list[str]:
 @torch.no_grad()
 def readers(network: Any, batch: Batch, layer: str) -> Readers | None:
     """The readers of a layer's channels; None where they cannot be cut out. `batch`: two examples or more, in eval mode."""
+    found = _reached(network, batch, layer)
+    return found if found is not None and _checked(network, batch, Group((layer,), found.columns)) else None
+
+
+def _reached(network: Any, batch: Batch, layer: str) -> Readers | None:
+    """Who reads the channels of a layer, before it is known whether they can be cut out."""
     module = network.get_submodule(layer)
     channels = module.weight.shape[0]
     if channels < 2:
@@ -76,8 +153,7 @@ def readers(network: Any, batch: Batch, layer: str) -> Readers | None:
             others[name] = (~changed.any(0)).nonzero()[:, 0].tolist()
     if not columns or any(c is None for c in columns.values()):
         return None
-    found = Readers(layer, columns, others)
-    return found if _checked(network, batch, found) else None
+    return Readers(layer, columns, others)
 
 
 class _Unfit(Exception):
@@ -101,7 +177,7 @@ def _run(
             found[name] = inputs[0]
             if name == layer:
                 return _with(module, output, value)
-            return None if isinstance(module, NORM) else held[name]
+            return None if isinstance(module, NORM) or _each(module) else held[name]
 
         return record
 
@@ -140,7 +216,8 @@ def _columns(module: nn.Module, a: Any, b: Any) -> Tensor | None:
         return None
     if torch.equal(a, b):
         return torch.zeros(1, 1, dtype=torch.bool)
-    if isinstance(module, (*CONVOLUTION, nn.modules.batchnorm._BatchNorm)) and getattr(module, "groups", 1) == 1:
+    plain = getattr(module, "groups", 1) == 1 or _each(module)
+    if isinstance(module, (*CONVOLUTION, nn.modules.batchnorm._BatchNorm)) and plain:
         dim = 1
     elif isinstance(module, LINEAR):
         dim = a.ndim - 1
@@ -157,18 +234,17 @@ def _even(changed: Tensor) -> Tensor | None:
     return changed.nonzero()[:, 1].view(len(changed), -1)
 
 
-def _checked(network: nn.Module, batch: Batch, found: Readers) -> bool:
+def _checked(network: nn.Module, batch: Batch, found: Group) -> bool:
     """A network with half of the channels cut answers like one whose readers ignore that half."""
-    channels = len(next(iter(found.columns.values())))
-    keep, gone = torch.arange(0, channels, 2), torch.arange(1, channels, 2)
+    keep, gone = torch.arange(0, found.channels, 2), torch.arange(1, found.channels, 2)
     ignoring, cut = copy.deepcopy(network), copy.deepcopy(network)
     for name, columns in found.columns.items():
         module = ignoring.get_submodule(name)
-        if not isinstance(module, NORM):
+        if not (isinstance(module, NORM) or _each(module)):
             stored = module.q if hasattr(module, "q") else module.weight
             stored[:, columns[gone].flatten()] = 0
     try:
-        after = prune_channels(cut, **found.edit(keep))(batch)
+        after = prune_channels(cut, **Cutting(cut).edit(found, keep))(batch)
     except (RuntimeError, ValueError, IndexError):
         return False
     before = ignoring(batch)

@@ -62,12 +62,21 @@ def quantize_groups(network: nn.Module, *, layers: list[str]) -> nn.Module:
     return network
 
 
-def prune_channels(network: nn.Module, *, layer: str, keep: list[int], into: dict[str, list[int]]) -> nn.Module:
-    """Use for really smaller layers: `layer` gives only the channels `keep`; `into` says which columns each reader keeps."""
-    _cut(network.get_submodule(layer), _index(keep, layer), 0)
+def prune_channels(
+    network: nn.Module, *, layer: str, keep: list[int], into: dict[str, list[int]], also: list[str] = ()
+) -> nn.Module:
+    """Use for really smaller layers: `layer`, and those `also` that are added to it, give only the channels `keep`; `into` says which
+    columns each reader keeps.
+    """
+    for name in (layer, *also):
+        _cut(network.get_submodule(name), _index(keep, name), 0)
     for name, columns in into.items():
-        reader = network.get_submodule(name)
-        _cut(reader, _index(columns, name), 0 if isinstance(reader, nn.modules.batchnorm._BatchNorm) else 1)
+        reader, index = network.get_submodule(name), _index(columns, name)
+        if getattr(reader, "groups", 1) > 1:  # a filter for each channel
+            _cut(reader, index, 0)
+            reader.in_channels = reader.groups = len(index)
+        else:
+            _cut(reader, index, 0 if isinstance(reader, nn.modules.batchnorm._BatchNorm) else 1)
     return network
 
 

@@ -106,28 +106,34 @@ def without_channels(bundle: Bundle, share: float, batch: Batch) -> Bundle:
 
     Raises Unsupported where no layer can.
     """
-    result = bundle
-    for name in channels.prunable(bundle.network):
-        found = channels.readers(result.network, batch, name)
-        if found is None:
-            continue
-        weight = importance(result.network, found)
+    network = bundle.copy_network().eval()
+    whole, cutting, edits = folded(bundle.copy_network().eval(), batch), channels.Cutting(network), []
+    for group in channels.groups(network, batch):
+        weight = importance(whole, group)
         count = max(1, len(weight) - round(share * len(weight)))
         if count < len(weight):
             keep = torch.argsort(weight, descending=True, stable=True)[:count].sort().values
-            result = edited(result, {"edit": "prune_channels", **found.edit(keep)})
-    if result is bundle:
+            edits.append({"edit": "prune_channels", **cutting.edit(group, keep)})
+    if not edits:
         raise Unsupported("compress.nothing_to_prune")
-    return result
+    return replace(bundle, network=replay(network, edits).eval(), edits=[*bundle.edits, *edits])
 
 
-def importance(network: nn.Module, found: channels.Readers) -> Tensor:
-    """(C,): size of a channel's own weights times the size of the columns that read it."""
-    own = network.get_submodule(found.layer).weight.detach().flatten(1).norm(dim=1)
+def folded(network: Any, batch: Batch) -> Any:
+    """The network with batch norms counted into the weights before them, which without that say nothing of a channel's size."""
+    for layer, norm in calibration.norms_behind(network, batch).items():
+        static.fold(network.get_submodule(layer), network.get_submodule(norm))
+    return network
+
+
+def importance(network: nn.Module, group: channels.Group) -> Tensor:
+    """(C,): size of a channel's own weights, of all layers that give it, times the size of the columns that read it."""
+    weights = [network.get_submodule(n).weight.detach().flatten(1) for n in group.layers]
+    own = torch.stack([w.norm(dim=1) for w in weights]).square().sum(0).sqrt()
     read = torch.zeros_like(own)
-    for name, columns in found.columns.items():
+    for name, columns in group.columns.items():
         module = network.get_submodule(name)
-        if not isinstance(module, channels.NORM):
+        if not isinstance(module, channels.NORM) and getattr(module, "groups", 1) == 1:
             by_column = module.weight.detach().transpose(0, 1).flatten(1).norm(dim=1)  # (columns,)
             read += by_column[columns].square().sum(1)
     return own * read.sqrt()

@@ -23,11 +23,12 @@ def export(
     bundle: Bundle,
     data: Any,
     *,
-    to: Literal["onnx", "huggingface", "word2vec"] = "onnx",
+    to: Literal["onnx", "openvino", "huggingface", "word2vec"] = "onnx",
     out: str | None = None,
     rows: Count = 64,
 ) -> Path:
     """onnx: one self-contained file that `luban.engines.OnnxEngine` and `luban serve` answer from without PyTorch.
+    openvino: two files, `NAME.xml` and `NAME.bin`, that `luban.openvino_engine.OpenVinoEngine` answers from.
     huggingface: a folder that `transformers`, vLLM and llama.cpp open, of a model that writes or says hidden words.
     word2vec: a text file of the vectors of the words of one input, as gensim and `vectors:` of a column read it.
 
@@ -49,6 +50,13 @@ def export(
         return to_word2vec(bundle, out)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         need(module, "export")
+    if to == "openvino":
+        from luban.stages.export.to_openvino import to_openvino
+
+        path = Path(out) if Path(out).suffix == ".xml" else Path(out) / "model.xml"
+        found = to_openvino(bundle, real_rows(bundle, data, rows), path)
+        tell("export.agrees", rows=found["rows"], difference=f"{found['largest_difference']:.1e}")
+        return path
     path = Path(out)
     path = path / "model.onnx" if path.is_dir() or not path.suffix else path
     examples = real_rows(bundle, data, rows)

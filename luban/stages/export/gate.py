@@ -27,10 +27,14 @@ CLOSE = 1e-4  # of the answers' own size, at least of 1
 LEVELS_CLOSE = 0.05
 
 
-def passes(bundle: Bundle, path: Path, examples: Examples) -> dict[str, Any]:
-    """What was compared: rows, batch sizes, the largest difference. Raises ExportMismatch, BundleError."""
-    engine = OnnxEngine(path, threads=1)
-    raise_all(ExportMismatch, axes(bundle, engine, examples.arrays(np.arange(min(2, len(examples))))))
+def passes(bundle: Bundle, file: Path | Any, examples: Examples) -> dict[str, Any]:
+    """What was compared: rows, batch sizes, the largest difference. `file`: an ONNX file, or the engine over another one.
+
+    Raises ExportMismatch, BundleError.
+    """
+    engine = OnnxEngine(file, threads=1) if isinstance(file, Path) else file
+    if isinstance(engine, OnnxEngine):
+        raise_all(ExportMismatch, axes(bundle, engine, examples.arrays(np.arange(min(2, len(examples))))))
     worst, rows, wrong = 0.0, 0, []
     close = LEVELS_CLOSE if is_static(bundle.network) else CLOSE
     for what, arrays in trials(bundle, examples):
