@@ -75,11 +75,13 @@ class OnnxEngine(Described):
         ):
             raise BundleError("onnx.other_graph", path=str(path))
 
+        self.kinds, self.names = {n: np.dtype(t) for n, t in self.types.items()}, list(self.outputs)
+
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Output name -> raw head output (B, ...)."""
         if self.made:
             raise Unsupported("match.no_answer")
-        return dict(zip(self.outputs, self.session.run(list(self.outputs), self._fed(arrays.inputs))))
+        return dict(zip(self.outputs, self.session.run(self.names, self._fed(arrays.inputs))))
 
     def vectors(self, name: str, arrays: Arrays) -> np.ndarray:
         """The vectors of one input, (B, D); others that are not given are missing. Raises Unsupported for a network that makes none."""
@@ -96,7 +98,8 @@ class OnnxEngine(Described):
         fed = {}
         for name, x, mask in self.feeds:
             for key, value in zip((x, mask), pairs[name]):
-                fed[key] = np.ascontiguousarray(value, self.types[key])
+                ready = value.flags.c_contiguous and value.dtype is self.kinds[key]
+                fed[key] = value if ready else np.ascontiguousarray(value, self.types[key])
         return fed
 
 
