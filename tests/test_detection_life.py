@@ -85,6 +85,20 @@ def test_shares_of_a_box_add_up_to_its_logit():
     assert float(np.sum(row["weights"]["image"])) == pytest.approx(row["score"] - row["baseline"], abs=0.05)
 
 
+@heads
+def test_it_is_judged_and_made_smaller(head, tmp_path):
+    model = trained(head)
+    held_out = scenes.recipe(tmp_path / "rows.jsonl", count=12, side=32)["data"]["rows"]
+    report = model.evaluate(held_out)
+    assert 0 <= report.numbers["outputs"]["objects"]["metrics"]["map_50"]["value"] <= 1
+    small = model.compress(held_out, quantize="int8", explain=0)
+    found = small.reports["compress"].numbers
+    assert found["after"]["bytes"] < 0.5 * found["before"]["bytes"]
+    assert found["agreement"]["objects"]["same"].value > 0.8
+    narrow = model.compress(held_out, prune=0.3, explain=0)
+    assert narrow.bytes() < 0.9 * model.bytes()
+
+
 def recipe_of(**changes):
     plain = {
         "luban": 1,

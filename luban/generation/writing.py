@@ -156,12 +156,12 @@ def respond(network: Any, batch: Batch) -> dict[str, Tensor]:
 
     Raises Unsupported for a language model, which has no inputs to answer.
     """
-    written = getattr(network, "written", None)
+    written, blind = getattr(network, "written", None), replace(batch, targets={})  # an answer knows no truth
     if written is None:
-        return network(batch)
+        return network(blind)
     if not len(network.encoders):
         raise Unsupported("text.nothing_to_answer", output=written)
-    found = network(replace(batch, targets={})) if len(network.outputs) > 1 else {}
+    found = network(blind) if len(network.outputs) > 1 else {}
     return {n: write(network, batch) if n == written else found[n] for n in network.outputs}
 
 

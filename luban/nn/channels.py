@@ -144,11 +144,12 @@ def _reached(network: Any, batch: Batch, layer: str) -> Readers | None:
     if any(not torch.equal(a, b) for a, b in zip(first[1].values(), second[1].values())):
         return None  # it reaches an answer past every layer that could be cut
     columns, others = {}, {}
-    for name, x in first[0].items():
-        changed = _columns(network.get_submodule(name), x, second[0][name])
-        if changed is None:
+    for name, read in first[0].items():
+        calls = [_columns(network.get_submodule(name), a, b) for a, b in zip(read, second[0][name])]
+        if any(c is None for c in calls):
             return None
-        if changed.any():
+        if differing := [c for c in calls if c.any()]:
+            changed = torch.stack(differing).any(0)
             columns[name] = _even(changed)
             others[name] = (~changed.any(0)).nonzero()[:, 0].tolist()
     if not columns or any(c is None for c in columns.values()):
@@ -161,23 +162,21 @@ class _Unfit(Exception):
 
 
 def _run(
-    network: Any, batch: Batch, layer: str, value: float | None, held: Mapping[str, Tensor] | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Without `value`: what each layer gives. With it: what each layer reads when channel i of example i is `value`
+    network: Any, batch: Batch, layer: str, value: float | None, held: Mapping[str, list[Tensor]] | None = None
+) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+    """Without `value`: what each layer gives, call by call. With it: what each layer reads when channel i of example i is `value`
     and all others give what they gave. Beside it the answers."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
 
     def hook(name: str, module: nn.Module) -> Callable[..., Any]:
         def record(_: Any, inputs: Any, output: Any) -> Any:
-            if name in found:
-                raise _Unfit  # used twice
+            calls = found.setdefault(name, [])
+            calls.append(output if value is None else inputs[0])
             if value is None:
-                found[name] = output
                 return None
-            found[name] = inputs[0]
             if name == layer:
                 return _with(module, output, value)
-            return None if isinstance(module, NORM) or _each(module) else held[name]
+            return None if isinstance(module, NORM) or _each(module) else held[name][len(calls) - 1]
 
         return record
 
