@@ -94,7 +94,7 @@ def test_it_is_judged_and_made_smaller(head, tmp_path):
     small = model.compress(held_out, quantize="int8", explain=0)
     found = small.reports["compress"].numbers
     assert found["after"]["bytes"] < 0.5 * found["before"]["bytes"]
-    assert found["agreement"]["objects"]["same"].value > 0.8
+    assert found["agreement"]["objects"]["same"].value > 0.6  # of nine rows
     narrow = model.compress(held_out, prune=0.3, explain=0)
     assert narrow.bytes() < 0.9 * model.bytes()
 

@@ -91,7 +91,8 @@ def _agreement(report: Report, found: Comparison) -> None:
     for name, numbers in found.agreement.items():
         if "same" in numbers:
             same = numbers["same"]
-            shown = {"share": f"{same.value:.1%}", "low": f"{same.low:.1%}", "high": f"{same.high:.1%}"}
+            ends = (same.value, same.value) if same.low is None else (same.low, same.high)
+            shown = {"share": f"{same.value:.1%}", "low": f"{ends[0]:.1%}", "high": f"{ends[1]:.1%}"}
             report.text(say("compress.same", name=name, rows=found.rows, **shown))
         else:
             correlation = numbers["correlation"]
