@@ -14,7 +14,7 @@ import numpy as np
 
 from luban import files
 from luban.columns.answering import Engine, Row, answer
-from luban.columns.clips import capture
+from luban.columns.clips import capture, told
 from luban.columns.drawn import draw, likely
 from luban.columns.examples import records
 from luban.console import Progress
@@ -87,9 +87,10 @@ def film(model: Any, source: str, out: str = "-") -> dict[str, Any]:
     engine: Engine = getattr(model, "engine", model)
     suffix, began, answering = checked(out), time.perf_counter(), 0.0
     boxes = _drawn_outputs(engine)[0] if suffix in VIDEOS else []
-    name, count, progress = engine.inputs[0], 0, Progress(say("predict.film"), 0)
+    name, count = engine.inputs[0], 0
     with capture(source, source) as reader, _sink(out, suffix, reader) as write:
-        rate = _rate(reader)
+        rate, there = _rate(reader), told(reader)
+        progress = Progress(say("predict.film"), max(there, 1))
         try:
             for frames in _frames(reader):
                 start = time.perf_counter()
@@ -99,7 +100,7 @@ def film(model: Any, source: str, out: str = "-") -> dict[str, Any]:
                     shown = _shown(engine, frame, row, boxes) if boxes and row.answers else frame
                     write(shown, {"frame": count + i, "second": round((count + i) / rate, 3), **row.plain()})
                 count += len(frames)
-                if progress.due():
+                if count <= there and progress.due():  # a file may tell no number of frames, or a wrong one
                     progress.update(count, unit=say("predict.frames"))
         finally:
             progress.close()

@@ -254,7 +254,7 @@ def test_control_neighbours_that_are_mixed_up_are_seen(folder, monkeypatch):
 
 
 def test_a_client_that_goes_makes_room(folder, monkeypatch):
-    slow(monkeypatch, 0.02)
+    slow(monkeypatch, 0.08)
     with serving(folder, batch=1) as (server, client):
         desk = server.service.desk
         for stream in (True, False):

@@ -94,7 +94,7 @@ def _is_video(content: bytes) -> bool:
 def _of_video(path: str, place: str, count: int, longest: int) -> list[np.ndarray]:
     """(H, W, 3) uint8 each. What the header says of the number of frames is not trusted."""
     with capture(path, place) as film:
-        there = min(_told(film), longest)
+        there = min(told(film), longest)
         found, seen = _kept(film, set(pick(there, count).tolist()) if there else set(), there or longest)
     if seen < there or not there:
         if not seen:
@@ -120,7 +120,7 @@ def capture(path: str, place: str = "") -> Iterator[Any]:
         film.release()
 
 
-def _told(film: Any) -> int:
+def told(film: Any) -> int:
     """Frames as the header has them; 0 where it does not say."""
     import cv2
 
