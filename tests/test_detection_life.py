@@ -16,6 +16,7 @@ from luban.engines import OnnxEngine
 from luban.errors import RecipeError, Unsupported
 from luban.nn.tokens import Batch
 from luban.recipe import Recipe
+from luban.stages.explain.grad_cam import grad_cam
 from luban.training.objectives import mixed
 from tests import scenes
 from tests.test_trust_resume import broken_at, same
@@ -77,6 +78,26 @@ def test_what_is_exported_answers_alike_on_other_images(head, tmp_path):
 def test_a_chosen_box_is_explained_by_a_map(head):
     report = trained(head).explain(scenes.rows(2, 5, side=32), method="grad-cam", rows=2)
     assert all(np.isfinite(r["weights"]["image"]).all() for r in report.numbers["rows"])
+
+
+def test_the_map_of_a_box_lies_where_the_box_was_answered():
+    """A prediction of the finest level, whatever the network has learned; the mean of the slopes, the planted fault, spreads over the picture."""
+    network, _ = built()
+    head = dict(network._heads())["objects"]
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch({"image": (pixels, torch.ones(1, dtype=torch.bool))}, {}, 1)
+    place = head.points.sub(torch.tensor([14.0, 14.0])).square().sum(1).argmin()
+    answer = {"objects": place[None] * head.classes}
+    score = lambda: network.eval().score(network(batch), answer)["objects"]  # noqa: E731
+
+    def near(layer):
+        found = grad_cam(score, layer, (64, 64))[0]
+        return float(found[:40, :40].sum() / found.sum())
+
+    layer = network.feature_layer("image", "objects")
+    assert near(layer) > 0.95
+    layer.local = False
+    assert near(layer) < 0.7
 
 
 def test_shares_of_a_box_add_up_to_its_logit():

@@ -22,6 +22,12 @@ def normalised(size: int) -> nn.GroupNorm:
     return nn.GroupNorm(next(g for g in range(GROUPS, 0, -1) if size % g == 0), size)
 
 
+class Levels(nn.Identity):
+    """What Grad-CAM reads, level by level; `local`: an answer comes from one place of one of them."""
+
+    local = True
+
+
 class FPN(nn.Module):
     """Maps (B, C', H', W') of an encoder, finest first -> levels (B, `width`, H', W').
 
@@ -58,7 +64,7 @@ class FPN(nn.Module):
             self.more[str(len(self.more))] = nn.Conv2d(width, width, 3, 2, 1)
             self.sizes.append(tuple(-(-n // 2) for n in self.sizes[-1]))
         self.strides = [pyramid.side[0] / size[0] for size in self.sizes]
-        self.features = nn.Identity()  # what Grad-CAM reads, level by level
+        self.features = Levels()
         self.side = pyramid.side
         for layer in (*self.lateral.values(), *self.smooth.values(), *self.more.values()):
             nn.init.kaiming_uniform_(layer.weight, a=1)

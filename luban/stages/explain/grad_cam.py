@@ -1,5 +1,8 @@
 """Grad-CAM (Selvaraju et al. 2017): where in its feature layer the network found what speaks for an answer.
 
+An answer that comes from one place, such as a box, has slopes near that place only: their mean over a map says little, and where it is high is
+somewhere else. A layer with `local` says so, and each position is then weighted by its own slope (HiResCAM, Draelos and Carin 2020).
+
 Letters: B examples, C channels, H x W or T positions of the feature layer; F pictures that each example has of them.
 """
 
@@ -37,7 +40,11 @@ def grad_cam(score: Callable[[], Tensor], layer: nn.Module, size: tuple[int, ...
     if not seen or not all(s.ndim == len(size) + 2 or _of_many(s, size) for s in seen):
         raise ValueError([tuple(s.shape) for s in seen])
     slopes = torch.autograd.grad(total, seen, allow_unused=True)
-    return sum(_map(s.detach(), slope, size) for s, slope in zip(seen, slopes) if slope is not None)
+    return sum(
+        _map(s.detach(), slope, size, getattr(layer, "local", False))
+        for s, slope in zip(seen, slopes)
+        if slope is not None
+    )
 
 
 def _of_many(seen: Tensor, size: tuple[int, ...]) -> bool:
@@ -45,9 +52,10 @@ def _of_many(seen: Tensor, size: tuple[int, ...]) -> bool:
     return len(size) == 3 and seen.ndim == 4 and len(seen) % size[0] == 0
 
 
-def _map(seen: Tensor, slope: Tensor, size: tuple[int, ...]) -> Tensor:
+def _map(seen: Tensor, slope: Tensor, size: tuple[int, ...], local: bool) -> Tensor:
     if _of_many(seen, size):  # (B, C, F, H, W)
         seen, slope = (t.unflatten(0, (-1, size[0])).transpose(1, 2) for t in (seen, slope))
-    strength = slope.flatten(2).mean(2).view(*slope.shape[:2], *[1] * len(size))  # (B, C, 1, 1)
+    mean = slope.flatten(2).mean(2).view(*slope.shape[:2], *[1] * len(size))  # (B, C, 1, 1)
+    strength = slope if local else mean
     found = torch.relu((strength * seen).sum(1, keepdim=True))  # (B, 1, H, W)
     return F.interpolate(found, size=size, mode=STRETCHED[len(size)], align_corners=False)[:, 0]
