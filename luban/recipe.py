@@ -100,6 +100,14 @@ TASKS = {
     "boxes": "object-detection",
     "mask": "image-segmentation",
 }
+WRITTEN = {  # of an output that is a text, by what is read
+    "": "text-generation",
+    "text": "text2text-generation",
+    "image": "image-to-text",
+    "image-text": "image-text-to-text",
+    "video": "video-to-text",
+    "video-text": "video-text-to-text",
+}
 # Adam without momentum, weights that are averaged and not decayed, one rate to the end (Zhang et al. 2019; Karras et al. 2020).
 RIVALS = {
     "optimizer": {"adam": {"beta1": 0.0, "beta2": 0.99}},
@@ -203,24 +211,20 @@ class Recipe:
         answers = [p.type for p in self.outputs.values()]
         answer = "text" if self.writes else answers[0] if answers else ""
         if self.draws:
-            how = "text-to-" if "text" in kinds else "conditional-" if kinds else "unconditional-"
+            how = "text-to-" if "text" in kinds else "" if kinds else "unconditional-"
             return how + (answer if "text" in kinds else f"{answer}-generation")
-        if kinds & {"text", "image", "video"} and len(kinds) > 1 and answer != "text":
-            return "multimodal-" + KINDS.get(answer, answer)
-        kind = next(iter(kinds & {"text", "image", "video"}), "tabular")
+        read = [k for k in ("image", "video", "text") if k in kinds]
         if not answer:
             return "fill-mask"
         if answer == "text":
-            written = {
-                "text": "text2text-generation",
-                "image": "image-to-text",
-                "video": "video-to-text",
-                "tabular": "text-generation",
-            }
-            return written[kind]
+            return WRITTEN.get("-".join(read), "any-to-any")
         if answer in TASKS:
             return TASKS[answer]
-        return f"{kind}-" + KINDS.get(answer, answer)
+        if read == ["image", "text"] and answer == "category" and "question" in self.inputs:
+            return "visual-question-answering"
+        if read and len(kinds) > 1:
+            return "multimodal-" + KINDS.get(answer, answer)
+        return f"{read[0] if read else 'tabular'}-" + KINDS.get(answer, answer)
 
     def resolved(self) -> Recipe:
         """Every default written out; what follows `size` gets its figure; cleaning of cells becomes the columns' own."""

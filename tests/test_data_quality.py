@@ -178,6 +178,16 @@ def test_pictures_saved_again_are_found(kind, tmp_path):
     assert [(f.id, f.problem.values["line"]) for f in found if "leak" in f.id] == [("near_leak", 4)]
 
 
+def test_a_question_that_is_asked_of_each_text_is_no_leak():
+    texts, questions = [sentence(i) for i in range(200)], ["what is it about?", "who wrote it?"] * 100
+    types = {"t": "text", "q": "text", "y": "category"}
+    rows = {"t": texts, "q": questions, "y": ["ab"[i % 2] for i in range(200)]}
+    assert "near_leak" not in ids(rows, types, halves(200))
+    rows["t"] = [*texts[:199], texts[1] + " again"]
+    found = check(read(rows), types, "y", halves(200))
+    assert [(f.id, f.column) for f in found if "leak" in f.id] == [("near_leak", "t")]
+
+
 def test_a_class_that_never_trains():
     y = ["a", "b"] * 10 + ["a", "c"] * 10
     found = check(read({"x": RNG.normal(size=40), "y": y}), TYPES, "y", halves(40))

@@ -65,7 +65,7 @@ def model(digits, tmp_path_factory):
 
 # -- what it answers -----------------------------------------------------------------------------------------------------
 def test_it_learns_is_judged_and_shows_what_it_made(model):
-    assert model.recipe.task() == "conditional-image-generation" and model.inputs == ("label", "noise")
+    assert model.recipe.task() == "image-generation" and model.inputs == ("label", "noise")
     assert {"generator", "critic", "frechet"} <= set(model.metrics[0])
     numbers = model.reports["evaluate"].to_json()["numbers"]["outputs"]["image"]
     assert {"frechet", "frechet_real", "recognised", "recognised_real", "nearest", "recall"} <= set(numbers["metrics"])

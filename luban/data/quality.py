@@ -319,13 +319,22 @@ def _duplicates(
         yield from _nearly(rows, inputs, types, splits.train[:SAMPLE], new[:SAMPLE], part)
 
 
+def _repeats(rows: Rows, name: str, train: np.ndarray) -> bool:
+    """Whether most cells of a column are what another training row has, too."""
+    alike = groups(rows.table, [name])[train]
+    return 2 * len(np.unique(alike)) < len(alike)
+
+
 def _nearly(
     rows: Rows, inputs: list[str], types: Mapping[str, str], train: np.ndarray, held: np.ndarray, part: str
 ) -> Iterator[Finding]:
     """Rows of a held-out part whose text or picture is nearly one of the training part."""
     others = [n for n in inputs if types[n] in ("number", "category")]
-    for name in inputs:
-        pairs = near.pairs(rows, name, types[name], train, held) if types[name] in ("text", "image") else []
+    long = [n for n in inputs if types[n] in ("text", "image")]
+    for name in long:
+        if len(long) > 1 and _repeats(rows, name, train):  # such as the questions that are asked about each picture
+            continue
+        pairs = near.pairs(rows, name, types[name], train, held)
         if others and pairs:  # the rest of the row must agree too
             rest = groups(rows.table, others)
             pairs = [(a, b) for a, b in pairs if rest[a] == rest[b]]
