@@ -105,7 +105,8 @@ def _schemas(service: Service) -> dict[str, Any]:
     error = _object({"id": string, "message": string, "place": string})
     chance = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
     most = {"maxLength": limits.body, "minimum": -HIGHEST, "maximum": HIGHEST}
-    tags = {"maxItems": limits.body, "items": {"type": "string", "maxLength": limits.body}}
+    one = {"type": ["string", "object"], "maxLength": limits.body}  # a tag, a label; what was found and where
+    tags = {"maxItems": limits.body, "items": one}
     value = {"type": ["string", "number", "array", "null"], **most, **tags}
     candidates = {"type": "array", "maxItems": 100, "items": _object({"value": value, "probability": chance})}
     answer = _object({"value": value, "probability": chance, "candidates": candidates})
