@@ -90,12 +90,12 @@ def _answer(data: bytes) -> str:
 def _plain(row: Row) -> Any:
     if row.answers is None:
         return row.error
-    return {n: [a.value, a.probability, a.candidates] for n, a in row.answers.items()}
+    return {n: [a.value, a.probability, a.candidates, a.details] for n, a in row.answers.items()}
 
 
 def _rows(text: str) -> list[Row]:
     return [
-        Row({n: Answer(v, p, tuple((label, q) for label, q in c)) for n, (v, p, c) in found.items()})
+        Row({n: Answer(v, p, tuple((label, q) for label, q in c), more) for n, (v, p, c, more) in found.items()})
         if isinstance(found, dict)
         else Row(None, found)
         for found in json.loads(text)

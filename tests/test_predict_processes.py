@@ -9,7 +9,7 @@ import pytest
 import luban
 from luban import predicting, predictions
 from luban.errors import RequestError, WorkError
-from tests import tiny
+from tests import tagging, tiny
 
 
 def test_two_processes_write_what_one_does(tmp_path):
@@ -27,6 +27,17 @@ def test_two_processes_write_what_one_does(tmp_path):
         assert (tmp_path / f"one-{name}").read_bytes() == (tmp_path / f"two-{name}").read_bytes()
     found = [json.loads(line) for line in (tmp_path / "two-a.jsonl").read_text().splitlines()]
     assert [i for i, row in enumerate(found) if "error" in row] == [6, 39]
+
+
+def test_what_an_answer_tells_beside_its_value_comes_along(tmp_path):
+    """Entities of tags; likewise places of words, and shares of a mask."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(r) + "\n" for r in tagging.rows(60)))
+    model = luban.train(tagging.recipe(data={"rows": str(rows)}), out=tmp_path / "m", evaluate=False)
+    for count in (1, 2):
+        predictions.predict_file(model, str(rows), tmp_path / f"{count}.jsonl", chunk=16, processes=count)
+    one, two = ((tmp_path / f"{count}.jsonl").read_text() for count in (1, 2))
+    assert one == two and any(json.loads(line)["ner.entities"] for line in two.splitlines())
 
 
 def test_a_model_that_is_not_saved_is_refused():
