@@ -368,9 +368,10 @@ def generate(
     if n < 1 or tokens < 0:
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
-    _sound(folder, out=out)
-    recipe = Recipe.load(_path(folder) / "recipe.yaml")
-    if recipe.draws:
+    exported = folder.endswith(".onnx")  # texts are not written from one
+    _sound(None if exported else folder, out=out)
+    recipe = None if exported else Recipe.load(_path(folder) / "recipe.yaml")
+    if recipe is None or recipe.draws:
         _drawn(folder, recipe, n, set, out, prompt or tokens or stop or chat)
         return
     writes(recipe)
@@ -397,15 +398,15 @@ def generate(
 
 def _drawn(folder: str, recipe: Any, n: int, asked: list[str], out: str | None, other: Any) -> None:
     """The pictures of a model that makes some, in one file or a folder."""
-    from luban.generation.drawing import draw, draws, save
+    from luban.generation.drawing import draw, draws, recipe_of, save
     from luban.requests import named, pairs
 
-    given = pairs(asked, "--set")
-    draws(recipe, given)
+    given, model = pairs(asked, "--set"), None if recipe else _answering(folder)
+    draws(recipe or recipe_of(model), given)
     if other:
         raise RequestError("generate.only_texts")
     named(out or "", "generate")
-    save(draw(_load(folder), n=n, seed=common["seed"], set=given), out)
+    save(draw(model or _load(folder), n=n, seed=common["seed"], set=given), out)
     _result({"out": out, "count": n}, say("generate.drawn", count=n, path=out))
 
 

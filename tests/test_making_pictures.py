@@ -4,9 +4,12 @@ import base64
 import io
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -22,6 +25,7 @@ from luban.evaluation import judging, made_view
 from luban.nn.vision.dcgan import Critic, doublings
 from luban.recipe import Recipe
 from luban.training import alternating
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +219,7 @@ def test_as_integers(model, digits, tmp_path):
     assert np.array_equal(luban.load(tmp_path / "small").generate(seed=1), small.generate(seed=1))
 
 
-def test_the_exported_file_makes_the_same_pictures(model, digits, tmp_path):
+def test_the_exported_file_makes_the_same_pictures(model, digits, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     path = model.export(out=tmp_path / "m.onnx", data=digits)
     engine = OnnxEngine(path, threads=1)
@@ -223,7 +227,26 @@ def test_the_exported_file_makes_the_same_pictures(model, digits, tmp_path):
 
     (row,) = answer(engine, [{"label": "3", "noise": 9}])
     made = model.columns["image"].encode(row.answers["image"].value).astype(int)
-    assert np.abs(made[0] - model.generate(seed=9, set={"label": "3"}).astype(int)).max() <= 1
+    wanted = model.generate(seed=9, set={"label": "3"}).astype(int)
+    assert np.abs(made[0] - wanted).max() <= 1
+    asked = ["generate", str(path), "--seed", "9", "--set", "label=3", "--out"]
+    assert main([*asked, str(tmp_path / "one.png")]) == 0
+    assert np.abs(np.asarray(PIL.Image.open(tmp_path / "one.png")).astype(int) - wanted).max() <= 1
+    words = [*asked, str(tmp_path / "light.png")]
+    code = f"import sys; from luban.cli import main; main({words!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True).returncode == 0
+    for words, said in ((["--set", "lable=3"], "label"), (["--prompt", "a shoe"], "--set")):
+        assert main([*asked, str(tmp_path / "two.png"), *words]) == 2 and said in capsys.readouterr().err
+
+
+def test_an_exported_file_that_makes_no_pictures_says_so(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    path = tiny.model().export(out=tmp_path / "shop.onnx", data=tiny.rows())
+    assert main(["generate", str(path), "--out", str(tmp_path / "x.png")]) != 0
+    assert "back" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+    (tmp_path / "no.onnx").write_bytes(b"no")
+    assert main(["generate", str(tmp_path / "no.onnx"), "--out", str(tmp_path / "x.png")]) != 0
+    assert "no.onnx" in capsys.readouterr().err
 
 
 def test_a_server_answers_with_a_picture(model):

@@ -13,6 +13,7 @@ from luban.columns.examples import encode_values
 from luban.columns.image import shown
 from luban.errors import DataError, RequestError, Unsupported, problem
 from luban.recipe import Recipe, drawn
+from luban.yaml_file import parse
 
 PART = 250  # pictures made at once
 ACROSS = 8
@@ -28,33 +29,39 @@ def draws(recipe: Recipe, given: Mapping[str, Any]) -> None:
         raise RequestError(*wrong)
 
 
+def recipe_of(model: Any) -> Recipe:
+    """The recipe of a Bundle, or of an Engine over an exported file, which has it as text. Raises RecipeError where that is none."""
+    return model.recipe if isinstance(model.recipe, Recipe) else Recipe.of(parse(model.recipe)[0])
+
+
 def draw(
-    bundle: Any, *, n: int = 1, seed: int | None = None, set: Mapping[str, Any] | Sequence[str] = ()
+    model: Any, *, n: int = 1, seed: int | None = None, set: Mapping[str, Any] | Sequence[str] = ()
 ) -> list[np.ndarray]:
-    """`n` pictures, uint8 (H, W) or (H, W, 3), from the seeds `seed`, `seed + 1` ...
+    """`n` pictures of a Bundle or an Engine, uint8 (H, W) or (H, W, 3), from the seeds `seed`, `seed + 1` ...
 
     `set`: what is asked for, {input: value} (or "input=value"); a class that is not named takes turns. Raises Unsupported for a
     model that makes none, RequestError for an unknown input or class, DataError for a value that cannot be read.
     """
     given = dict(set) if isinstance(set, Mapping) else dict(s.partition("=")[::2] for s in set)
-    draws(bundle.recipe, given)
-    seed = bundle.recipe.seed if seed is None else seed
-    rows = [row(bundle, given, seed, i) for i in range(n)]
+    recipe, engine = recipe_of(model), getattr(model, "engine", model)
+    draws(recipe, given)
+    seed = recipe.seed if seed is None else seed
+    rows = [row(model, given, seed, i) for i in range(n)]
     found = []
     for start in range(0, n, PART):
-        examples, bad = encode_values(bundle.columns, bundle.inputs, rows[start : start + PART])
+        examples, bad = encode_values(model.columns, model.inputs, rows[start : start + PART])
         if bad:
             raise DataError("generate.bad_input", number=start + min(bad) + 1, reason=bad[min(bad)])
-        (made,) = bundle.engine.run(examples.arrays(np.arange(len(examples)))).values()
+        (made,) = engine.run(examples.arrays(np.arange(len(examples)))).values()
         found += [p.transpose(1, 2, 0) if len(p) > 1 else p[0] for p in shown(made)]
     return found
 
 
-def row(bundle: Any, given: Mapping[str, Any], seed: int, number: int) -> dict[str, Any]:
+def row(model: Any, given: Mapping[str, Any], seed: int, number: int) -> dict[str, Any]:
     """The inputs of one picture. Raises RequestError for a class that training did not have."""
     result: dict[str, Any] = {}
-    for name in bundle.inputs:
-        column = bundle.columns[name]
+    for name in model.inputs:
+        column = model.columns[name]
         labels = getattr(column, "labels", None)
         if column.drawn:
             result[name] = seed + number
