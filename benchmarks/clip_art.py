@@ -3,8 +3,9 @@
     python -m benchmarks.clip_art [--seeds 1] [--out FOLDER] [--json FILE]
 
 `recipes/clip-art.yaml`, one split a seed. Beside it logistic regression on the last map of the published network, averaged over the
-picture (1,280 numbers, standardised by training rows), at 224 pixels and at 160, which are its own and the side of the recipe's last epochs, each
-with nine strengths; validation accuracy chooses among all. The test rows are the same.
+picture (1,280 numbers, standardised by training rows), at 224 pixels and at 192, which are its own and the side of the recipe's last epochs, each
+with nine strengths; validation accuracy chooses among all. The test rows are the same. A FOLDER that holds a model trained by this recipe is
+judged, and not trained again: its seconds are those of its history.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from luban.columns.base import make
 from luban.data.prepare import prepare
 from luban.evaluation import intervals
 from luban.nn.vision.efficientnet import EfficientNet
+from luban.recipe import Recipe
 
 RECIPE = str(Path(__file__).parent.parent / "recipes" / "clip-art.yaml")
 PARTS = ("train", "validation", "test")
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
-SIDES, BATCH = (224, 160), 32
+SIDES, BATCH = (224, 192), 32
 
 
 @torch.no_grad()
@@ -66,11 +68,14 @@ def probe(files: dict[str, list[str]], truth: dict[str, np.ndarray], shape: str)
 
 
 def run(seed: int, out: str | None) -> dict[str, Any]:
-    started = time.process_time()
-    model = luban.train(RECIPE, set=[f"seed={seed}"], evaluate=False)
-    trained = time.process_time()
-    if out:
-        model.save(out)
+    if out and (Path(out) / "MANIFEST.json").exists():
+        model = luban.load(out)
+        assert model.recipe.seed == seed and model.recipe.model == Recipe.load(RECIPE).resolved().model, out
+        spent = next(e for e in model.history if e["stage"] == "train")["cpu_seconds"]
+    else:
+        started = time.process_time()
+        model = luban.train(RECIPE, set=[f"seed={seed}"], evaluate=False, out=out)
+        spent = time.process_time() - started
     data = prepare(model.recipe)
     rows = {p: data.table.take(data.part(p)).to_pydict() for p in PARTS}
     files, truth = {p: r["image"] for p, r in rows.items()}, {p: np.array(r["label"]) for p, r in rows.items()}
@@ -80,7 +85,7 @@ def run(seed: int, out: str | None) -> dict[str, Any]:
     return {
         "seed": seed, "rows": {p: len(f) for p, f in files.items()}, "accuracy": intervals.mean(mine).to_json(),
         "probe": intervals.mean(theirs).to_json() | rival, "difference": intervals.paired_difference(mine, theirs).to_json(),
-        "validation": max(e["validation_accuracy"] for e in model.metrics), "cpu_seconds_training": round(trained - started),
+        "validation": model.metrics[-1]["validation_accuracy"], "cpu_seconds_training": round(spent),
     }  # fmt: skip
 
 
