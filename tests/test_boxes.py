@@ -1,6 +1,7 @@
 """Boxes: how they are written, where they go when the picture moves, and what becomes of a detector's candidates."""
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image as Pillow
 
-from luban.columns.base import make
+from luban.columns.base import Ragged, make
+from luban.columns.examples import Examples
 from luban.columns.geometry import overlaps, placement
 from luban.columns.picture import fitted
 from luban.columns.suppression import candidates, suppressed
@@ -36,9 +38,10 @@ def found(x):
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def pair(side=(48, 64), shape="pad", picture=None, flip=True, shift=0.2, labels=("ball", "cat")):
+def pair(side=(48, 64), shape="pad", picture=None, flip=True, shift=0.2, labels=("ball", "cat"), **settings):
     picture = np.zeros((60, 80, 3), np.uint8) if picture is None else picture
-    image = make("photo", "image", {"side": list(side), "shape": shape, "flip": flip, "shift": shift}).fit([picture])
+    settings |= {"side": list(side), "shape": shape, "flip": flip, "shift": shift}
+    image = make("photo", "image", settings).fit([picture])
     column = make("objects", "boxes", {"of": "photo"}).beside({"photo": image})
     return image, column.fit([[{"label": k, "box": [1, 1, 5, 5]} for k in labels]], of=[picture])
 
@@ -170,6 +173,39 @@ def test_what_leaves_the_picture_goes():
     assert moved[1, 0].tolist() == [-1, 0, 1, 1, 10]
     missing = np.zeros((2, 1, 5), np.float32)
     assert column.followed(missing, np.ones((2, 1), bool), change)[1].all()  # a truth that is missing stays so
+
+
+def randomly(column, image, picture, box):
+    """The pictures of a batch as RandAugment leaves them, and the boxes beside them."""
+    x, told = np.stack([image.encode(picture)] * 200), column.encode([{"label": "ball", "box": box}], of=picture)
+    columns = {"photo": image, "objects": column}
+    examples = Examples(columns, {"photo": x}, {"objects": Ragged.of([told] * 200)}, np.arange(200), 200)
+    arrays = examples.arrays(np.arange(200), np.random.default_rng(0))
+    return examples, arrays.inputs["photo"][0], arrays.targets["objects"][0][:, 0, 1:]
+
+
+def fitting(x, boxes):
+    """The share of pictures whose bright part is where the box is, whatever became of its colour."""
+    grey = x.astype(int).sum(1)
+    middle = (grey.max((1, 2)) + grey.min((1, 2))) / 2
+    places = [np.argwhere(g > m) for g, m in zip(grey, middle)]
+    return np.mean([np.array_equal([*p.min(0)[::-1], *(p.max(0)[::-1] + 1)], b) for p, b in zip(places, boxes)])
+
+
+def test_under_randaugment_boxes_stay_on_their_things_and_it_is_said():
+    """Planted fault: boxes that say they could follow a turn, and do not."""
+    picture = drawn((48, 64), [22, 18, 16, 6], (255, 255, 255))
+    image, column = pair(picture=picture, shift=0.05, randaugment=0.3)
+    examples, x, boxes = randomly(column, image, picture, [22, 18, 16, 6])
+    assert examples.held == {"photo": ["objects"]}
+
+    class Turned(type(column)):
+        turns = True
+
+    kept = {f.name: getattr(column, f.name) for f in dataclasses.fields(column)}
+    other, turned, beside = randomly(Turned(**kept), image, picture, [22, 18, 16, 6])
+    assert not other.held
+    assert fitting(x, boxes) == 1 and fitting(turned, beside) < 0.8
 
 
 # -- batches -------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,15 @@ def test_a_saved_detector_answers_bit_for_bit(head):
     assert all(torch.equal(v, weights[k]) for k, v in model.network.state_dict().items())
 
 
+def test_that_turns_are_left_out_is_said(tmp_path, capsys):
+    recipe = scenes.recipe(tmp_path / "rows.jsonl", "fcos", **TINY, epochs=1, steps=1)
+    recipe["inputs"]["image"]["image"]["randaugment"] = 0.3
+    luban.train(recipe, evaluate=False)
+    assert "'image' is not turned or sheared in training" in capsys.readouterr().err
+    luban.train(scenes.recipe(tmp_path / "rows.jsonl", "fcos", **TINY, epochs=1, steps=1), evaluate=False)
+    assert "turned" not in capsys.readouterr().err
+
+
 @heads
 def test_a_run_that_stopped_goes_on_bit_for_bit(head, tmp_path, monkeypatch):
     recipe = scenes.recipe(tmp_path / "rows.jsonl", head, **TINY, epochs=2)

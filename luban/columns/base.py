@@ -194,6 +194,11 @@ class Column:
         """A changed batch x (B, ...) and the change, for columns that are `of:` this one."""
         return x, None
 
+    @property
+    def turning(self) -> bool:
+        """Whether `augment` may turn and shear."""
+        return False
+
     def still(self) -> Self:
         """The column as it augments where one that is `of:` it cannot follow a turn: shifts and mirrors are all it does."""
         return self

@@ -111,6 +111,15 @@ class Examples:
         return [n for n in self.inputs if type(self.columns[n]).augment is not Column.augment]
 
     @cached_property
+    def held(self) -> dict[str, list[str]]:
+        """Inputs that would be turned and sheared and are not, and the columns `of:` each that could not follow."""
+        found = {n: [] for n in self.augmented if self.columns[n].turning}
+        for name, column in self.columns.items():
+            if getattr(column, "of", None) in found and not column.turns:
+                found[column.of].append(name)
+        return {n: behind for n, behind in found.items() if behind}
+
+    @cached_property
     def others(self) -> list[str]:
         """Inputs that stand in no block."""
         inside = {n for names, _, _ in self.blocks for n in names}
@@ -120,8 +129,7 @@ class Examples:
         changes = {}
         for name in self.augmented:
             column, (x, mask) = self.columns[name], inputs[name]
-            tied = [c for c in self.columns.values() if getattr(c, "of", None) == name]
-            column = column if all(c.turns for c in tied) else column.still()
+            column = column.still() if name in self.held else column
             changed, changes[name] = column.augment(x, mask, rng)
             if column.form in FLAT:
                 x[:] = changed  # in place: x is a view of its block

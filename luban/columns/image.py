@@ -197,6 +197,10 @@ class Image(Column):
         """The mean colour of the training images, (C, 1, 1)."""
         return np.round(self.state["mean"]).astype(x.dtype)[:, None, None]
 
+    @property
+    def turning(self) -> bool:
+        return self.randaugment > 0
+
     def still(self) -> Self:
         copy = replace(self)
         object.__setattr__(copy, "_still", True)

@@ -155,6 +155,8 @@ def train(
     asked["rates"] = shares.usual(network, asked["rates"]) if adapters is None else asked["rates"]
     shares.check(network, asked["freeze"], asked["rates"])
     growing.check(network, training, asked["progressive"])
+    for name, behind in (training.held if asked["augment"] else {}).items():
+        tell("train.no_turns", input=name, outputs=behind)
     if hasattr(network, "refer") and not hasattr(network, "rivals"):  # to what it is now it will be compared
         network.refer()
     objective, step = _how(network, columns, bundle, asked)
