@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.nn.transformer import StochasticDepth, rising
@@ -69,37 +67,28 @@ class Net(nn.Module):
         return found
 
 
-class Shortcut(nn.Conv2d):
-    """A 1 x 1 convolution of every `stride`-th position.
-
-    Where it has to give gradients these positions are taken first: with several threads oneDNN 3.12 (torch 2.13) writes beyond its memory in the
-    backward pass of a strided 1 x 1 convolution of few channels, channels last, which ends the process.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and (self.training or x.requires_grad)):
-            return super().forward(x)
-        down, across = self.stride
-        return F.conv2d(x[:, :, ::down, ::across], self.weight)
-
-
 class Residual(nn.Module):
-    """relu(x + branch(x)); x through a 1 x 1 convolution where its shape changes."""
+    """relu(x + branch(x)); x through a 1 x 1 convolution where its shape changes.
+
+    That convolution has no stride of its own, but reads the positions that `pick` leaves (a pool of 1 x 1): with a stride, few channels and several threads
+    oneDNN 3.12 (torch 2.13) writes beyond its memory in the backward pass, channels last, which ends the process.
+    """
 
     wider = 1
 
     def __init__(self, size: int, out: int, stride: int, drop: float):
         super().__init__()
         self.relu, self.depth = nn.ReLU(), StochasticDepth(drop)
+        self.pick = nn.MaxPool2d(1, stride) if stride != 1 else nn.Identity()
         self.downsample = None
         if stride != 1 or size != out:
-            self.downsample = nn.Sequential(Shortcut(size, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out))
 
     def branch(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x)
+        kept = x if self.downsample is None else self.downsample(self.pick(x))
         return self.relu(self.depth(self.branch(x)) + kept)
 
 
