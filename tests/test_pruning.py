@@ -8,7 +8,7 @@ from torch import nn
 from luban.bundle import Bundle
 from luban.nn import channels
 from luban.nn.edits import replay
-from luban.stages.compress.methods import folded, importance, without_channels
+from luban.stages.compress.methods import folded, importance, left, without_channels
 from tests.test_static import FAMILIES, QUICK, TABLE, batch_of, model_of
 
 SLOW = ("resnet50", "efficientnet", "densenet", "inception")  # hundreds of layers are each tried
@@ -78,3 +78,21 @@ def test_it_is_trained_on_faster_and_goes_on_to_integers(resnet):
     assert np.isfinite(numbers["outputs"]["y"]["accuracy"]["after"].value)
     both = small.compress(TABLE, quantize="int8", calibrate=32, **QUICK)
     assert both.bytes() < 0.2 * resnet.bytes()
+
+
+@pytest.mark.parametrize(
+    ("channels", "share", "stay"),
+    [
+        (64, 0.3, 48),
+        (128, 0.3, 96),
+        (32, 0.3, 16),
+        (32, 0.2, 26),
+        (20, 0.5, 10),
+        (8, 0.9, 1),
+        (64, 0.01, 63),
+        (48, 0.5, 32),
+    ],
+)
+def test_of_many_channels_a_multiple_of_sixteen_stays(channels, share, stay):
+    """Others are left over by vector units; a layer that would not be cut at all is cut as asked."""
+    assert left(channels, share) == stay

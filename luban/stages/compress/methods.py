@@ -38,6 +38,7 @@ from luban.training.steps import plain
 
 CALIBRATED = 64  # rows of a batch that is calibrated with
 CALM = 0.1  # of the first rate, for training with rounded weights
+BLOCK = 16  # channels that vector units take at once: with others left over, fewer channels are hardly faster
 LEAST = 64  # weights that a layer needs for int8 to be worth its scales
 
 
@@ -102,7 +103,7 @@ def calibrated(bundle: Bundle, training: Examples, validation: Examples, rows: i
 
 
 def without_channels(bundle: Bundle, share: float, batch: Batch) -> Bundle:
-    """`share` of the channels of every layer that can lose some, the least important first; at least one stays.
+    """`share` of the channels of every layer that can lose some, the least important first; `left` says how many stay.
 
     Raises Unsupported where no layer can.
     """
@@ -110,13 +111,20 @@ def without_channels(bundle: Bundle, share: float, batch: Batch) -> Bundle:
     whole, cutting, edits = folded(bundle.copy_network().eval(), batch), channels.Cutting(network), []
     for group in channels.groups(network, batch):
         weight = importance(whole, group)
-        count = max(1, len(weight) - round(share * len(weight)))
+        count = left(len(weight), share)
         if count < len(weight):
             keep = torch.argsort(weight, descending=True, stable=True)[:count].sort().values
             edits.append({"edit": "prune_channels", **cutting.edit(group, keep)})
     if not edits:
         raise Unsupported("compress.nothing_to_prune")
     return replace(bundle, network=replay(network, edits).eval(), edits=[*bundle.edits, *edits])
+
+
+def left(channels: int, share: float) -> int:
+    """How many of some channels stay without `share` of them: one at least, and of many the nearest multiple of `BLOCK`."""
+    count = max(1, channels - round(share * channels))
+    whole = round(count / BLOCK) * BLOCK
+    return whole if 0 < whole < channels and count >= BLOCK else count
 
 
 def folded(network: Any, batch: Batch) -> Any:
