@@ -30,7 +30,7 @@ from scipy.sparse import csr_matrix
 
 import luban
 from benchmarks.clip_art import PARTS, features
-from benchmarks.common import finish
+from benchmarks.common import finish, learned
 from luban.data.prepare import prepare
 from luban.evaluation import intervals
 from luban.evaluation.text_baselines import nearest_row
@@ -68,7 +68,7 @@ def main() -> None:
     mine = np.asarray(chrf_by_row(truth["test"], answers["test"]))
     result: dict[str, Any] = {
         "rows": {p: len(f) for p, f in files.items()},
-        "cpu_seconds_training": round(next(e for e in model.history if e["stage"] == "train")["cpu_seconds"]),
+        "cpu_seconds_training": round(learned(model)["cpu_seconds"]),
         "model": {
             "chrf": chrf(truth["test"], answers["test"]).to_json(),
             "validation": chrf(truth["validation"], answers["validation"]).value,

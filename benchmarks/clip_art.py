@@ -4,16 +4,14 @@
 
 `recipes/clip-art.yaml`, one split a seed. Beside it logistic regression on the last map of the published network, averaged over the
 picture (1,280 numbers, standardised by training rows), at 224 pixels and at 192, which are its own and the side of the recipe's last epochs, each
-with nine strengths; validation accuracy chooses among all. The test rows are the same. A FOLDER that holds a model trained by this recipe is
-judged, and not trained again: its seconds are those of its history.
+with nine strengths; validation accuracy chooses among all. The test rows are the same. A model of this recipe
+that lies in FOLDER/SEED is judged, and not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-import luban
-from benchmarks.common import finish
+from benchmarks.common import seeds, taught
 from luban.columns.base import make
 from luban.data.prepare import prepare
 from luban.evaluation import intervals
 from luban.nn.vision.efficientnet import EfficientNet
-from luban.recipe import Recipe
 
 RECIPE = str(Path(__file__).parent.parent / "recipes" / "clip-art.yaml")
 PARTS = ("train", "validation", "test")
@@ -68,14 +64,7 @@ def probe(files: dict[str, list[str]], truth: dict[str, np.ndarray], shape: str)
 
 
 def run(seed: int, out: str | None) -> dict[str, Any]:
-    if out and (Path(out) / "MANIFEST.json").exists():
-        model = luban.load(out)
-        assert model.recipe.seed == seed and model.recipe.model == Recipe.load(RECIPE).resolved().model, out
-        spent = next(e for e in model.history if e["stage"] == "train")["cpu_seconds"]
-    else:
-        started = time.process_time()
-        model = luban.train(RECIPE, set=[f"seed={seed}"], evaluate=False, out=out)
-        spent = time.process_time() - started
+    model, spent = taught(RECIPE, seed, out)
     data = prepare(model.recipe)
     rows = {p: data.table.take(data.part(p)).to_pydict() for p in PARTS}
     files, truth = {p: r["image"] for p, r in rows.items()}, {p: np.array(r["label"]) for p, r in rows.items()}
@@ -92,16 +81,11 @@ def run(seed: int, out: str | None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", help="where to keep the model of the last seed")
+    parser.add_argument("--out", help="folder with a model for each seed: FOLDER/0, FOLDER/1 ...")
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    runs: list[dict[str, Any]] = []
-    for seed in range(asked.seeds):
-        runs.append(run(seed, asked.out))
-        gain = [r["difference"]["value"] for r in runs]
-        found = {"runs": runs, "gain": {"mean": statistics.mean(gain), "min": min(gain), "max": max(gain)}}
-        finish("clip-art", found, asked.json)
+    seeds("clip-art", asked.seeds, lambda seed: run(seed, asked.out and f"{asked.out}/{seed}"), asked.json)
 
 
 if __name__ == "__main__":

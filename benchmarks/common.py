@@ -8,7 +8,8 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,37 @@ def pairs(mine: Sequence[str], theirs: Sequence[str], count: int = 5, threads: i
 
 def luban(*words: str) -> list[str]:
     return [sys.executable, "-m", "luban.cli", *words]
+
+
+def taught(recipe: str, seed: int, out: str | Path | None) -> tuple[Any, float]:
+    """The model of a recipe, and the CPU seconds that it took, preparation of the data included. Where `out` holds one by this recipe it is not
+    trained again: its seconds are those of its history.
+    """
+    import luban
+    from luban.recipe import Recipe
+
+    if out and (Path(out) / "MANIFEST.json").exists():
+        model = luban.load(str(out))
+        assert model.recipe.seed == seed and model.recipe.model == Recipe.load(recipe).resolved().model, out
+        return model, learned(model)["cpu_seconds"]
+    started = time.process_time()
+    model = luban.train(recipe, seed=seed, out=str(out) if out else None, evaluate=False)
+    return model, time.process_time() - started
+
+
+def learned(model: Any) -> dict[str, Any]:
+    """What the history of a model says of its training."""
+    return next(e for e in model.history if e["stage"] == "train")
+
+
+def seeds(name: str, count: int, run: Callable[[int], dict[str, Any]], path: str | None) -> None:
+    """`run` of the seeds 0, 1 ..., and the gain (`difference`) over them; written after each, for one takes minutes."""
+    runs: list[dict[str, Any]] = []
+    for seed in range(count):
+        runs.append(run(seed))
+        gain = [r["difference"]["value"] for r in runs]
+        found = {"runs": runs, "gain": {"mean": statistics.mean(gain), "min": min(gain), "max": max(gain)}}
+        finish(name, found, path)
 
 
 def finish(name: str, rows: Any, path: str | None) -> None:

@@ -85,6 +85,19 @@ def timed(sides: dict[str, Callable[[], Any]], pairs: int, repeat: int) -> dict[
     return found
 
 
+def accuracy(answer: Side, test: Examples, output: str) -> float:
+    """Of `answer`, arrays -> (B, K), on every test row."""
+    pieces = np.array_split(np.arange(len(test)), max(1, len(test) // 250))
+    said = np.concatenate([answer(test.arrays(i)).argmax(1) for i in pieces])
+    return round(float((said == test.targets[output] - 1).mean()), 4)
+
+
+def times(over: list[float], under: list[float], digits: int = 2) -> list[float]:
+    """Median, lowest and highest of the ratios of pairs."""
+    ratios = [a / b for a, b in zip(over, under)]
+    return [round(f(ratios), digits) for f in (statistics.median, min, max)]
+
+
 def bound(arrays: Any, model: Bundle, engine: OnnxEngine, sessions: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Every side on one batch that lies ready."""
     ready, names = fed(engine, arrays), list(engine.outputs)
@@ -126,20 +139,15 @@ def main() -> None:
             "luban": lambda arrays: engine.run(arrays)[output], "same file": run("integers"), "by hand": run("hand"),
         }  # fmt: skip
         rows: dict[str, dict[str, Any]] = {n: {} for n in answers}
-        truth = test.targets[output] - 1
-        pieces = np.array_split(np.arange(len(test)), max(1, len(test) // 250))
         for name, side in answers.items():
-            said = np.concatenate([side(test.arrays(i)).argmax(1) for i in pieces])
-            rows[name]["accuracy"] = round(float((said == truth).mean()), 4)
+            rows[name]["accuracy"] = accuracy(side, test, output)
         for batch in BATCHES:
             calls = bound(test.arrays(np.arange(batch)), model, engine, sessions)
             found = timed(calls, asked.pairs, 20 if batch == 1 else 2)
             for name, seconds in found.items():
-                ratios = [a / b for a, b in zip(found["eager"], seconds)]
                 rows[name][f"ms_{batch}"] = round(statistics.median(seconds) * 1e3, 3)
-                rows[name][f"faster_than_eager_{batch}"] = [round(f(ratios), 2) for f in (statistics.median, min, max)]
-            over = [a / b for a, b in zip(found["luban"], found["same file"])]
-            rows["luban"][f"of_same_file_{batch}"] = [round(f(over), 3) for f in (statistics.median, min, max)]
+                rows[name][f"faster_than_eager_{batch}"] = times(found["eager"], seconds)
+            rows["luban"][f"of_same_file_{batch}"] = times(found["luban"], found["same file"], 3)
         sizes = {"eager": model.bytes(), "onnx": whole.stat().st_size, "luban": integers.stat().st_size, "by hand": hand.stat().st_size}  # fmt: skip
     for name, size in sizes.items():
         rows[name]["bytes"] = size

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 import luban
-from benchmarks.common import finish
+from benchmarks.common import learned, seeds
 from luban.data.prepare import prepare
 from luban.evaluation import intervals
 
@@ -63,7 +62,7 @@ def movie(seed: int, folder: str | None) -> dict:
     answers = np.array([a["sentiment"] for a in model.predict([{"sentence": t} for t in texts["test"]])])
     mine, rival = answers == truth["test"], tuned(texts, truth)
     theirs = rival.pop("right")
-    spent = next(h for h in model.history if h["stage"] == "train")
+    spent = learned(model)
     return {
         "seed": model.recipe.seed,
         "rows": {p: len(t) for p, t in texts.items()},
@@ -81,12 +80,7 @@ def main() -> None:
     parser.add_argument("--model", help="a folder that `luban run recipes/minilm-movie.yaml --out FOLDER` made")
     parser.add_argument("--json")
     asked = parser.parse_args()
-    runs: list[dict] = []
-    for seed in range(1 if asked.model else asked.seeds):  # written after each: one takes minutes
-        runs.append(movie(seed, asked.model))
-        gain = [r["difference"]["value"] for r in runs]
-        found = {"runs": runs, "gain": {"mean": statistics.mean(gain), "min": min(gain), "max": max(gain)}}
-        finish("pretrained", found, asked.json)
+    seeds("pretrained", 1 if asked.model else asked.seeds, lambda seed: movie(seed, asked.model), asked.json)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-import luban
-from benchmarks.common import finish
+from benchmarks.common import finish, taught
 from luban.data.prepare import prepare
 from luban.recipe import Recipe
 
@@ -31,15 +30,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     path = str(RECIPES / f"{a.name}.yaml")
-    started = time.process_time()
-    if a.out and (Path(a.out) / "MANIFEST.json").exists():
-        model = luban.load(a.out)
-        learned = next(e for e in model.history if e["stage"] == "train")
-        assert model.recipe.seed == a.seed and model.recipe.model == Recipe.load(path).resolved().model, a.out
-        spent = learned["cpu_seconds"]
-    else:
-        model = luban.train(path, seed=a.seed, out=a.out, evaluate=False)
-        spent = time.process_time() - started
+    model, spent = taught(path, a.seed, a.out)
     trained = time.process_time()
     settings = next((dict(s.settings) for s in Recipe.load(path).stages if s.type == "evaluate"), {})
     report = model.evaluate(prepare(model.recipe), **settings)
