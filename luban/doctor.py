@@ -18,7 +18,7 @@ from luban.messages import say
 # Imported each in a process of its own: a broken one must not take the others, or this process, with it.
 TRIED = (
     "torch", "numpy", "pyarrow", "sklearn", "tokenizers", "safetensors", "PIL", "onnx", "onnxscript", "onnxruntime", "fastapi",
-    "uvicorn", "fairlearn", "transformers", "timm", "torchvision", "torchaudio", "pandas", "polars", "datasets", "openvino",
+    "uvicorn", "fairlearn", "transformers", "gguf", "timm", "torchvision", "torchaudio", "pandas", "polars", "datasets", "openvino",
 )  # fmt: skip
 TIED = ("torchvision", "torchaudio")  # built for one torch each; broken, they break what imports them
 PATIENCE = 60.0  # seconds for one import

@@ -31,8 +31,8 @@ def import_weights(
     """A Bundle of the network that a recipe describes, with the weights of a file; its columns are fitted on the rows.
 
     recipe: a file or a Recipe. `data` stands for the rows that the recipe names. `module`: for a recipe with `fusion: own`.
-    Without a recipe `file` is a checkpoint in the Hugging Face layout (a folder, a name on the hub), which says itself what
-    it is, and `column` what its text is called; see `luban.huggingface.imported`.
+    Without a recipe `file` is a checkpoint in the Hugging Face layout (a folder, a name on the hub) or a GGUF file, which says
+    itself what it is, and `column` what its text is called; see `luban.huggingface.imported`.
     Raises BundleError where the file is hostile or unreadable or its names or shapes differ, RecipeError, DataError.
     """
     if not recipe and Path(file).suffix not in ENDINGS:

@@ -1,4 +1,4 @@
-"""Models in the Hugging Face layout that are Luban's own networks: a folder or a name on the hub becomes a Bundle.
+"""Models in the Hugging Face layout that are Luban's own networks: a folder, a GGUF file or a name on the hub becomes a Bundle.
 
 The tokenizer goes into the text column, the weights into our Transformer; nothing of the folder is executed, and the
 `transformers` library is not needed.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from luban.bundle import Bundle, build_network
 from luban.columns.base import make
 from luban.console import tell
-from luban.data import models
+from luban.data import gguf, models
 from luban.errors import BundleError, RequestError, problem, shortened
 from luban.nn import families
 from luban.recipe import Recipe
@@ -33,15 +33,19 @@ PACK = 1024  # tokens learned at once where a language model goes on learning
 
 
 def opened(source: str | Path) -> Bundle:
-    """The saved model in a folder, or what `imported` makes of a checkpoint in one. Raises BundleError, DataError."""
-    folder = Path(source)
-    if (folder / CONFIG).is_file() and not (folder / MANIFEST).exists():
-        return imported(str(source))
+    """The saved model in a folder, or what `imported` makes of a checkpoint in one, of a GGUF file or of a sample model.
+
+    Raises BundleError, DataError.
+    """
+    folder, name = Path(source), str(source)
+    checkpoint = (folder / CONFIG).is_file() and not (folder / MANIFEST).exists()
+    if checkpoint or gguf.is_one(name) or (name in models.MODELS and not folder.exists()):
+        return imported(name)
     return Bundle.load(source)
 
 
 def imported(name: str, column: str = "text") -> Bundle:
-    """The Bundle of a GPT-2, Llama (Mistral, Qwen2, SmolLM2) or BERT checkpoint: a folder, a sample model, a name on the hub.
+    """The Bundle of a GPT-2, Llama (Mistral, Qwen2, SmolLM2) or BERT checkpoint: a folder, a GGUF file, a sample model, a name on the hub.
 
     A decoder writes the text `column`; a BERT reads it and says hidden words. Weights are stored in float32. Another causal
     network of `transformers` comes in as it is (head `pretrained`).

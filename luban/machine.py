@@ -16,7 +16,7 @@ from luban.settings import DEVICE
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 LIBRARIES = (
     "torch", "numpy", "pyarrow", "scikit-learn", "tokenizers", "safetensors", "pillow", "onnx", "onnxscript", "onnxruntime",
-    "fastapi", "uvicorn", "fairlearn", "transformers", "torchvision", "pandas", "polars", "datasets", "openvino", "ray",
+    "fastapi", "uvicorn", "fairlearn", "transformers", "gguf", "torchvision", "pandas", "polars", "datasets", "openvino", "ray",
     "optuna", "tensorboard", "mlflow",
 )  # fmt: skip
 _wanted = "auto"  # what `auto` stands for in this process

