@@ -50,7 +50,7 @@ DATA_KEYS = ("rows", "format", "missing", "decimal", "split", "clean")
 
 
 SHARE = "share"  # model: {hypothesis: {share: premise}}: the encoder of another input, the same weights
-JOINT = "joint"  # model: {passage: {joint: question}}: read in one sequence with another input, by its encoder
+JOINT = "joint"  # model: {passage: {joint: question}}: read in one sequence with another input, by its encoder; or with a text that is written
 BORROWED = (SHARE, JOINT)
 
 
@@ -92,6 +92,15 @@ JOINTLY = {  # settings of an input that is read jointly; see `luban.columns.joi
     "required": ["of"],
     "additionalProperties": False,
 }
+CUTTING = (
+    "tokens",
+    "vocabulary",
+    "least",
+    "lower",
+    "normalise",
+    "whitespace",
+    "tokens_of",
+)  # how a text becomes tokens
 APART = ("pair", "match", "masked")  # fusions that want every text by itself
 KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
 TASKS = {
@@ -235,9 +244,10 @@ class Recipe:
         inputs = columns({n: _cleaning(_packed(p, frame), clean) for n, p in brought.items()})
         outputs = columns({n: _written(self._with_own(n, p), frame) for n, p in self.along().items()})
         own = self.fusion.type == "own"  # a module of one's own stands for the encoders
-        encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if not self.shared(n)}
+        lent = [n for n in inputs if self.shared(n) or self.before(n)]
+        encoders = {n: fill("encoders", self.encoder(n), self.size) for n in inputs if n not in lent}
         encoders = {n: p for n, p in encoders.items() if not (self.draws and drawn(inputs[n]))}
-        model = {} if own else encoders | {n: self.model[n] for n in inputs if self.shared(n)}
+        model = {} if own else encoders | {n: self.model[n] for n in lent}
         model |= {n: fill("heads", self.head(n), self.size) for n in outputs}
         return replace(
             self,
@@ -266,6 +276,8 @@ class Recipe:
     def encoder(self, name: str) -> Part:
         """The encoder of an input: named for the column, else for its type, else the type's own default."""
         name = self.shared(name) or name
+        if self.before(name):
+            return self.model[name]
         kind = self.inputs[name].type
         usual = Part(registry.schema("columns", kind)["x-encoder"])
         if (self.writes or self.together(name)) and registry.schema("columns", kind)["x-form"] == "ids":
@@ -298,6 +310,15 @@ class Recipe:
 
     def shared(self, name: str) -> str | None:
         """The input whose encoder this one shares, and with it what its column has learned."""
+        of = self._lender(name)
+        return of if of in self.inputs else None
+
+    def before(self, name: str) -> str | None:
+        """The output that this input is read before, in one sequence, by the network that writes it."""
+        of = self._lender(name)
+        return of if of in self.outputs else None
+
+    def _lender(self, name: str) -> str | None:
         part = self.model.get(name)
         return part.settings["of"] if part is not None and part.type in BORROWED else None
 
@@ -310,8 +331,18 @@ class Recipe:
         return [n for n in self.inputs if self.joined(n) == name]
 
     def _as_read(self, name: str) -> Part:
-        """The column of an input; one that shares an encoder has the other's settings, read jointly a length of its own."""
+        """The column of an input; one that shares an encoder has the other's settings, read jointly a length of its own.
+
+        One that is read before a text is cut into tokens as that is.
+        """
         own, of = self.inputs[name], self.shared(name)
+        if written := self.before(name):
+            theirs = _written(self._with_own(written, self.outputs[written]), self.frame).settings
+            return Part(
+                own.type,
+                {k: theirs[k] for k in CUTTING if k in theirs}
+                | {k: v for k, v in own.settings.items() if k not in CUTTING},
+            )
         if of is None:
             return own
         kept = {k: own.settings[k] for k in ("length", "keep") if self.joined(name) and own.settings.get(k) is not None}
@@ -319,7 +350,7 @@ class Recipe:
 
     def _with_brought(self, name: str, column: Part) -> Part:
         """The column of an input with what its encoder brings: a pretrained one its tokenizer."""
-        part: Part | None = None if self.fusion.type == "own" else self.encoder(name)
+        part: Part | None = None if self.fusion.type == "own" or self.before(name) else self.encoder(name)
         while part is not None:
             schema = registry.schema("encoders", part.type)
             key, inner = schema.get("x-brings"), part.settings.get("over")
@@ -658,13 +689,35 @@ class Check:
         side, kind = columns.get(name, ("", ""))
         form = registry.schema("columns", kind)["x-form"] if kind in registry.names("columns") else ""
         several = form == "ids" if how == JOINT else form not in ("", "scalar", "index")
+        if how == JOINT and of in (writers := self._writers(model, columns)) and (side, kind) == ("inputs", "text"):
+            yield from self._before(name, value, of, model, columns, path)
+            return
         allowed = [n for n, found in columns.items() if several and n != name and found == (side, kind) and own(n)]
         if of not in allowed or lent - {how}:
+            allowed += writers if how == JOINT and kind == "text" else []
             yield problem(f"recipe.no_{how}", place=self.place((*path, how)), name=str(of), allowed=allowed)
         elif how == JOINT and _mark_of("encoders", encoder := self._named(model.get(of))[0], "x-sequences") is False:
             fitting = [n for n in registry.names("encoders") if registry.schema("encoders", n).get("x-sequences")]
             place = self.place(("model", of))
             yield problem("joint.one_vector", place=place, encoder=encoder, inputs=[of, name], allowed=fitting)
+
+    def _writers(self, model: Mapping[str, Any], columns: Mapping[str, Any]) -> list[str]:
+        """The texts whose networks read others before they write."""
+        heads = {
+            n: self._named(model.get(n))[0] or "text" for n, found in columns.items() if found == ("outputs", "text")
+        }
+        return [n for n, head in heads.items() if _mark_of("heads", head, "x-joins")]
+
+    def _before(
+        self, name: str, value: Any, of: str, model: Mapping[str, Any], columns: Mapping[str, Any], path: Any
+    ) -> Iterator[Problem]:
+        """A text that is read before one that is written: so is every other input, and there are no windows."""
+        if isinstance(value, Mapping) and len(value) > 1:
+            yield problem("joint.whole", place=self.place((*path, JOINT)), name=name, output=of)
+        inputs = [n for n, (side, _) in columns.items() if side == "inputs"]
+        reads = lambda n: v.get(JOINT) if isinstance(v := model.get(n), Mapping) else None  # noqa: E731
+        if others := [n for n in inputs if of not in (reads(n), (self._named(model.get(n))[1]).get("of"))]:
+            yield problem("joint.mixed", place=self.place(path), name=name, output=of, others=others)
 
     def _suits(self, room: str, value: Any, kind: str | None, path: tuple[Any, ...]) -> Iterator[Problem]:
         """An encoder made for text cannot read an image."""

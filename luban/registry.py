@@ -214,7 +214,7 @@ def describe(thing: Any) -> dict[str, Any]:
         value = getattr(thing, mark, None)
         if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
-    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped")
+    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped", "joins")
     return result | {"x-" + mark: True for mark in marks if getattr(thing, mark, None) is True}
 
 

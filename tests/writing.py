@@ -5,6 +5,7 @@ from functools import cache
 import torch
 
 from luban.bundle import build_network
+from luban.columns import joining
 from luban.columns.text import Text
 from luban.nn.tokens import Batch
 from luban.recipe import Recipe, fill
@@ -12,26 +13,30 @@ from luban.recipe import Recipe, fill
 TEXTS = ["the cat sat on the mat", "a dog and a cat", "on the mat the dog sat", "cats and dogs", "mat, cat; hat."] * 2
 
 
-def recipe(head, inputs=(), frame="row", **data):
+def recipe(head, inputs=(), frame="row", before=False, **data):
+    """`before`: the inputs are read in the text's own sequence."""
     outputs = {"text": {"text": {"vocabulary": 300, "length": 16}}}
-    model = {"text": head} | {n: {"transformer": {"width": 16, "layers": 1, "heads": 2}} for n in inputs}
+    model = {"text": head} | {
+        n: {"joint": "text"} if before else {"transformer": {"width": 16, "layers": 1, "heads": 2}} for n in inputs
+    }
     plain = {"luban": 1, "inputs": dict.fromkeys(inputs, "text"), "outputs": outputs, "model": model, "frame": frame}
     return Recipe.of(plain | {"size": "nano"} | ({"data": data} if data else {})).resolved()
 
 
 @cache
-def columns(inputs=()):
-    asked = recipe("gpt", inputs)
+def columns(inputs=(), before=False):
+    asked = recipe("gpt", inputs, before=before)
     parts = {**asked.inputs, **asked.outputs}
     made = {n: Text(n, **fill("columns", p, "nano").settings) for n, p in parts.items()}
-    return {n: c.fit(TEXTS) for n, c in made.items()}
+    found = {n: c.fit(TEXTS) for n, c in made.items()}
+    return {n: joining.before(found["text"], c) if before and n in inputs else c for n, c in found.items()}
 
 
-def network(head="llama", inputs=(), seed=0, **settings):
+def network(head="llama", inputs=(), seed=0, before=False, **settings):
     """A small one with weights large enough that what it reads makes a difference."""
     torch.manual_seed(seed)
     small = {"width": 16, "layers": 2} | ({} if head == "lstm" else {"heads": 4}) | settings
-    made = build_network(recipe({head: small}, inputs), columns(inputs))
+    made = build_network(recipe({head: small}, inputs, before=before), columns(inputs, before))
     for p in made.parameters():
         if p.ndim > 1:
             torch.nn.init.normal_(p, 0, 0.3)
@@ -40,7 +45,8 @@ def network(head="llama", inputs=(), seed=0, **settings):
 
 def batch(net, texts, sources=None):
     """The true texts as targets, and the inputs of each."""
-    found = {n: columns(tuple(net.groups and [g[0] for g in net.groups]))[n] for n in ["text", *(sources or {})]}
+    known = columns(tuple(net.groups and [g[0] for g in net.groups]), bool(net.first))
+    found = {n: known[n] for n in ["text", *(sources or {})]}
     both = {n: found[n].collate(found[n].encode_all(v)) for n, v in {"text": texts, **(sources or {})}.items()}
     pairs = {n: tuple(map(torch.as_tensor, pair)) for n, pair in both.items()}
     return Batch({n: pairs[n] for n in sources or {}}, {"text": pairs["text"]}, len(texts))

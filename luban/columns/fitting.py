@@ -20,20 +20,36 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
     framed = data.framed("train", recipe.frame)
     parts = {**recipe.inputs, **recipe.outputs}
     chosen = parts if names is None else {n: parts[n] for n in parts if n in names}
-    own = [n for n in chosen if not (n in recipe.inputs and recipe.shared(n))]
-    sharers = {n: [m for m in recipe.inputs if recipe.shared(m) == n] for n in recipe.inputs}
+    own = [n for n in chosen if not (n in recipe.inputs and (recipe.shared(n) or recipe.before(n)))]
+    sharers = {n: [m for m in recipe.inputs if n in (recipe.shared(m), recipe.before(m))] for n in parts}
     found: dict[str, Column] = {}
     for n in own:  # inputs come first, so that an output finds the one that it is `of:`
         if n in recipe.outputs:
             found |= _shared(recipe, chosen, found)
         column = make(n, chosen[n].type, dict(chosen[n].settings)).beside(found)
         found[n] = _fitted(column, framed, sharers.get(n, ()))
+        if any(recipe.before(m) == n for m in recipe.inputs):  # the tokens are those of other texts, too
+            found[n] = found[n].keeping(found[n].learned(**measured(found[n], found[n], framed)))
         if n in recipe.inputs and recipe.together(n):
             found |= _joined(recipe, found[n], framed)
         else:
             _told(found[n], framed)
     found |= _shared(recipe, chosen, found)
+    for n in chosen:
+        if n in recipe.inputs and (written := recipe.before(n)) in found:
+            fresh = make(n, chosen[n].type, dict(chosen[n].settings))
+            found[n] = joining.before(found[written], fresh, **measured(found[written], fresh, framed))
+            _told(found[n], framed)
     return {n: found[n] for n in chosen}
+
+
+def measured(tokens: Any, column: Any, framed: Any) -> dict[str, Any]:
+    """How long the training texts of a column are, cut into another's tokens, and the share that is too long."""
+    lengths = tokens.lengths_of(cells(framed.some(_enough(column, framed)).only(column.name)))
+    return {
+        "longest": int(lengths.max(initial=1)),
+        "cut": float((lengths > column.room).mean()) if len(lengths) else 0.0,
+    }
 
 
 def _shared(recipe: Recipe, chosen: Mapping[str, Any], found: Mapping[str, Column]) -> dict[str, Column]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from luban.columns.base import Column
 from luban.console import tell
-from luban.recipe import Recipe
+from luban.recipe import CUTTING, Recipe
 
 WINDOW = 256  # tokens of a window where no checkpoint says how many it can take
 
@@ -55,6 +55,18 @@ def like(before: Any, fresh: Column) -> Column:
     first, last = fresh.state["joint"]["first"], fresh.state["joint"]["last"]
     controls = {"before": found.state["before"] if first else [], "after": found.state["after" if last else "between"]}
     return found.keeping(replace(found, name=fresh.name, length=fresh.length).learned(**controls, **kept))
+
+
+def before(written: Any, fresh: Any, **seen: Any) -> Any:
+    """The column of a text that is read before one that is written (`luban.nn.before`): its tokens, without controls or an end.
+
+    `fresh` says how long it is and what it is called; `seen`: what is known of its texts.
+    """
+    settings = {k: getattr(written, k) for k in CUTTING}
+    state = {
+        k: v for k, v in written.state.items() if k not in ("before", "between", "after", "longest", "cut", "window")
+    }
+    return written.keeping(replace(fresh, **settings, state={**state, "before": [], "after": [], **seen}))
 
 
 def _with_controls(column: Any) -> Any:

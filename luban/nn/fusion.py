@@ -64,9 +64,10 @@ class Memory(nn.Module):
         super().__init__()
         sizes = [e.size for e in encoders]
         self.size = max(sizes, default=0) if width == "auto" else width
-        alike = len(sizes) == 1 and sizes[0] == self.size
+        bare = bool(sizes) and all(getattr(e, "bare", False) for e in encoders)
+        alike = bare or (len(sizes) == 1 and sizes[0] == self.size)
         self.projections = nn.ModuleList(nn.Linear(s, self.size) for s in ([] if alike else sizes))
-        self.origin = nn.Parameter(torch.randn(len(sizes), self.size) * 0.02) if len(sizes) > 1 else None
+        self.origin = nn.Parameter(torch.randn(len(sizes), self.size) * 0.02) if len(sizes) > 1 and not bare else None
         self.places = nn.ModuleList(told(e, self.size) for e in encoders)
         self.sizes = [self.size] * len(sizes)
 

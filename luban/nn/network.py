@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luban import registry
 from luban.columns.base import Answer, Column
 from luban.errors import RecipeError, problem
+from luban.nn.before import Before
 from luban.nn.forms import MANY
 from luban.nn.joint import Joint
 from luban.nn.tokens import Batch, Encoder, Span, Tokens
@@ -99,7 +100,10 @@ class Composed(Headed):
         super().__init__()
         self._read(recipe, columns)
         sizes = self._fuse(recipe, self.outputs)
-        self.heads = nn.ModuleList(build("heads", recipe.head(n), c, sizes[n]) for n, c in self.outputs.items())
+        self.heads = nn.ModuleList(self._head(recipe, n, c, sizes[n]) for n, c in self.outputs.items())
+
+    def _head(self, recipe: Recipe, name: str, column: Column, size: int) -> nn.Module:
+        return build("heads", recipe.head(name), column, size)
 
     def _read(self, recipe: Recipe, columns: Mapping[str, Column]) -> None:
         """The encoders, and which inputs each reads."""
@@ -200,6 +204,8 @@ def build(room: str, part: Part, *sources: Any) -> Any:
 
 def _reader(recipe: Recipe, names: Sequence[str], columns: Sequence[Column]) -> Encoder:
     """The encoder of some inputs; of texts that are read in one sequence one that joins them."""
+    if written := recipe.before(names[0]):
+        return Before(recipe.head(written).settings["width"])
     if len(names) > 1 and recipe.together(names[0]):
         return Joint(lambda long: build("encoders", recipe.encoder(names[0]), [long]), columns)
     return build("encoders", recipe.encoder(names[0]), columns)

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from luban.nn.before import Before
 from luban.nn.forms import Indices, Scalars
 from luban.nn.joint import Joint
+
+POSITIONS = "layers.positions"  # of a Transformer
 
 
 def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
@@ -20,7 +23,9 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
     if not hasattr(new, "groups") or not hasattr(old, "groups"):
         taken = _copied(new, old) if type(new) is type(old) else False
         return dict.fromkeys([*getattr(new, "inputs", ()), *new.outputs], taken)
-    done = {n: False for group in new.groups for n in group}
+    done = {n: isinstance(e, Before) for group, e in zip(new.groups, new.encoders) for n in group}
+    mine = [g for g, e in zip(new.groups, new.encoders) if not isinstance(e, Before)]  # the others have no weights
+    theirs = [g for g, e in zip(old.groups, old.encoders) if not isinstance(e, Before)]
     for group, encoder in zip(new.groups, new.encoders):
         for names_before, before in zip(old.groups, old.encoders):
             common = [n for n in group if n in names_before and n in names]
@@ -31,7 +36,7 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
             same = group == names_before and len(common) == len(group)
             taken = _copied(encoder, before) if same else _by_column(encoder, before, group, names_before, common)
             done |= dict.fromkeys(common, taken)
-    whole = new.groups == old.groups and all(done.values()) and type(new.fusion) is type(old.fusion)
+    whole = mine == theirs and all(done.values()) and type(new.fusion) is type(old.fusion)
     whole = whole and _copied(new.fusion, old.fusion)
     done.setdefault("fusion", whole)
     before_heads = dict(old._heads())
@@ -42,8 +47,9 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
 
 
 def _copied(new: nn.Module, old: nn.Module) -> bool:
-    """Copy all weights, or none where a name or a shape differs."""
+    """Copy all weights, or none where a name or a shape differs; of learnt positions as many as there are now."""
     mine, theirs = new.state_dict(), old.state_dict()
+    theirs |= {k: theirs[k][: len(mine[k])] for k in mine if k.endswith(POSITIONS) and k in theirs}
     if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
         return False
     new.load_state_dict(theirs)

@@ -8,8 +8,9 @@ from typing import Any
 
 from luban import registry
 from luban.bundle import Bundle, build_network
+from luban.columns import joining
 from luban.columns.base import Column
-from luban.columns.fitting import fit_columns
+from luban.columns.fitting import fit_columns, measured
 from luban.console import tell
 from luban.errors import RequestError, problem, raise_all
 from luban.huggingface import opened
@@ -33,6 +34,15 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     found = {n: _kept(before.columns[n], c, n in bundle.outputs) for n, c in fresh.items() if n in before.columns}
     for n in [n for n in found if n in bundle.inputs]:  # what is read in one sequence has one vocabulary
         found |= {m: before.columns[n].becomes(fresh[m]) for m in bundle.recipe.together(n) if m not in found}
+    for n in bundle.inputs:  # what is read before a text that is written is cut into that one's tokens
+        if (written := bundle.recipe.before(n)) and found.get(written) is not None:
+            framed = data.framed("train", bundle.recipe.resolved().frame)
+            whole = found[written]
+            own = fresh[written]
+            found[written] = whole.keeping(
+                replace(whole, length=own.length, beams=own.beams).learned(**measured(whole, own, framed))
+            )
+            found[n] = joining.before(whole, fresh[n], **measured(whole, fresh[n], framed))
     kept = {n: c for n, c in found.items() if c is not None}
     columns = {**fresh, **kept}
     recipe = _with_sizes(_with_settings(bundle.recipe, kept), before.recipe, kept)

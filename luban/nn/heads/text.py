@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.nn.before import behind, closed_up
 from luban.nn.decoding import step_of
 from luban.nn.past import Past
 from luban.nn.tokens import Tokens
@@ -76,12 +77,18 @@ class Written(nn.Module):
 
 
 class TransformerText(Written):
-    """The decoder of every `Shape`. `size`: features of the memory that it reads, 0 = it reads none (decoder-only)."""
+    """The decoder of every `Shape`. `size`: features of the memory that it reads, 0 = it reads none (decoder-only).
+
+    `before`: positions of the inputs that it reads in the text's own sequence, see `luban.nn.before`.
+    """
+
+    joins = True
 
     def __init__(
         self,
         column: Any,
         size: int,
+        before: int,
         shape: dict[str, Any],
         *,
         tied: bool,
@@ -92,8 +99,16 @@ class TransformerText(Written):
     ):
         super().__init__()
         self.column, self.smoothing, self.weight = column, label_smoothing, weight
-        given = {**shape, **sizes, "causal": True, "memory": size, "dropout": dropout, "length": column.length + 1}
+        given = {
+            **shape,
+            **sizes,
+            "causal": True,
+            "memory": size,
+            "dropout": dropout,
+            "length": before + column.length + 1,
+        }
         shape = Shape(**given)
+        self.before = before
         self.embedding = nn.Embedding(column.size, shape.width)
         self.layers = Transformer(shape)
         self.out = None if tied else nn.Linear(shape.width, column.size, bias=False)
@@ -106,15 +121,20 @@ class TransformerText(Written):
 
     @property
     def window(self) -> int:
-        """Tokens that it can look back on."""
-        return self.layers.shape.length
+        """Tokens of one text that it can look back on."""
+        return self.layers.shape.length - self.before
 
     def _vocabulary(self, h: Tensor) -> Tensor:
         return F.linear(h, self.embedding.weight) if self.out is None else self.out(h)
 
     def logits(self, tokens: Tokens | None, ids: Tensor, mask: Tensor) -> Tensor:
+        h = self.embedding(ids)
+        if self.before:
+            whole, real, at = behind(tokens, h, mask)
+            h = self.layers(whole, real)
+            return self._vocabulary(h.gather(1, at.clamp(max=h.shape[1] - 1)[..., None].expand(-1, -1, h.shape[2])))
         memory, real = (None, None) if tokens is None else tokens[:2]
-        return self._vocabulary(self.layers(self.embedding(ids), mask, memory, real))
+        return self._vocabulary(self.layers(h, mask, memory, real))
 
     def continued(self, embedded: Tensor, mask: Tensor) -> Tensor:
         """Embedded tokens (B, T, D) of a decoder without memory -> logits (B, T, V) of what follows each."""
@@ -125,7 +145,9 @@ class TransformerText(Written):
         past = Past.empty(
             len(self.layers.layers), rows, first.kv, min(256, self.window), first.size, self.embedding.weight
         )
-        if tokens is not None:
+        if self.before:
+            self.layers(*closed_up(tokens.x, tokens.mask), past=past)
+        elif tokens is not None:
             past.source, past.memory_mask = tokens.x, tokens.mask
         return past
 
@@ -159,6 +181,7 @@ class Llama(TransformerText):
         self,
         column: Any,
         size: int,
+        before: int = 0,
         *,
         width: Annotated[Count, Dial(nano=128, small=256, base=768)] = 256,
         layers: Annotated[Count, Dial(nano=4, small=6, base=12)] = 6,
@@ -176,7 +199,7 @@ class Llama(TransformerText):
         weight: Positive = 1.0,
     ):
         super().__init__(
-            column, size, LLAMA, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=hidden, base=base,
+            column, size, before, LLAMA, width=width, layers=layers, heads=heads, kv_heads=kv_heads, hidden=hidden, base=base,
             scaling=scaling, epsilon=epsilon, bias=bias, qkv_bias=qkv_bias, tied=tied, dropout=dropout, label_smoothing=label_smoothing, weight=weight,
         )  # fmt: skip
 
@@ -190,6 +213,7 @@ class GPT(TransformerText):
         self,
         column: Any,
         size: int,
+        before: int = 0,
         *,
         width: Annotated[Count, Dial(nano=128, small=256, base=768)] = 256,
         layers: Annotated[Count, Dial(nano=4, small=6, base=12)] = 6,
@@ -203,7 +227,7 @@ class GPT(TransformerText):
         weight: Positive = 1.0,
     ):
         super().__init__(
-            column, size, GPT2, width=width, layers=layers, heads=heads, hidden=hidden, epsilon=epsilon, bias=bias,
+            column, size, before, GPT2, width=width, layers=layers, heads=heads, hidden=hidden, epsilon=epsilon, bias=bias,
             tied=tied, dropout=dropout, label_smoothing=label_smoothing, weight=weight,
         )  # fmt: skip
 
@@ -217,6 +241,7 @@ class Classic(TransformerText):
         self,
         column: Any,
         size: int,
+        before: int = 0,
         *,
         width: Annotated[Count, Dial(nano=128, small=256, base=512)] = 256,
         layers: Annotated[Count, Dial(nano=2, small=4, base=6)] = 4,
@@ -229,6 +254,6 @@ class Classic(TransformerText):
         weight: Positive = 1.0,
     ):
         super().__init__(
-            column, size, {**CLASSIC, "order": order}, width=width, layers=layers, heads=heads, hidden=hidden, tied=tied,
+            column, size, before, {**CLASSIC, "order": order}, width=width, layers=layers, heads=heads, hidden=hidden, tied=tied,
             dropout=dropout, label_smoothing=label_smoothing, weight=weight,
         )  # fmt: skip

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from luban import registry
 from luban.columns.base import Column
 from luban.errors import Unsupported
-from luban.nn.network import Composed
+from luban.nn.before import Before
+from luban.nn.network import Composed, build
 from luban.nn.tokens import Batch, Tokens
 from luban.recipe import Recipe
 
@@ -30,6 +32,7 @@ class Generative(Composed):
     """
 
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
+        self.first = [columns[n] for n in recipe.inputs if recipe.before(n)]  # read by the writer itself
         super().__init__(recipe, columns)
         found = [n for n, head in self._heads() if getattr(head, "writes", False)]
         if len(found) > 1:
@@ -38,6 +41,14 @@ class Generative(Composed):
             raise Unsupported("text.no_summary", outputs=list(self.outputs), fusion=recipe.fusion.type)
         self.written = found[0]
         self.writer = dict(self._heads())[self.written]
+        for encoder in self.encoders:
+            if isinstance(encoder, Before):
+                encoder.writer = [self.writer]
+
+    def _head(self, recipe: Recipe, name: str, column: Column, size: int) -> nn.Module:
+        if not (self.first and registry.find("heads", recipe.head(name).type).writes):
+            return super()._head(recipe, name, column, size)
+        return build("heads", recipe.head(name), column, 0, sum(c._most for c in self.first))
 
     @property
     def window(self) -> int:
