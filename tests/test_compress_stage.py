@@ -118,7 +118,7 @@ def test_the_least_important_channels_go_first(trained, data):
     from luban.nn import channels
 
     model = methods.edited(trained, {"edit": "prune_magnitude", "layers": [], "share": 0})
-    found = channels.readers(model.network, sample(model, data), "fusion.layers.0")
+    found = next(g for g in channels.groups(model.network, sample(model, data)) if "fusion.layers.0" in g.layers)
     with torch.no_grad():
         model.network.get_submodule("fusion.layers.0").weight[5] *= 100
         for name, columns in found.columns.items():

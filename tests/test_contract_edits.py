@@ -85,11 +85,8 @@ def arguments(name: str, model: Bundle) -> dict | None:
     if name == "merge_lora":
         return {}
     batch = batch_of(model)
-    found = [r for r in (channels.readers(network, batch, n) for n in channels.prunable(network)) if r]
-    if not found:
-        return None
-    count = len(next(iter(found[0].columns.values())))
-    return found[0].edit(torch.arange(0, count, 2))
+    found = channels.groups(network, batch)
+    return channels.Cutting(network).edit(found[0], torch.arange(0, found[0].channels, 2)) if found else None
 
 
 def edited(model: Bundle, name: str) -> Bundle | None:
@@ -212,19 +209,16 @@ def test_hostile_edits_are_refused_in_a_sentence(edit):
 def test_cutting_channels_that_nobody_looks_at_changes_nothing(case):
     """The readers' columns of the channels to go are set to zero first; then cutting them must not move an answer."""
     model = model_of(case)
-    batch, found = batch_of(model), 0
-    for name in channels.prunable(model.network):
-        readers = channels.readers(model.network, batch, name)
-        if readers is None:
-            continue
-        found += 1
+    batch = batch_of(model)
+    found = channels.groups(model.network, batch)
+    for group in found:
         network = model.copy_network()
-        keep = torch.arange(1, network.get_submodule(name).weight.shape[0])
-        for reader, columns in readers.columns.items():
+        for reader, columns in group.columns.items():
             network.get_submodule(reader).weight.data[:, columns[0]] = 0
+        edit = channels.Cutting(network).edit(group, torch.arange(1, group.channels))
         with torch.no_grad():
             before = network(batch)
-            cut = replay(network, [{"edit": "prune_channels", **readers.edit(keep)}])(batch)
+            cut = replay(network, [{"edit": "prune_channels", **edit}])(batch)
         assert all(torch.allclose(before[n], cut[n], atol=1e-5) for n in before)
         assert cut["kind"].shape == before["kind"].shape
     assert found
@@ -233,7 +227,8 @@ def test_cutting_channels_that_nobody_looks_at_changes_nothing(case):
 def test_an_answer_has_no_channels_to_cut():
     model = model_of("mlp")
     heads = [n for n in channels.prunable(model.network) if n.startswith("heads")]
-    assert heads and all(channels.readers(model.network, batch_of(model), n) is None for n in heads)
+    cut = {n for g in channels.groups(model.network, batch_of(model)) for n in g.layers}
+    assert heads and cut and not cut & {*heads}
 
 
 def test_control_channels_that_a_sum_ties_together_are_left_alone():
@@ -248,6 +243,5 @@ def test_control_channels_that_a_sum_ties_together_are_left_alone():
 
     model = model_of("mlp")
     model.network.fusion.layers[0] = Residual(model.network.fusion.layers[0])
-    batch = batch_of(model)
-    assert channels.readers(model.network, batch, "fusion.layers.0.inner") is None
-    assert channels.readers(model.network, batch, "fusion.layers.0.more") is None
+    cut = {n: g.layers for g in channels.groups(model.network, batch_of(model)) for n in g.layers}
+    assert not {"fusion.layers.0.inner", "fusion.layers.0.more"} & {n for n, g in cut.items() if len(g) == 1}

@@ -31,25 +31,8 @@ SAME = 1e-4
 
 
 @dataclass(frozen=True)
-class Readers:
-    """Who reads the channels of `layer`: per reader its column(s) of each channel, (C, columns of one channel).
-
-    `others`: per reader its columns of no channel of this layer, which stay.
-    """
-
-    layer: str
-    columns: Mapping[str, Tensor]
-    others: Mapping[str, list[int]]
-
-    def edit(self, keep: Tensor) -> dict[str, Any]:
-        """The arguments of `prune_channels` that leave only the channels `keep`."""
-        into = {n: sorted([*c[keep].flatten().tolist(), *self.others[n]]) for n, c in self.columns.items()}
-        return {"layer": self.layer, "keep": keep.tolist(), "into": into}
-
-
-@dataclass(frozen=True)
 class Group:
-    """`layers` that give the same channels, and who reads them, as in `Readers`."""
+    """`layers` that give the same channels, and who reads them: per reader its column(s) of each channel, (C, columns of one)."""
 
     layers: tuple[str, ...]
     columns: Mapping[str, Tensor]
@@ -95,13 +78,13 @@ def groups(network: Any, batch: Batch) -> list[Group]:
     reached = {n: found for n in prunable(network) if (found := _reached(network, batch, n)) is not None}
     together: list[list[str]] = []
     for name, found in reached.items():
-        tied = [g for g in together if any(_share(found.columns, reached[m].columns) for m in g)]
+        tied = [g for g in together if any(_share(found, reached[m]) for m in g)]
         together = [g for g in together if g not in tied] + [[*(m for g in tied for m in g), name]]
     result = []
     for names in together:
         columns: dict[str, Tensor] = {}
         for found in (reached[n] for n in names):
-            columns |= found.columns
+            columns |= found
         counts = {len(c) for c in columns.values()} | {network.get_submodule(n).weight.shape[0] for n in names}
         group = Group(tuple(n for n in reached if n in names), columns)
         if len(counts) == 1 and _checked(network, batch, group):
@@ -116,20 +99,13 @@ def _share(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def prunable(network: nn.Module) -> list[str]:
-    """Layers with channels of their own, in the order of the modules; whether they can be cut is for `readers` to say."""
+    """Layers with channels of their own, in the order of the modules; whether they can be cut is for `groups` to say."""
     whole = (*LINEAR, *CONVOLUTION)
     return [n for n, m in network.named_modules() if isinstance(m, whole) and getattr(m, "groups", 1) == 1]
 
 
-@torch.no_grad()
-def readers(network: Any, batch: Batch, layer: str) -> Readers | None:
-    """The readers of a layer's channels; None where they cannot be cut out. `batch`: two examples or more, in eval mode."""
-    found = _reached(network, batch, layer)
-    return found if found is not None and _checked(network, batch, Group((layer,), found.columns)) else None
-
-
-def _reached(network: Any, batch: Batch, layer: str) -> Readers | None:
-    """Who reads the channels of a layer, before it is known whether they can be cut out."""
+def _reached(network: Any, batch: Batch, layer: str) -> dict[str, Tensor] | None:
+    """Who reads the channels of a layer, as in `Group`, before it is known whether they can be cut out."""
     module = network.get_submodule(layer)
     channels = module.weight.shape[0]
     if channels < 2:
@@ -143,18 +119,16 @@ def _reached(network: Any, batch: Batch, layer: str) -> Readers | None:
     first, second = seen
     if any(not torch.equal(a, b) for a, b in zip(first[1].values(), second[1].values())):
         return None  # it reaches an answer past every layer that could be cut
-    columns, others = {}, {}
+    columns = {}
     for name, read in first[0].items():
         calls = [_columns(network.get_submodule(name), a, b) for a, b in zip(read, second[0][name])]
         if any(c is None for c in calls):
             return None
         if differing := [c for c in calls if c.any()]:
-            changed = torch.stack(differing).any(0)
-            columns[name] = _even(changed)
-            others[name] = (~changed.any(0)).nonzero()[:, 0].tolist()
+            columns[name] = _even(torch.stack(differing).any(0))
     if not columns or any(c is None for c in columns.values()):
         return None
-    return Readers(layer, columns, others)
+    return columns
 
 
 class _Unfit(Exception):
