@@ -56,7 +56,9 @@ def taught(recipe: str, seed: int, out: str | Path | None) -> tuple[Any, float]:
 
     if out and (Path(out) / "MANIFEST.json").exists():
         model, asked = luban.load(str(out)), Recipe.load(recipe)
-        parts = asked.model if asked.stage("start") else asked.resolved().model  # what it started from may say how large it is
+        parts = (
+            asked.model if asked.stage("start") else asked.resolved().model
+        )  # what it started from may say how large it is
         assert model.recipe.seed == seed and all(model.recipe.model[n] == p for n, p in parts.items()), out
         return model, learned(model)["cpu_seconds"]
     started = time.process_time()

@@ -8,7 +8,7 @@ import torch
 
 import luban
 from luban.columns import joining
-from luban.errors import RecipeError
+from luban.errors import ExportMismatch, RecipeError
 from luban.nn import before
 from luban.nn.heads import text as heads
 from luban.nn.tokens import Tokens
@@ -210,6 +210,28 @@ def test_learned_positions_that_are_more_than_needed_are_cut(file, tmp_path):
     mine = bundle.network.writer.layers.positions
     assert len(mine) == 24 + 12 + 1 < 61
     assert torch.allclose(mine, reader.network.writer.layers.positions[:37], atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_it_leaves_as_a_language_model(model, tmp_path, fault, monkeypatch):
+    """`transformers` writes the same answers to a text; with the planted fault the token that begins them stands before it."""
+    transformers = pytest.importorskip("transformers")
+    if fault:
+        from luban.stages.export import to_huggingface
+
+        real = to_huggingface._begun
+        monkeypatch.setattr(to_huggingface, "_begun", lambda token, i, behind: real(token, i, False))
+        with pytest.raises(ExportMismatch):
+            model.export("huggingface", out=tmp_path / "hf")
+        return
+    folder = model.export("huggingface", out=tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    for row in rows(5, seed=2):
+        ids = tokenizer(row["long"], return_tensors="pt")["input_ids"]
+        whole = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        text = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+        assert text == model.predict([row])[0]["short"]
 
 
 def test_no_text_of_a_strange_column(model):

@@ -6,7 +6,8 @@
     tokenizer.json          how text is cut, and tokenizer_config.json which tokens stand for what
 
 The folder appears only when `transformers` has answered from it as the model does: the same ids for a text, the same logits,
-and for a model that writes the same text where the likeliest token is always taken.
+and for a model that writes the same text where the likeliest token is always taken. One that reads a text before it writes
+(`model: {long: {joint: short}}`) is a language model there: what its tokenizer makes of the text ends with the token that begins the answer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from luban.bundle import Bundle
 from luban.columns import templates
 from luban.errors import ExportMismatch, RequestError, Unsupported, need, problem, raise_all, shortened
 from luban.huggingface import parts_of
+from luban.messages import say
 from luban.nn import families
 from luban.nn.encoders.pretrained import _quiet as quiet
 from luban.nn.lora import merge_lora
@@ -73,31 +75,43 @@ def to_huggingface(bundle: Bundle, out: str, texts: tuple[str, ...] = ()) -> tup
 def _family(bundle: Bundle) -> families.Family:
     """Raises Unsupported for a network that is no decoder by itself and no BERT that says hidden words."""
     recipe = bundle.recipe
-    if recipe.writes and not recipe.inputs and len(recipe.outputs) == 1:
+    if recipe.writes and len(recipe.outputs) == 1 and (not recipe.inputs or _reader(bundle)):
         kind = families.HEADS.get(recipe.head(bundle.outputs[0]).type)
     else:
         read = recipe.fusion.type == "masked" and len(recipe.inputs) == 1
         kind = families.BERT if read and recipe.encoder(bundle.inputs[0]).type == "bert" else None
     if kind is None:
-        raise Unsupported("export.no_family", task=recipe.task(), inputs=list(bundle.inputs) or "-")
+        where = say("export.no_graph" if recipe.writes else "export.graph")
+        raise Unsupported("export.no_family", task=recipe.task(), inputs=list(bundle.inputs) or "-", instead=where)
     return kind
+
+
+def _reader(bundle: Bundle) -> Any:
+    """The column of the one text that is read before another is written; None where there is none."""
+    alone = len(bundle.inputs) == 1 and bundle.recipe.before(bundle.inputs[0])
+    return bundle.columns[bundle.inputs[0]] if alone else None
+
+
+def _text(bundle: Bundle) -> Any:
+    """The column of the text that the network writes, or knows."""
+    return bundle.columns[(*bundle.outputs, *bundle.inputs)[0]]
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
 def _content(bundle: Bundle, kind: families.Family) -> dict[str, bytes]:
-    (column,) = bundle.columns.values()
+    column, reader = _text(bundle), _reader(bundle)
     layers = _layers(bundle.network)
     hidden = layers.layers[0].dense.outer.in_features  # of a network whose layers were made smaller, too
     shape = replace(layers.shape, hidden=hidden)
     weights = families.written(kind, _weights(bundle.network), shape)
-    tokenizer, named, ids = _tokenizer(column)
+    tokenizer, named, ids = _tokenizer(column, reads=reader is not None)
     config = {"architectures": [kind.architecture], **kind.config(shape), "vocab_size": column.size, **ids}
     config |= {"tie_word_embeddings": kind is families.BERT or "lm_head.weight" not in weights, "dtype": "float32"}
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.length, **named}
     about |= {"clean_up_tokenization_spaces": False}
-    if column.ends and (chat := _chat(column, tokenizer)):
+    if column.ends and reader is None and (chat := _chat(column, tokenizer)):
         about["chat_template"] = chat
     found = {
         "config.json": config,
@@ -119,7 +133,7 @@ def _weights(network: Any) -> dict[str, Tensor]:
     return found
 
 
-def _tokenizer(column: Any) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+def _tokenizer(column: Any, reads: bool) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """tokenizer.json, the names of its control tokens, and their ids.
 
     A tokenizer learned here has no control tokens, so that nobody can type one; there the end gets a name.
@@ -141,8 +155,8 @@ def _tokenizer(column: Any) -> tuple[dict[str, Any], dict[str, str], dict[str, A
                 *plain.get("added_tokens", ()),
                 token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             ]
-        if not column.state.get("bare") and not plain.get("post_processor"):
-            plain["post_processor"] = _begun(known[column.begin], column.begin)
+        if reads or not (column.state.get("bare") or plain.get("post_processor")):
+            plain["post_processor"] = _begun(known[column.begin], column.begin, behind=reads)
         ids |= {"bos_token_id": column.begin, "eos_token_id": column.end}
     marks = {"pad_token": column.pad, "bos_token": ids.get("bos_token_id"), "eos_token": ids.get("eos_token_id")}
     if "silent" not in column.state:
@@ -160,13 +174,14 @@ def _chat(column: Any, tokenizer: dict[str, Any]) -> str | None:
     return templates.jinja(column.state["chat"], named)
 
 
-def _begun(token: str, i: int) -> dict[str, Any]:
-    """A text begins with that token, as `tokenizers` writes it."""
+def _begun(token: str, i: int, behind: bool) -> dict[str, Any]:
+    """A text begins with that token, or ends with it (`behind`), as `tokenizers` writes it."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    more = {"Sequence": {"id": "B", "type_id": 1}}
     return {
         "type": "TemplateProcessing",
-        "single": [first, text],
-        "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "single": [text, first] if behind else [first, text],
+        "pair": [text, more, first] if behind else [first, text, more],
         "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}},
     }
 
@@ -178,12 +193,14 @@ def passes(bundle: Bundle, folder: Path, texts: tuple[str, ...]) -> float:
     """The largest difference between a logit of the folder and of the model. Raises ExportMismatch."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    (column,), network = bundle.columns.values(), bundle.engine.network
+    column, reader, network = _text(bundle), _reader(bundle), bundle.engine.network
     load = {"local_files_only": True, "trust_remote_code": False}
     kind = AutoModelForCausalLM if column.ends else AutoModelForMaskedLM
     theirs = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **load).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, **load)
     begun = column.prompt if column.ends else column.encode
+    if reader is not None:
+        begun = lambda t: np.array([*(i for i in reader.whole().encode(t) if t.strip()), column.begin])  # noqa: E731
     most = _layers(network).shape.length
     wrong = []
     for text in texts:
@@ -191,7 +208,7 @@ def passes(bundle: Bundle, folder: Path, texts: tuple[str, ...]) -> float:
         if mine != other:
             wrong.append(problem("export.other_ids", text=text[:40], found=other[:12], want=mine[:12]))
     raise_all(ExportMismatch, wrong[:3])
-    if column.ends and tokenizer.chat_template:
+    if column.ends and reader is None and tokenizer.chat_template:
         _same_talk(column, tokenizer, texts)
     rng, worst = np.random.default_rng(0), 0.0
     with torch.inference_mode():
@@ -224,7 +241,7 @@ def logits(network: Any, ids: Tensor) -> Tensor:
     """Of every position, (B, T, V), without padding."""
     mask = torch.ones_like(ids, dtype=torch.bool)
     if hasattr(network, "writer"):
-        return network.writer.logits(None, ids, mask)
+        return network.writer.continued(network.writer.embedding(ids), mask)
     encoder, guess = network.encoders[0], network.fusion[0]
     return guess.logits(encoder(encoder.embed(ids, mask), mask).x)
 
