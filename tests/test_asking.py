@@ -7,6 +7,7 @@ import luban
 from luban.asking import Ask, check
 from luban.cli import main
 from luban.errors import DataError
+from tests import tiny
 from tests.test_data_sources import idx
 
 
@@ -59,3 +60,14 @@ def test_data_that_come_in_parts_keep_them_unless_told_otherwise(tmp_path):
     assert prepared.part("test").tolist() == list(range(40, 60)) and len(prepared.part("validation")) == 4
     other, _, mixed = check(str(tmp_path), Ask("label", changes=["data.split.test=0.5"]))
     assert not other.data["split"].get("column") and len(mixed.part("test")) == 30
+
+
+def test_judged_on_some_rows_that_chance_draws(tmp_path):
+    model, path = tiny.model(), tiny.csv(tmp_path / "rows.csv")
+    found = [model.evaluate(path, baselines=False, rows=12, seed=s) for s in (0, 0, 1)]
+    assert [r.numbers["rows"] for r in found] == [12] * 3 and found[0].numbers["rows_of"] == 40
+    assert "12 of 40 rows" in found[0].to_markdown()
+    scores = [r.numbers["outputs"]["back"]["metrics"] for r in found]
+    assert scores[0] == scores[1] != scores[2]
+    whole = model.evaluate(path, baselines=False, rows=40)
+    assert "rows_of" not in whole.numbers and whole.numbers["rows"] == 40

@@ -315,7 +315,9 @@ def test_control_an_export_that_answers_otherwise_is_not_written(tmp_path, monke
     assert e.value.id == "export.other_logits" and not (tmp_path / "out").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
     monkeypatch.setattr(families, "written", real)
-    monkeypatch.setattr(to_huggingface, "_begun", lambda token, i, behind: None)  # a text begins without its first token
+    monkeypatch.setattr(
+        to_huggingface, "_begun", lambda token, i, behind: None
+    )  # a text begins without its first token
     with pytest.raises(ExportMismatch) as e:
         model.export("huggingface", out=tmp_path / "out")
     assert e.value.id == "export.other_ids"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from luban import plots
 from luban.bundle import Bundle
 from luban.columns.examples import records
@@ -17,6 +19,7 @@ from luban.markup import escape, tag
 from luban.messages import say
 from luban.report import Report
 from luban.settings import Count, Natural
+from luban.training.random import rng
 
 
 def evaluate(
@@ -29,6 +32,7 @@ def evaluate(
     worst: Natural = 10,
     judge: str | None = None,
     corruptions: bool = False,
+    rows: Natural = 0,
     seed: Natural | None = None,
 ) -> Report:
     """A Report of kind "evaluate": per output metrics with bootstrap intervals, baselines, plots, worst examples, slices.
@@ -36,20 +40,24 @@ def evaluate(
     `slices`: columns whose values the score is split by. `judge`: the folder of a model that tells classes apart, by whose
     features pictures that were made are judged; without one a small network is taught on the training rows. `corruptions`: how the
     score falls when inputs get worse on their way, where a column knows how they do (`luban.evaluation.robustness`).
-    `seed`: of the resampling, the recipe's unless given. Judged on the held-out rows, or on all rows of a file of its own.
+    Judged on the held-out rows, or on all rows of a file of its own; `rows`: on at most so many of them, drawn by chance (0 = all).
+    `seed`: of that and of the resampling, the recipe's unless given.
     Raises DataError when the data have no column of truth or no such slice column.
     """
-    part, rows = data.held_out()
+    part, held = data.held_out()
     unknown = [c for c in slices if c not in data.table.column_names]
     if unknown:
         raise DataError(*(problem("evaluate.no_slice", name=c, allowed=data.table.column_names) for c in unknown))
+    seed = bundle.recipe.seed if seed is None else seed
+    whole = len(held) if 0 < rows < len(held) else 0
+    if whole:
+        held = np.sort(rng(seed, "evaluate").choice(held, rows, replace=False))
     if bundle.recipe.fusion.type == retrieval.KIND:
-        at = bundle.recipe.seed if seed is None else seed
-        report = retrieval.judged(bundle, data, part, rows, baselines=baselines, resamples=resamples, seed=at)
-        report.numbers |= seen_rows(bundle, data, rows)
+        report = retrieval.judged(bundle, data, part, held, baselines=baselines, resamples=resamples, seed=seed)
+        report.numbers |= seen_rows(bundle, data, held)
         warn_seen(report)
-        return report
-    judged = table(bundle, data, rows)
+        return _drawn(report, whole)
+    judged = table(bundle, data, held)
     if not judged.outputs:
         raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
     if hasattr(bundle.network, "drawn"):
@@ -57,11 +65,11 @@ def evaluate(
     elif judge:
         raise Unsupported("judge.nothing_made", outputs=list(bundle.outputs))
     report = Report("evaluate", say("evaluate.title", task=bundle.recipe.task()))
-    report.numbers = {"rows": len(judged), "part": part, "outputs": {}, **seen_rows(bundle, data, rows)}
+    report.numbers = {"rows": len(judged), "part": part, "outputs": {}, **seen_rows(bundle, data, held)}
     warn_seen(report)
-    seed = bundle.recipe.seed if seed is None else seed
+    report = _drawn(report, whole)
     rivals = views.rivals(bundle, data, judged) if baselines and data.splits is not None else {}
-    robust = robustness.robustness(bundle, data, rows, seed) if corruptions else {}
+    robust = robustness.robustness(bundle, data, held, seed) if corruptions else {}
     report.numbers |= {"robustness": robust} if robust else {}
     for name, predictions in judged.outputs.items():
         view = views.view(name, predictions, judged, resamples=resamples, seed=seed)
@@ -77,6 +85,14 @@ def evaluate(
             view.write_slices(report, judged, slices)
     if bundle.metrics:
         _training(report, bundle)
+    return report
+
+
+def _drawn(report: Report, whole: int) -> Report:
+    """With how many rows there were, where it was judged on some of them."""
+    if whole:
+        report.numbers["rows_of"] = whole
+        report.note("info", say("evaluate.drawn", count=report.numbers["rows"], rows=whole))
     return report
 
 
