@@ -166,22 +166,26 @@ def test_evaluated_as_every_text(model, file):
     assert found["exact_match"]["value"] > 0.9
 
 
-def test_a_language_model_begins_it(file, tmp_path):
-    """Its tokens and weights are taken over, and how long the texts are is said by the recipe."""
+def begun(file, tmp_path, length, head):
+    """A language model, and what begins as it and hardly learns."""
+    texts = tmp_path / "t.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": r["long"]}) for r in rows(300)))
     plain = {
         "luban": 1,
-        "outputs": {"text": {"text": {"length": 40}}},
+        "outputs": {"text": {"text": {"length": length}}},
         "frame": {"pack": {"length": 32}},
         "size": "nano",
     }
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": r["long"]}) for r in rows(300)))
-    reader = luban.train(plain | {"data": {"rows": str(tmp_path / "t.jsonl")}, "model": {"text": SMALL}}, epochs=1)
+    reader = luban.train(plain | {"data": {"rows": str(texts)}, "model": {"text": head}}, epochs=1)
     reader.save(tmp_path / "reader")
-    stages = [
-        {"start": {"source": str(tmp_path / "reader"), "names": {"short": "text"}}},
-        {"train": {"epochs": 1, "rate": 1e-9}},
-    ]
-    bundle = luban.run(asked(file, stages=stages), out=tmp_path / "out")
+    start = {"start": {"source": str(tmp_path / "reader"), "names": {"short": "text"}}}
+    stages, model = [start, {"train": {"epochs": 1, "rate": 1e-9}}], {"long": {"joint": "short"}, "short": head}
+    return reader, luban.run(asked(file, stages=stages, model=model), out=tmp_path / "out")
+
+
+def test_a_language_model_begins_it(file, tmp_path):
+    """Its tokens and weights are taken over, and how long the texts are is said by the recipe."""
+    reader, bundle = begun(file, tmp_path, 40, SMALL)
     assert {"long", "short"} <= set(bundle.history[0]["weights"])
     mine, theirs = bundle.network.writer.state_dict(), reader.network.writer.state_dict()
     assert all(torch.allclose(mine[k], theirs[k], atol=1e-4) for k in theirs)
@@ -190,22 +194,7 @@ def test_a_language_model_begins_it(file, tmp_path):
 
 
 def test_learned_positions_that_are_more_than_needed_are_cut(file, tmp_path):
-    gpt = {"gpt": {"width": 32, "layers": 1, "heads": 2}}
-    plain = {
-        "luban": 1,
-        "outputs": {"text": {"text": {"length": 60}}},
-        "frame": {"pack": {"length": 60}},
-        "size": "nano",
-    }
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": r["long"]}) for r in rows(300)))
-    reader = luban.train(plain | {"data": {"rows": str(tmp_path / "t.jsonl")}, "model": {"text": gpt}}, epochs=1)
-    reader.save(tmp_path / "reader")
-    stages = [
-        {"start": {"source": str(tmp_path / "reader"), "names": {"short": "text"}}},
-        {"train": {"epochs": 1, "rate": 1e-9}},
-    ]
-    model = {"long": {"joint": "short"}, "short": gpt}
-    bundle = luban.run(asked(file, stages=stages, model=model), out=tmp_path / "out")
+    reader, bundle = begun(file, tmp_path, 60, {"gpt": {"width": 32, "layers": 1, "heads": 2}})
     assert "short" in bundle.history[0]["weights"]
     mine = bundle.network.writer.layers.positions
     assert len(mine) == 24 + 12 + 1 < 61
