@@ -60,7 +60,7 @@ ALONE = {
     "lora": None,
     "recompute": False,
 }  # with a rival
-BESIDE = ("adversary", "lora", "mixup", "cutmix", "balance", "track", "recompute")  # no part of a Plan
+BESIDE = ("adversary", "lora", "mixup", "cutmix", "balance", "track", "recompute", "validate")  # no part of a Plan
 
 
 def train(
@@ -86,6 +86,7 @@ def train(
     layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0,
     patience: Annotated[Natural | Literal["auto"], Dial("auto", "auto", "auto")] = None,
     keep: Literal["best", "last"] = "best",
+    validate: Natural = 0,
     augment: bool = True,
     progressive: list[Annotated[float, Range(above=0, high=1)]] = (),
     mixup: NonNegative = 0.0,
@@ -109,6 +110,7 @@ def train(
     `epochs` auto follows `size` and the number of rows (`epochs_for`); `steps` > 0 trains for that many updates instead.
     `tokens`: what a batch holds at most, counted as examples x the longest of them; 0 = always `batch` examples, auto = as
     much as `batch` examples of average length where inputs have lengths.
+    `validate`: validation rows that are looked at after each epoch, evenly spaced; 0 = all.
     `patience`: epochs without a better validation loss before it stops; 0 = never, auto = a sixth of them. `clip`: largest
     gradient norm, `clip_value`: largest entry of a gradient, `clip_weights`: largest weight; 0 = none.
     `accumulate`: an update is made of so many batches (of `batch` examples; auto: a batch is cut in so many).
@@ -146,10 +148,9 @@ def train(
     refuse(asked["precision"], asked["device"])
     probe(asked["compile"], asked["device"])
     columns = bundle.columns or fit_columns(bundle.recipe, data)
-    training, validation = (
-        encode_kept(columns, bundle.inputs, bundle.outputs, data.framed(p, bundle.recipe.frame))
-        for p in ("train", "validation")
-    )
+    parts = [data.framed(p, bundle.recipe.frame) for p in ("train", "validation")]
+    parts[1] = parts[1].some(validate) if validate else parts[1]
+    training, validation = (encode_kept(columns, bundle.inputs, bundle.outputs, framed) for framed in parts)
     network = bundle.network if bundle.network is not None else new_network(bundle.recipe.resolved(), columns, bundle)
     adapters = adapt(network, known_parts(bundle, network), bundle.recipe.seed, **lora) if lora is not None else None
     asked["rates"] = shares.usual(network, asked["rates"]) if adapters is None else asked["rates"]
