@@ -40,10 +40,15 @@ class Generative(Composed):
         if len(self.outputs) > 1 and recipe.fusion.type != "join":
             raise Unsupported("text.no_summary", outputs=list(self.outputs), fusion=recipe.fusion.type)
         self.written = found[0]
-        self.writer = dict(self._heads())[self.written]
+        self.which = list(self.outputs).index(self.written)
         for encoder in self.encoders:
             if isinstance(encoder, Before):
                 encoder.writer = [self.writer]
+
+    @property
+    def writer(self) -> Any:
+        """The head that writes. No attribute of its own: a checkpoint would hold its weights twice."""
+        return self.heads[self.which]
 
     def _head(self, recipe: Recipe, name: str, column: Column, size: int) -> nn.Module:
         if not (self.first and registry.find("heads", recipe.head(name).type).writes):
