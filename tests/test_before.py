@@ -159,6 +159,12 @@ def test_saved_explained_compressed(model, tmp_path):
     assert right(small) > 0.85 and luban.load(small.save(tmp_path / "s")).predict(rows(4)) == small.predict(rows(4))
 
 
+def test_no_weight_is_there_twice(model):
+    """A checkpoint holds all that `state_dict` does."""
+    places = [t.data_ptr() for t in model.network.state_dict().values()]
+    assert len(places) == len(set(places)) > 10
+
+
 def test_evaluated_as_every_text(model, file):
     from luban.data.prepare import prepare
 

@@ -1,10 +1,13 @@
 """Over-fitting is diagnosed from the losses, and the next remedy named."""
 
 import pytest
+import torch
 
+import luban
 from luban.messages import known
 from luban.stages.train import diagnosis
 from luban.training.loop import History
+from tests import tiny
 
 CURVES = {  # (training losses, validation losses) -> remedy
     "longer": ([0.70, 0.65, 0.60, 0.56, 0.53, 0.51], [0.71, 0.67, 0.63, 0.60, 0.588, 0.585]),
@@ -23,3 +26,14 @@ def test_losses_tell_the_remedy(remedy):
     found = diagnosis(history)
     assert found["remedy"] == f"train.remedy.{remedy}" and known(found["remedy"])
     assert found["gap"] == pytest.approx(validation[-1] - training[-1])
+
+
+def test_fewer_validation_rows_change_what_is_known_and_nothing_else():
+    settings = {"size": "nano", "epochs": 2, "keep": "last", "patience": 0, "evaluate": False}
+    whole, few = (luban.train(tiny.rows(80), "back", types={"review": "text"}, validate=n, **settings) for n in (0, 3))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.network.state_dict().values(), few.network.state_dict().values())
+    )
+    losses = [[e["validation_loss"] for e in m.metrics] for m in (whole, few)]
+    assert losses[0] != losses[1] and len(losses[1]) == 2
+    assert few.recipe.stage("train").settings["validate"] == 3
