@@ -223,6 +223,8 @@ def _life(asked: Recipe, plain: Recipe, rows: Any, out: Path) -> Bundle:
 def _begun(asked: Recipe, key: str, out: Path) -> bool:
     """Whether the checkpoints in `out` are this very stage's, so that it goes on from them; from now on they are."""
     same = (out / KEY).is_file() and (out / KEY).read_text(encoding="utf-8") == key
+    if not same and any((out / KEY).parent.glob("step-*")):
+        console.tell("run.anew", path=str(out))
     files.write(out / RUN, asked.yaml())
     files.write(out / KEY, key)
     return same

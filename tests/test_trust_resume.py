@@ -197,6 +197,21 @@ def test_a_whole_run_goes_on(rows, tmp_path, monkeypatch):
     assert seen, "other settings: nothing of the old checkpoints is taken up"
 
 
+@pytest.mark.parametrize("epochs, said", [(2, False), (3, True)])
+def test_checkpoints_of_another_recipe_are_left_and_told(rows, tmp_path, monkeypatch, capsys, epochs, said):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"luban: 1\ndata: {{rows: {rows}}}\ninputs: {{a: number}}\noutputs: {{y: category}}\nsize: nano\n"
+        "stages:\n- train: {epochs: 2, batch: 16, precision: fp32}\n"
+    )
+    with monkeypatch.context() as patch:
+        broken_at(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        pipeline.run(str(recipe), tmp_path / "out")
+    capsys.readouterr()
+    done = pipeline.run(str(recipe), tmp_path / "out", set=[f"train.epochs={epochs}"])
+    assert ("starts anew" in capsys.readouterr().err) is said and trained(done)["steps"] == 6 * epochs
+
+
 def test_a_misspelt_folder_is_not_made(tmp_path):
     from luban.cli import main
 
