@@ -33,6 +33,8 @@ def answered(seed: int, reader: str | None, optimizer: str, rate: float, epochs:
     plain = Recipe.load(RECIPES / "bert-movie.yaml").plain() | {"seed": seed}
     kept = [s for s in plain["stages"] if "start" not in s]
     train = {**kept[0]["train"], "optimizer": optimizer, "rate": rate, "epochs": epochs}
+    if not reader:
+        train.pop("rates", None)  # nothing is there that a smaller rate would keep
     start = [{"start": {"source": reader, "names": {"sentence": "text"}}}] if reader else []
     started = time.process_time()
     model = luban.train(plain | {"stages": [*start, {"train": train}]}, evaluate=False)
