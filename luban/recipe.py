@@ -92,15 +92,8 @@ JOINTLY = {  # settings of an input that is read jointly; see `luban.columns.joi
     "required": ["of"],
     "additionalProperties": False,
 }
-CUTTING = (
-    "tokens",
-    "vocabulary",
-    "least",
-    "lower",
-    "normalise",
-    "whitespace",
-    "tokens_of",
-)  # how a text becomes tokens
+# Settings that say how a text becomes tokens.
+CUTTING = ("tokens", "vocabulary", "least", "lower", "normalise", "whitespace", "tokens_of")
 APART = ("pair", "match", "masked")  # fusions that want every text by itself
 KINDS = {"category": "classification", "number": "regression", "labels": "multi-label-classification"}
 TASKS = {
@@ -684,8 +677,7 @@ class Check:
         of = value.get("of") if how == JOINT and isinstance(value, Mapping) else value
         borrows = lambda n: list(v) if isinstance(v := model.get(n), Mapping) else []  # noqa: E731
         own = lambda n: not {*borrows(n)} & {*BORROWED}  # noqa: E731
-        named = lambda v: v.get("of") if isinstance(v, Mapping) else v  # noqa: E731
-        lent = {h for n in model if n != name for h in borrows(n) if h in BORROWED and named(model[n][h]) == of}
+        lent = {h for n in model if n != name for h in borrows(n) if h in BORROWED and self._lent_by(model[n][h]) == of}
         side, kind = columns.get(name, ("", ""))
         form = registry.schema("columns", kind)["x-form"] if kind in registry.names("columns") else ""
         several = form == "ids" if how == JOINT else form not in ("", "scalar", "index")
@@ -701,6 +693,11 @@ class Check:
             place = self.place(("model", of))
             yield problem("joint.one_vector", place=place, encoder=encoder, inputs=[of, name], allowed=fitting)
 
+    @staticmethod
+    def _lent_by(value: Any) -> Any:
+        """The column that `share` or `joint` names, by itself or among settings."""
+        return value.get("of") if isinstance(value, Mapping) else value
+
     def _writers(self, model: Mapping[str, Any], columns: Mapping[str, Any]) -> list[str]:
         """The texts whose networks read others before they write."""
         heads = {
@@ -715,8 +712,8 @@ class Check:
         if isinstance(value, Mapping) and len(value) > 1:
             yield problem("joint.whole", place=self.place((*path, JOINT)), name=name, output=of)
         inputs = [n for n, (side, _) in columns.items() if side == "inputs"]
-        reads = lambda n: v.get(JOINT) if isinstance(v := model.get(n), Mapping) else None  # noqa: E731
-        if others := [n for n in inputs if of not in (reads(n), (self._named(model.get(n))[1]).get("of"))]:
+        joint = lambda n: v.get(JOINT) if isinstance(v := model.get(n), Mapping) else None  # noqa: E731
+        if others := [n for n in inputs if self._lent_by(joint(n)) != of]:
             yield problem("joint.mixed", place=self.place(path), name=name, output=of, others=others)
 
     def _suits(self, room: str, value: Any, kind: str | None, path: tuple[Any, ...]) -> Iterator[Problem]:

@@ -37,10 +37,14 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
     found |= _shared(recipe, chosen, found)
     for n in chosen:
         if n in recipe.inputs and (written := recipe.before(n)) in found:
-            fresh = make(n, chosen[n].type, dict(chosen[n].settings))
-            found[n] = joining.before(found[written], fresh, **measured(found[written], fresh, framed))
+            found[n] = before(found[written], make(n, chosen[n].type, dict(chosen[n].settings)), framed)
             _told(found[n], framed)
     return {n: found[n] for n in chosen}
+
+
+def before(written: Any, fresh: Any, framed: Any) -> Any:
+    """The column of a text that is read before one that is written, with how long its training texts are in that one's tokens."""
+    return joining.before(written, fresh, **measured(written, fresh, framed))
 
 
 def measured(tokens: Any, column: Any, framed: Any) -> dict[str, Any]:

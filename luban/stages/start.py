@@ -8,8 +8,8 @@ from typing import Any
 
 from luban import registry
 from luban.bundle import Bundle, build_network
-from luban.columns import joining
 from luban.columns.base import Column
+from luban.columns.fitting import before as column_before
 from luban.columns.fitting import fit_columns, measured
 from luban.console import tell
 from luban.errors import RequestError, problem, raise_all
@@ -34,15 +34,7 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     found = {n: _kept(before.columns[n], c, n in bundle.outputs) for n, c in fresh.items() if n in before.columns}
     for n in [n for n in found if n in bundle.inputs]:  # what is read in one sequence has one vocabulary
         found |= {m: before.columns[n].becomes(fresh[m]) for m in bundle.recipe.together(n) if m not in found}
-    for n in bundle.inputs:  # what is read before a text that is written is cut into that one's tokens
-        if (written := bundle.recipe.before(n)) and found.get(written) is not None:
-            framed = data.framed("train", bundle.recipe.resolved().frame)
-            whole = found[written]
-            own = fresh[written]
-            found[written] = whole.keeping(
-                replace(whole, length=own.length, beams=own.beams).learned(**measured(whole, own, framed))
-            )
-            found[n] = joining.before(whole, fresh[n], **measured(whole, fresh[n], framed))
+    found |= _read_before(bundle.recipe, found, fresh, data)
     kept = {n: c for n, c in found.items() if c is not None}
     columns = {**fresh, **kept}
     recipe = _with_sizes(_with_settings(bundle.recipe, kept), before.recipe, kept)
@@ -65,6 +57,22 @@ def _kept(before: Column, fresh: Column, output: bool) -> Column | None:
     if output and not set(getattr(fresh, "labels", ())) <= set(getattr(before, "labels", ())):
         return None
     return before.becomes(fresh)
+
+
+def _read_before(
+    recipe: Recipe, found: Mapping[str, Column | None], fresh: Mapping[str, Any], data: Any
+) -> dict[str, Column]:
+    """Texts that are read before one that is written, in the tokens of its earlier column, and that one as long as asked for."""
+    pairs = {n: w for n in recipe.inputs if (w := recipe.before(n)) and found.get(w) is not None}
+    if not pairs:
+        return {}
+    framed = data.framed("train", recipe.resolved().frame)
+    result: dict[str, Any] = {n: column_before(found[w], fresh[n], framed) for n, w in pairs.items()}
+    for w in dict.fromkeys(pairs.values()):
+        whole: Any = found[w]
+        asked = replace(whole, length=fresh[w].length, beams=fresh[w].beams)
+        result[w] = whole.keeping(asked.learned(**measured(whole, fresh[w], framed)))
+    return result
 
 
 def _with_sizes(recipe: Recipe, before: Recipe, kept: Collection[str]) -> Recipe:

@@ -200,7 +200,7 @@ def passes(bundle: Bundle, folder: Path, texts: tuple[str, ...]) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder, **load)
     begun = column.prompt if column.ends else column.encode
     if reader is not None:
-        begun = lambda t: np.array([*(i for i in reader.whole().encode(t) if t.strip()), column.begin])  # noqa: E731
+        begun = lambda t: np.array([*(reader.whole().encode(t) if t.strip() else ()), column.begin])  # noqa: E731
     most = _layers(network).shape.length
     wrong = []
     for text in texts:
