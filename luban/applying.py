@@ -36,6 +36,8 @@ def apply(bundle: Bundle, data: Data, part: Part) -> Bundle:
     if isinstance(result, Bundle):
         if len(result.history) == len(bundle.history):
             return result.with_history(part.type, settings=settings, **cost)
+        for name, seconds in result.history[-1].get("earlier", {}).items():  # of the processes before a resume
+            cost[name] = round(cost[name] + seconds, 3)
         result.history[-1] |= {**cost, "environment": machine.environment(), "data": data.rows.fingerprint()}
         return result
     return bundle.with_history(part.type, settings=settings, wrote=str(result), **cost)

@@ -109,6 +109,22 @@ def test_every_setting_goes_on_where_it_was(rows, unbroken, tmp_path, monkeypatc
     assert same(again, whole) and numbers(again) == numbers(whole) and not same(again, unbroken)
 
 
+def test_what_it_cost_before_is_counted(rows, tmp_path, monkeypatch):
+    """The history says what the whole training took: what went before, up to the checkpoint, and what followed."""
+
+    def stop():
+        time.sleep(3.0)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        broken_at(patch, 7, stop)
+        first = trained(luban.train(rows, "y", out=tmp_path / "out", **ASK))
+    assert "earlier" not in first and 3.0 < first["seconds"] < 60
+    again = trained(pipeline.resume(tmp_path / "out"))
+    assert 3.0 < again["earlier"]["seconds"] <= first["seconds"] < 60
+    assert again["seconds"] > again["earlier"]["seconds"] and again["cpu_seconds"] > again["earlier"]["cpu_seconds"] > 0
+
+
 @pytest.mark.parametrize("step", [1, 6, 13])
 def test_killed_between_checkpoints(rows, unbroken, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:

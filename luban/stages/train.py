@@ -179,7 +179,7 @@ def train(
         )  # fmt: skip
     if hasattr(network, "forget"):
         network.forget()
-    seconds = round(time.monotonic() - began, 3)
+    seconds = round(history.earlier.get("seconds", 0.0) + time.monotonic() - began, 3)
     _tell(history, weights, seconds, chosen["precision"])
     if history.pieces:  # memory was not enough for more at once: what was found stands in the recipe
         chosen |= {"batch": -(-plan.batch // history.pieces), "accumulate": history.pieces}
@@ -304,7 +304,9 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
         "steps": history.step,
         "diagnosis": diagnosis(history),
         "incidents": history.incidents,
-    } | ({"ranks": here().world} if here().world > 1 else {})
+        **({"earlier": {k: round(v, 3) for k, v in history.earlier.items()}} if history.earlier else {}),
+        **({"ranks": here().world} if here().world > 1 else {}),
+    }
 
 
 def _neighbourly(network: Any) -> list[str]:

@@ -71,7 +71,8 @@ class Run:
         self.history, self.position, self.sums = History(), 0, Sums()
         self.shown: dict[str, float] = {}  # the last validation, beside the progress
         self.best: dict[str, Tensor] = {}
-        self.saved_at = time.monotonic()
+        self.saved_at = self.began = time.monotonic()
+        self.began_cpu, self.earlier = time.process_time(), {}
         self.ears = Ears(self.ranks.first)
         self.guard = Guard(self)
 
@@ -100,6 +101,11 @@ class Run:
     def _due(self) -> bool:
         seconds = self.plan.checkpoint_seconds if self.folder else min(self.plan.checkpoint_seconds, REMEMBER)
         return time.monotonic() - self.saved_at > seconds
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of this process and of those before it, for who goes on from here."""
+        now = {"seconds": time.monotonic() - self.began, "cpu_seconds": time.process_time() - self.began_cpu}
+        return {k: v + self.earlier.get(k, 0.0) for k, v in now.items()}
 
     def _one(self, batch: Batch) -> None:
         step = self.state.step
@@ -191,6 +197,7 @@ class Run:
             snapshot.put_back(self, tensors, state)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as e:
             raise BundleError("bundle.bad_checkpoint", path=str(self.folder), reason=str(e)[:200]) from e
+        self.earlier = state.get("spent", {})
         return True
 
     def newest(self, good: bool = False) -> Any:
@@ -266,7 +273,6 @@ def fit(
         run.history.stopped, run.history.signal = "done", 0
     else:
         run.checkpoint()  # the place to go back to, as long as there is no other
-    began = time.monotonic()
     try:
         ragged = training.lengths() is not None
         exact, fast = products(plan.precision, plan.device), compiled(run.network, plan.compile, ragged=ragged)
@@ -279,7 +285,7 @@ def fit(
     finally:
         progress.close()
         run.history.step = run.state.step
-        run.history.seconds += time.monotonic() - began
+        run.history.earlier = run.earlier
         if run.best and plan.keep == "best":
             run.state.weights.write(run.best)
         elif run.state.average:

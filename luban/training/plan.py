@@ -51,7 +51,9 @@ class History:
     stopped: str = "done"
     signal: int = 0
     step: int = 0
-    seconds: float = 0.0
     first_loss: float | None = None
     pieces: int = 0  # that a batch had to be cut in, 0 = as planned
     incidents: list[dict[str, Any]] = field(default_factory=list)
+    earlier: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds, cpu_seconds up to the checkpoint that it went on from

@@ -33,6 +33,7 @@ def take(run: Any) -> tuple[Tensors, dict[str, Any]]:
         "position": run.position,
         "sums": run.sums.read(),
         "history": asdict(run.history),
+        "spent": run.spent(),
         "schedule": run.state.factor.state,
         "examples": len(run.training),
         "data": run.data,
