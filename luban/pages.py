@@ -149,6 +149,9 @@ def _summary(bundle: Bundle) -> Report:
         mine = now["outputs"][name]["metrics"][metric]
         rivals = {b: m[metric]["value"] for b, m in output["baselines"].items() if m[metric].get("value") is not None}
         best = (max if higher else min)(rivals, key=rivals.get, default=None)
+        if mine.get("value") is None:
+            first.note("warn", say("report.not_finite", output=name, metric=metric, rows=f"{now['rows']:,}"))
+            continue
         seen = judged.numbers.get("part") == "train" or judged.numbers.get("trained_on")
         id = "report.reached_seen" if seen else "report.reached"
         said = say(id, output=name, metric=metric, value=with_interval(mine), rows=f"{now['rows']:,}")

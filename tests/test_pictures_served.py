@@ -6,12 +6,15 @@ import resource
 import subprocess
 import sys
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from luban.columns.base import make
+from luban.data import images
+from luban.errors import LubanError
 from tests.serving import serving
 
 PHOTOS = [np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)]
@@ -110,9 +113,44 @@ BAD = {
     "a text": lambda: b"this is no picture at all, but long enough to be one" * 4,
     "nothing": lambda: b"",
     "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>' * 3,
+    "encapsulated postscript": lambda: file(Image.fromarray(noise(64)), "EPS"),  # Pillow would start Ghostscript
+    "sgi": lambda: file(Image.fromarray(noise(64)), "SGI"),
     "bomb": lambda: bomb(12_000),
     "small file, many pixels": lambda: bomb(4_100),
 }
+
+
+HEADS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+
+def stumbles(trials: int = 60) -> dict[str, str]:
+    """What else than a LubanError comes of pictures with a few bytes of their heads changed, by format."""
+    column = make("photo", "image", {"side": 16}).fit([np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)])
+    column, random, found = column.guarded(), np.random.default_rng(0), {}
+    for kind in HEADS:
+        whole = file(Image.fromarray(noise(24)), kind)
+        for _ in range(trials):
+            data = bytearray(whole)
+            for _ in range(random.integers(1, 6)):
+                data[random.integers(min(len(data), 160))] = random.integers(256)
+            for read in (column.encode, column.placement):
+                try:
+                    read(bytes(data))
+                except LubanError:
+                    pass
+                except Exception as e:
+                    found[kind] = type(e).__name__
+    return found
+
+
+def test_a_damaged_head_is_one_sentence_whatever_the_reader_stumbles_over():
+    assert stumbles() == {}
+
+
+def test_control_readers_do_stumble(monkeypatch):
+    """Planted: what Pillow raises is passed on."""
+    monkeypatch.setattr(images, "decoding", nullcontext)
+    assert {"ValueError", "TypeError"} & set(stumbles().values())
 
 
 def noise(side: int) -> np.ndarray:

@@ -162,6 +162,17 @@ def test_the_average_by_its_formula():
     assert torch.equal(w, live)
 
 
+def test_columns_of_different_resolution_are_averaged():
+    """A column of few values has fewer bins than another: the widths that it lacks are infinite, and stay what they are."""
+    rows = [{"few": i % 2, "many": i / 7, "back": "ab"[i * 3 % 2]} for i in range(80)]
+    ask = {"size": "nano", "evaluate": False, "precision": "fp32", "types": {"few": "number"}}
+    found = luban.train(rows, "back", epochs=2, ema=0.9, **ask)
+    spans = [b for n, b in found.network.named_buffers() if n.endswith("span")]
+    assert spans and any(b.isinf().any() for b in spans), "or this test shows nothing"
+    trained = next(h for h in found.history if h["stage"] == "train")
+    assert trained["stopped"] == "done" and not trained["incidents"]
+
+
 def test_what_is_judged_and_kept_is_the_average():
     """The validation loss told is that of the weights kept; without the average it is another."""
     ask = {"epochs": 3, "keep": "last", "out": None, **ASK}

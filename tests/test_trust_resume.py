@@ -228,6 +228,16 @@ def test_checkpoints_of_another_recipe_are_left_and_told(rows, tmp_path, monkeyp
     assert ("starts anew" in capsys.readouterr().err) is said and trained(done)["steps"] == 6 * epochs
 
 
+def test_a_refused_resume_changes_nothing(rows, unbroken, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        broken_at(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+        luban.train(rows, "y", out=tmp_path / "out", **ASK)
+    with pytest.raises(RequestError) as e:
+        pipeline.resume(tmp_path / "out", set=["train.epochs=5"])
+    assert e.value.id == "resume.other_settings"
+    assert same(pipeline.resume(tmp_path / "out"), unbroken)
+
+
 def test_a_misspelt_folder_is_not_made(tmp_path):
     from luban.cli import main
 

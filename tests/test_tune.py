@@ -196,9 +196,11 @@ def test_more_trials_later(rows, whole, tmp_path):
 
 
 def test_another_search_in_the_folder_is_refused(rows, whole):
+    begun = whole.path / verbs.TUNE / verbs.BEGUN
+    before = begun.read_text()
     with pytest.raises(RequestError) as e:
         luban.tune(recipe(rows, search={"size": ["nano", "small"]}), out=whole.path)
-    assert e.value.id == "tune.other_search"
+    assert e.value.id == "tune.other_search" and begun.read_text() == before
 
 
 def test_a_whole_run_searches_where_its_recipe_asks_for_it(rows, whole, tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from luban.columns.base import Answer, Column, Segments, to_list
 from luban.columns.geometry import Placement, placement
 from luban.columns.superpixels import superpixels
 from luban.console import tell
-from luban.data.images import upright
 from luban.errors import DataError
 from luban.settings import Count, Dial, Fraction
 
@@ -120,7 +119,7 @@ class Image(Column):
             array = _depth(_bytes(_last(value), self.state["top"]), self.size)
         else:
             with picture.opened(value, files=not self.strangers) as image:
-                whole = upright(image)
+                whole = picture.upright(image)
                 array = picture.pixels(image, self.size, self.hw)
             return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape, whole).transpose(2, 0, 1))
         return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape).transpose(2, 0, 1))
@@ -133,7 +132,7 @@ class Image(Column):
             source = _last(_listed(value) if isinstance(value, list) else value).shape[:2]
         else:
             with picture.opened(value, files=not self.strangers) as image:
-                source = upright(image)
+                source = picture.upright(image)
         return placement(source, self.hw, self.shape)
 
     def whole(self, value: Any) -> np.ndarray:
@@ -293,7 +292,7 @@ def _look(value: Any) -> Look:
             top = 65535.0 if array.dtype == np.uint16 else 1.0 if 0 < found <= 1 else found or 1.0
         return Look(array.shape[:2], 1 if array.shape[2] <= 2 else 3, 1, top)
     with picture.opened(value) as image:
-        return Look(upright(image), 1 if image.mode in picture.GREY else 3, getattr(image, "n_frames", 1))
+        return Look(picture.upright(image), 1 if image.mode in picture.GREY else 3, picture.frames(image))
 
 
 def _listed(value: list[Any]) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from luban.columns.geometry import placement
+from luban.data import images
 from luban.errors import DataError, problem
 
 LARGEST = 64_000_000  # pixels: more is taken for a decompression bomb
@@ -33,17 +34,15 @@ def open_image(value: Any, *, files: bool = True) -> Any:
     value: path, bytes, base64 (plain or `data:` URI), {"bytes", "path"}, or a PIL image. `files` False (a server): no
     path is opened. Raises DataError.
     """
-    from PIL import UnidentifiedImageError
-
     Image = _pillow()
     place, source = source_of(value, files)
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as e:
-        if isinstance(e, FileNotFoundError):
-            raise DataError(problem("image.no_file", place=place)) from None
-        raise DataError(problem("image.unknown", place=place)) from e
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        image = source if isinstance(source, Image.Image) else images.opened(source)
+    except FileNotFoundError:
+        raise DataError(problem("image.no_file", place=place)) from None
+    except OSError as e:
+        raise DataError(problem("image.unknown", place=place, formats=list(images.FORMATS))) from e
+    except Image.DecompressionBombError as e:
         raise DataError(problem("image.too_large", place=place, width="?", height="?", limit=LARGEST)) from e
     width, height = image.size
     limit = LARGEST if files else STRANGER
@@ -110,42 +109,57 @@ def _decoded(text: str) -> bytes:
         raise DataError(problem("image.bad_base64")) from e
 
 
+def upright(image: Any) -> tuple[int, int]:
+    """(H, W) as it is looked at. Raises DataError where that is damaged."""
+    with _whole(image):
+        return images.upright(image)
+
+
+def frames(image: Any) -> int:
+    """How many pictures an animation has, 1 for any other. Raises DataError where that is damaged."""
+    with _whole(image):
+        return getattr(image, "n_frames", 1)
+
+
 def pixels(image: Any, channels: int, about: tuple[int, int] | None = None) -> np.ndarray:
     """uint8 (H, W, C) of a PIL image. `about` (H, W): a JPEG may be decoded smaller, but not below this.
 
     Raises DataError for a truncated or damaged picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     mode = "L" if channels == 1 else "RGB"
-    try:
+    with _whole(image):
         if about and getattr(image, "format", None) == "JPEG":
             image.draft(mode, (about[1] * 2, about[0] * 2))
-        if getattr(image, "n_frames", 1) > 1:
+        if frames(image) > 1:
             image.seek(0)
         image.load()
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        place = getattr(image, "luban_place", "")
-        raise DataError(problem("image.damaged", place=place, reason=str(e)[:100])) from e
-    image = _opaque(_eight_bits(image))
-    array = np.asarray(image.convert(mode))
+        array = np.asarray(_opaque(_eight_bits(ImageOps.exif_transpose(image))).convert(mode))
     return array[..., None] if channels == 1 else array
 
 
 def indices(value: Any, *, files: bool = True) -> np.ndarray:
     """The numbers (H, W) that stand in a grey or palette picture, as they are. Raises DataError for one in colour."""
-    from PIL import Image
-
     image = open_image(value, files=files)
-    try:
+    with _whole(image):
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        place = getattr(image, "luban_place", "")
-        raise DataError(problem("image.damaged", place=place, reason=str(e)[:100])) from e
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
         raise DataError(problem("mask.colour", place=getattr(image, "luban_place", ""), found=image.mode))
     return np.asarray(image).astype(np.int64)
+
+
+@contextmanager
+def _whole(image: Any) -> Iterator[None]:
+    """What Pillow cannot decode is a DataError."""
+    from PIL import Image
+
+    try:
+        with images.decoding():
+            yield
+    except (OSError, Image.DecompressionBombError) as e:
+        place = getattr(image, "luban_place", "")
+        raise DataError(problem("image.damaged", place=place, reason=str(e)[:100])) from e
 
 
 def _eight_bits(image: Any) -> Any:

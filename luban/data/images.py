@@ -9,6 +9,9 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from luban.errors import DataError, Problem, problem
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 LARGEST = 64_000_000  # pixels of one image; more is taken for a decompression bomb
 LARGEST_IDX = 4 << 30  # bytes that a packed idx file may unpack to
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -85,19 +89,52 @@ def _relative(root: Path, here: str, name: str) -> str:
     return Path(here, name).relative_to(root).as_posix()
 
 
+def opened(source: Any) -> Any:
+    """A PIL image of a file or a path, its header read, in one of `FORMATS`. Raises OSError, DecompressionBombError.
+
+    What else Pillow knows is left alone: EPS starts another program, and readers of old formats are looked at by nobody.
+    """
+    from PIL import Image
+
+    with decoding():
+        return Image.open(source, formats=_formats())
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Pillow's readers raise whatever a damaged file makes them stumble over (struct.error, KeyError, TypeError ...): an OSError here."""
+    from PIL import Image
+
+    try:
+        yield
+    except (OSError, Image.DecompressionBombError):
+        raise
+    except Exception as e:
+        raise OSError(str(e) or type(e).__name__) from e
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def image_fault(path: Path) -> tuple[str, dict] | None:
     """Why a file cannot be used as an image, without decoding its pixels; None where it can."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     size = path.stat().st_size
     if size == 0:
         return "data.image_empty", {}
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height, kind = *image.size, image.format
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        return "data.image_unknown", {}
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except OSError:
+        return "data.image_unknown", {"formats": list(FORMATS)}
+    except Image.DecompressionBombError:
         return "data.image_too_large", {"width": "?", "height": "?", "limit": LARGEST}
     if width * height > LARGEST:
         return "data.image_too_large", {"width": width, "height": height, "limit": LARGEST}
@@ -135,16 +172,16 @@ def _plain_png(image: Any) -> bool:
 
 def size_of(cell: Any) -> tuple[int, int] | None:
     """(H, W) of an image in a cell: the name of a file, bytes, base64; None for what cannot be read, or has no header."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         if isinstance(cell, str) and (cell.startswith("data:") or len(cell) > 4096):
             cell = base64.b64decode(cell.rpartition(",")[2])
         if not isinstance(cell, (str, bytes)):
             return None
-        with Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell) as image:
+        with opened(io.BytesIO(cell) if isinstance(cell, bytes) else cell) as image, decoding():
             return upright(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return None
 
 

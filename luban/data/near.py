@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from luban.data import images
 from luban.data.rows import Rows
 from luban.data.same import mix, tensor
 
@@ -180,8 +181,8 @@ def _opened(value: Any, rows: Rows) -> np.ndarray:
         return blank
     file = io.BytesIO(value) if isinstance(value, bytes) else (rows.root / value if rows.root else value)
     try:
-        with Image.open(file) as image:
+        with images.opened(file) as image, images.decoding():
             image.draft("L", (SIDE * 4, SIDE * 4))
             return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError):
         return blank

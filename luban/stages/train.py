@@ -167,7 +167,6 @@ def train(
     beside = {k: asked[k] for k in BESIDE}
     recipe = _with_choices(bundle, chosen | beside)
     plan = Plan(**chosen | _whole(chosen), seed=recipe.seed)
-    _begin(folder, recipe, resume=resume)
     here().same("data", [len(training), len(validation)], *(c.to_json() for c in columns.values()))
     here().same("weights", *network.state_dict().values())
     sinks = tracked(asked["track"] if here().first else (), out, chosen, recipe.yaml())
@@ -176,6 +175,7 @@ def train(
         history = fit(
             network, training, validation, plan=plan, objective=objective, folder=folder, resume=resume,
             data=data.rows.fingerprint() if folder else "", title=say("train.title"), **step,
+            begun=lambda: _begin(folder, recipe, resume=resume),
         )  # fmt: skip
     if hasattr(network, "forget"):
         network.forget()

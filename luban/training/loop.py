@@ -254,10 +254,11 @@ def fit(
     data: str = "",
     title: str = "",
     watch: Callable[[dict[str, float]], None] | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> History:
     """Train `network` in place and leave it with the best weights (or the last, as the plan says), in eval mode.
 
-    `folder` gets checkpoints, the last one at the end; `resume` goes on from the newest. `data`: fingerprint of the rows,
+    `folder` gets checkpoints, the last one at the end; `resume` goes on from the newest. `begun` is called once nothing is refused any more. `data`: fingerprint of the rows,
     so that no other ones are taken for them. SIGINT and SIGTERM end after the running step with a checkpoint; the History
     says so. Raises Diverged (the network then holds the best weights so far), RequestError where a checkpoint to go on
     from is another run's, DiskError where that of a stopped run cannot be written.
@@ -268,7 +269,9 @@ def fit(
     run = Run(network, training, validation, plan, objective, step, folder, data)
     run.separable = separable
     progress = Progress(title, run.total)
-    if resume and run.resume():
+    goes_on = resume and run.resume()
+    begun()
+    if goes_on:
         progress.resume_at(run.state.step)
         run.history.stopped, run.history.signal = "done", 0
     else:

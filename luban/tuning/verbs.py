@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,8 @@ def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     from luban.tuning.curve_page import answers, page
 
     _told_of(recipe)
-    _alone(folder, CURVE)
-    files.write(folder / CURVE / BEGUN, recipe.yaml())
     settings = dict(fill("search", Part("curve", recipe.curve), recipe.size).settings)
-    with Meter() as meter:
+    with _begun(folder, CURVE, recipe), Meter() as meter:
         found = measure(recipe, data, folder / CURVE, **settings)
     report = page(found, answers(found, data), settings)
     own = next(p for p in found.points if p.size == recipe.size and p.rows == len(data.part("train")))
@@ -128,9 +126,8 @@ def _prepared(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Data:
 
 def _tuned(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
     """Search, take over the best trial's model, judge it once on rows that chose nothing."""
-    _alone(folder, TUNE)
-    files.write(folder / TUNE / BEGUN, recipe.yaml())
-    bundle = searched(recipe, data, folder)
+    with _begun(folder, TUNE, recipe):
+        bundle = searched(recipe, data, folder)
     bundle = apply(bundle, data, fill("stages", recipe.stage("evaluate") or Part("evaluate"), recipe.size))
     if keep:
         bundle.save(folder)
@@ -164,6 +161,21 @@ def searched(recipe: Recipe, data: Data, folder: Path) -> Any:
 def _told_of(recipe: Recipe) -> None:
     if scaling.spread(recipe.resolved()):
         console.tell("tune.not_spread")
+
+
+@contextmanager
+def _begun(folder: Path, name: str, recipe: Recipe) -> Iterator[None]:
+    """What `resume` goes on with from here on; where this search is refused, since another one stands there, that one as before."""
+    path = folder / name / BEGUN
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    _alone(folder, name)
+    files.write(path, recipe.yaml())
+    try:
+        yield
+    except RequestError:
+        if before is not None:
+            files.write(path, before)
+        raise
 
 
 def _alone(folder: Path, name: str) -> None:
