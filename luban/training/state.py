@@ -41,9 +41,9 @@ class State:
             self.network, name=plan.optimizer, weight_decay=plan.weight_decay, local=self.weights.local,
             shares=shares(self.network, plan.rates, plan.layer_decay),
         )  # fmt: skip
+        self.weights.bind(self.optimizer, plan)
         self.average = Average(self._averaged(), plan.ema) if plan.ema else None
         self.still, self.pieces = still(self.network), plan.accumulate
-        self.weights.bind(self.optimizer, plan)
         self.factor = Schedule(plan.schedule, plan.warmup, total)
         self.late = self.far = not str(plan.device).startswith("cpu")  # reading a number would make the device wait
         self.ceiling, self.slower = LIMIT, 1.0  # the largest loss that is taken for one; what is left of the rate
