@@ -249,9 +249,11 @@ def digits():
     return reached
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "medium"])
 def test_metrics_do_not_suffer(kind, digits, monkeypatch):
     """In half precision (imitated where the processor lacks it) as good as in fp32, within what another seed changes."""
+    if kind == "medium" and not precision.able("cpu", kind):
+        pytest.skip("this processor has no bf16: there `medium` computes what fp32 does")
     monkeypatch.setattr(precision, "able", lambda device, name="bf16": True)
     exact, half = digits("fp32"), digits(kind)
     assert exact[:, 1].mean() > 0.7 and not np.array_equal(exact, half), "it learns; it was another arithmetic"
