@@ -105,8 +105,11 @@ def wait_for(condition, running: subprocess.Popen, seconds: float = 120.0) -> No
         time.sleep(0.02)
 
 
-def kill(parent: int, rank: int) -> None:
+def kill(parent: int, rank: int) -> bool:
+    """Whether there was one to kill."""
     process = living(parent).get(rank)
     if process is not None:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+            return True
+    return False

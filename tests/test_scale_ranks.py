@@ -119,16 +119,16 @@ def test_a_rank_killed_at_a_random_point(place, number):
     if point < 0:
         time.sleep(dice.random() * 4)  # while it starts
     ranks.wait_for(lambda: point < 0 or ranks.reached(place / out, point + 1), running)
-    ranks.kill(running.pid, rank)
+    struck = ranks.kill(running.pid, rank)
     _, said = running.communicate(timeout=240)
-    assert running.returncode == 0, said[-2000:]
+    assert struck and running.returncode == 0, said[-2000:]
     assert ranks.weights(place / out) == ranks.weights(place / "ddp"), said[-500:]
 
 
 def test_a_dead_rank_without_a_restart_is_one_sentence(place):
     running = ranks.start(place, "dead", *words("dead", "--set", "scale.restarts=0"))
     ranks.wait_for(lambda: any((place / "dead" / "checkpoints").glob("step-*")), running)
-    ranks.kill(running.pid, 1)
+    assert ranks.kill(running.pid, 1)
     _, said = running.communicate(timeout=120)
     last = said.strip().splitlines()[-1]
     assert running.returncode == 1 and "Traceback" not in said

@@ -37,12 +37,16 @@ def test_at_the_five_chosen_moments_and_twice_and_with_workers_that_die():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_at_thirty_random_moments():
-    rng = random.Random(0)
-    results = tried([rng.uniform(0, 0.9) for _ in range(30)], 1700)
-    early = [r for r in results if r["code"] == 0 and r["exact"]]  # the machine was faster this time: nothing to stop
-    assert all(sound(r) or r in early for r in results) and len(results) == 30 and len(early) < 15, results
+    rng, stopped = random.Random(0), []
+    for _ in range(4):  # where the machine was faster than the moment there was nothing to stop, and another is drawn
+        results = tried([rng.uniform(0, 0.9) for _ in range(30 - len(stopped))], 1700)
+        assert all(sound(r) or (r["code"] == 0 and r["exact"]) for r in results), results
+        stopped += filter(sound, results)
+        if len(stopped) == 30:
+            return
+    pytest.fail(f"{len(stopped)} of 30 moments were met")
 
 
 @pytest.mark.slow
