@@ -36,11 +36,11 @@ VALUES = {
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a train stage by our names. A setting that stands there under both names keeps theirs, to be refused."""
+    """The settings of a train stage by our names. A second name of a setting that stands there already is kept, to be refused."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         own = SETTINGS.get(key, key)
-        own = key if own != key and own in settings else own
+        own = key if own != key and (own in settings or own in result) else own
         known = VALUES.get(own, {})
         result[own] = known.get(value, value) if isinstance(value, str) else value
     if result.get("steps") == -1 and "max_steps" in settings:

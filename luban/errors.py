@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LONGEST = 12  # lines that an error may fill on a terminal
+NAMED = 5  # of a list in a sentence
 
 
 class Problem:
@@ -66,7 +67,7 @@ class Problem:
         return f"Problem({self.id!r}, {str(self)!r})"
 
     def __str__(self) -> str:
-        text = say(self.id, **self.values)
+        text = say(self.id, **{k: shortened(v, NAMED) if _several(v) else v for k, v in self.values.items()})
         if self.place:
             text = say("error.at", place=self.place, text=text)
         if self.nearest:
@@ -80,10 +81,21 @@ class Problem:
             "id": self.id,
             "place": self.place,
             "message": str(self),
-            "values": {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.values.items()},
+            "values": {k: _plain(v) for k, v in self.values.items()},
             "allowed": list(self.allowed),
             "nearest": self.nearest,
         }
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON; a list stays one, so that the sentence is the same where the mistake is told again."""
+    if _several(value):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (int, float, bool)) else str(value)
 
 
 def problem(
@@ -106,7 +118,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def shortened(names: Iterable[str], most: int = 12) -> str:
-    names = [shown(str(n)) for n in names]
+    names = [str(shown(n)) for n in names]
     return ", ".join(names[:most]) + (say("error.more", count=len(names) - most) if len(names) > most else "")
 
 

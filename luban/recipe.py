@@ -153,10 +153,10 @@ class Recipe:
     @classmethod
     def of(cls, plain: Any, lines: Lines | None = None, changes: tuple[str, ...] = ()) -> Recipe:
         """A recipe from plain data (what YAML or JSON hold)."""
-        if isinstance(plain, Mapping) and isinstance(plain.get("stages"), list):
-            plain = {**plain, "stages": [aliases.stage(s) for s in plain["stages"]]}
+        plain = _with_own_names(plain)
+        raise_all(RecipeError, _two_names(changes))
         for change in changes:
-            plain = _changed(plain, change)
+            plain = _with_own_names(_changed(plain, change))
         raise_all(RecipeError, Check(lines).recipe(_asked(plain)))
         plain = _asked(plain)
         return cls(
@@ -799,12 +799,18 @@ class Check:
             if key in known:
                 yield from self.value(item, known[key], (*path, key))
             elif extra is False:
-                yield problem("recipe.unknown_key", place=self.place((*path, key)), name=str(key), allowed=tuple(known))
+                yield self._unknown(key, known, path)
             elif isinstance(extra, Mapping):
                 yield from self.value(item, extra, (*path, key))
         for key in schema.get("required", ()):
             if key not in value:
                 yield problem("recipe.missing_key", place=self.place(path), key=key)
+
+    def _unknown(self, key: Any, known: Mapping[str, Any], path: tuple[Any, ...]) -> Problem:
+        place = self.place((*path, key))
+        if path[:1] == ("stages",) and path[-1] == "train" and key in aliases.SETTINGS:  # else it would be read as ours
+            return problem("recipe.two_names", place=place, one=str(key), other=aliases.SETTINGS[key])
+        return problem("recipe.unknown_key", place=place, name=str(key), allowed=tuple(known))
 
     def _wrong(self, value: Any, schema: Mapping[str, Any], path: tuple[Any, ...]) -> Problem:
         return problem("recipe.wrong_value", place=self.place(path), found=repr(value)[:60], want=wanted(schema))
@@ -846,6 +852,22 @@ def _inside(value: Any, schema: Mapping[str, Any]) -> bool:
         or (high is not None and value > high)
         or (above is not None and value <= above)
     )
+
+
+def _with_own_names(plain: Any) -> Any:
+    """The plain recipe; settings of its train stages that have names from another trainer have ours."""
+    if not (isinstance(plain, Mapping) and isinstance(plain.get("stages"), list)):
+        return plain
+    return {**plain, "stages": [aliases.stage(s) for s in plain["stages"]]}
+
+
+def _two_names(changes: tuple[str, ...]) -> Iterator[Problem]:
+    """Settings that two changes name differently: the later one would win in silence."""
+    seen: dict[str, str] = {}
+    for change in changes:
+        stage, _, name = change.partition("=")[0].partition(".")
+        if stage == "train" and seen.setdefault(aliases.SETTINGS.get(name, name), name) != name:
+            yield problem("recipe.two_names", place="--set", one=name, other=seen[aliases.SETTINGS.get(name, name)])
 
 
 def _changed(plain: Any, change: str) -> Any:

@@ -305,6 +305,9 @@ WRONG = [
     ({"shape": "layers=2,widht=64"}, ["widht", "width", "heads"]),
     ({"shape": {**GPT2, "heads": 7}}, ["7", "768"]),
     ({"shape": {**GPT2, "layers": 1.5}}, ["layers", "1.5"]),
+    ({"shape": "layers=2,layers=3,width=64,heads=4,vocabulary=9,length=8"}, ["'layers'", "twice"]),
+    ({"shape": {**GPT2, "layers": 999999, "width": 999936}}, ["trillion", "100"]),
+    ({"shape": {**GPT2, "layers": 5000}}, ["5,000 layers", "1,024"]),
     ({"shape": GPT2, "gpus": "2xT4", "set": ["train.precision=bf16"]}, ["T4", "bf16"]),
     ({"source": {"luban": 1, "data": {"rows": "nowhere.csv"}}}, ["nowhere.csv"]),
 ]  # fmt: skip

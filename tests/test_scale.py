@@ -125,6 +125,8 @@ def test_a_job_is_all_that_a_rank_needs(tmp_path):
         DataError("data.none_named"),
         WorkError("io.failed", path="x", reason="full"),
         BundleError("ranks.differ", what="data", world=2),
+        Unsupported("scale.ddp_only", settings=["ema", "accumulate"]),
+        Unsupported("scale.not_separable", modules=[f"norm{i}" for i in range(20)]),
     ],
 )
 def test_a_mistake_of_a_rank_is_raised_in_the_launcher(tmp_path, error):
@@ -132,6 +134,8 @@ def test_a_mistake_of_a_rank_is_raised_in_the_launcher(tmp_path, error):
     with pytest.raises(type(error)) as e:
         job.result(tmp_path, Bundle(Recipe()))
     assert str(e.value) == str(error) and e.value.exit_code == error.exit_code
+    assert "[" not in str(e.value), "no list as Python writes it"
+    assert "norm4 and 15 more" in str(e.value) or "norm0" not in str(e.value)
 
 
 def test_a_module_of_ones_own_cannot_be_sent(tmp_path):

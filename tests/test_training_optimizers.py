@@ -241,6 +241,31 @@ def test_names_of_another_trainer():
     assert "learning_rate" in str(e.value)
 
 
+TWICE = [
+    ([{"train": {"learning_rate": 0.1, "rate": 0.2}}], ()),
+    ([{"train": {"lr": 0.1, "learning_rate": 0.2}}], ()),
+    (["train"], ("train.learning_rate=1e-3", "train.rate=1e-2")),
+    (["train"], ("stages=[{train: {lr: 0.1, rate: 0.2}}]",)),
+]
+
+
+@pytest.mark.parametrize("stages, changes", TWICE)
+def test_two_names_of_one_setting_are_refused(stages, changes):
+    """One of them would win in silence."""
+    with pytest.raises(RecipeError) as e:
+        Recipe.of({"luban": 1, "stages": stages}, None, changes)
+    assert [p.id for p in e.value.problems] == ["recipe.two_names"] and "'rate'" in str(e.value)
+
+
+def test_one_name_may_change_what_another_has_set():
+    file = {"luban": 1, "stages": [{"train": {"rate": 0.1}}]}
+    assert Recipe.of(file, None, ("train.learning_rate=0.2",)).stage("train").settings == {"rate": 0.2}
+    twice = ("train.lr=0.2", "train.lr=0.3")
+    assert Recipe.of(file, None, twice).stage("train").settings == {"rate": 0.3}
+    whole = Recipe.of(file, None, ("stages=[{train: {lr: 0.3}}]",))
+    assert whole.stage("train").settings == {"rate": 0.3}
+
+
 def test_settings_of_an_optimizer_are_checked():
     with pytest.raises(RecipeError) as e:
         Recipe.of({"luban": 1, "stages": [{"train": {"optimizer": {"sgd": {"momentun": 0.9}}, "schedule": "cosin"}}]})

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("layers", "width", "heads", "vocabulary", "length")
 KNOWN = (*NEEDED, "tokens")
+MOST = 1e14  # parameters
+DEEPEST = 1024  # layers, each of which is built
 PER_PARAMETER = 20  # tokens for each parameter, where nothing says how many (Hoffmann et al. 2022)
 # Tokens of one update, where nothing says how many: (parameters up to, tokens), as in Brown et al. 2020, table 2.1.
 UPDATES = ((1e9, 1 << 19), (5e9, 1 << 20), (5e10, 1 << 21), (float("inf"), 3_200_000))
@@ -41,8 +43,20 @@ def read(shape: str | Mapping[str, Any]) -> dict[str, int]:
         problems.append(problem("plan.shape_lacks", place="--shape", lacking=lacking))
     if not problems and sizes["width"] % sizes["heads"]:
         problems.append(problem("plan.shape_heads", place="--shape", heads=sizes["heads"], width=sizes["width"]))
+    if not problems:
+        problems += _too_large(sizes)
     raise_all(RequestError, problems)
     return sizes
+
+
+def _too_large(sizes: Mapping[str, int]) -> list[Problem]:
+    """What no device computes, and what would take minutes to count."""
+    count = 12 * sizes["layers"] * sizes["width"] ** 2 + (sizes["vocabulary"] + sizes["length"]) * sizes["width"]
+    if count > MOST:
+        return [problem("plan.shape_large", place="--shape", found=f"{count / 1e12:,.0f}", most=f"{MOST / 1e12:,.0f}")]
+    if sizes["layers"] > DEEPEST:
+        return [problem("plan.shape_deep", place="--shape", found=f"{sizes['layers']:,}", most=f"{DEEPEST:,}")]
+    return []
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -51,6 +65,8 @@ def _pairs(text: str) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not equals:
             raise RequestError("cli.want_pair", flag="--shape", found=item)
+        if name.strip() in found:
+            raise RequestError(problem("plan.shape_twice", place="--shape", found=name.strip()))
         found[name.strip()] = value.strip()
     return found
 
