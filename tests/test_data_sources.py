@@ -94,16 +94,18 @@ def test_folder_of_images(tmp_path):
     (tmp_path / "dog" / "text.png").write_text("no picture")
     whole = (tmp_path / "cat" / "1.png").read_bytes()
     (tmp_path / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "dog" / "flipped.png").write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "cat" / "link.png").symlink_to("/etc/hostname")
     rows = read(str(tmp_path))
     cells = [("cat/1.png", "cat"), ("dog/deep/2.jpg", "dog"), ("dog/wrong ending.jpg", "dog")]
     assert [tuple(r.values()) for r in rows.table.to_pylist()] == cells
-    assert rows.root == tmp_path and rows.rows_in == 6
+    assert rows.root == tmp_path and rows.rows_in == 7
     found = {q.raw.split("/")[1]: q.reason_id for q in rows.quarantine}
     assert found == {
         "cut.png": "data.image_truncated",
         "empty.png": "data.image_empty",
+        "flipped.png": "data.image_damaged",
         "text.png": "data.image_unknown",
     }
     assert {n.id for n in rows.notes} == {"data.not_images", "data.links_skipped"}

@@ -79,6 +79,29 @@ def test_orientation_is_heeded(client, orientation):
     assert found["corner"] < 12 and found["end"] > 240
 
 
+@pytest.mark.parametrize(
+    "said, kind", [(0, 3), (9, 3), (99, 3), (6, 2), (6, 7)]
+)  # kinds of TIFF: 3 a number, 2 text, 7 bytes
+def test_what_is_no_orientation_turns_nothing(said, kind):
+    """Sides and pixels alike, so that boxes and masks lie where they should."""
+    wide, exif = Image.new("RGB", (40, 20)), Image.Exif()
+    exif[0x0112] = said
+    data, tag = file(wide, "JPEG", exif=exif), b"\x12\x01\x03\x00"
+    data = data.replace(tag, tag[:2] + bytes([kind, 0])).replace(tag[1::-1] + tag[:1:-1], tag[1::-1] + bytes([0, kind]))
+    column = make("photo", "image", {"side": [20, 40]}).fit([np.zeros((20, 40, 3), np.uint8)])
+    assert images.size_of(data) == (20, 40) and column.placement(data) == column.placement(file(wide, "JPEG"))
+    assert np.array_equal(column.encode(data), column.encode(file(wide, "JPEG")))
+
+
+def test_damaged_notes_of_a_camera_do_not_cost_the_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = file(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
+    at = data.index(b"Exif") + 6
+    column = make("photo", "image", {"side": 8}).fit([np.zeros((8, 8, 3), np.uint8)])
+    assert column.encode(data[:at] + b"\xff" * 4 + data[at + 4 :]).shape == (3, 8, 8)
+
+
 def test_kinds_of_pixels(client):
     grey = answered(client, file(half("L")))
     assert grey["corner"] < 12 and grey["end"] > 240 and 120 < grey["red"] < 135

@@ -10,7 +10,6 @@ import base64
 import binascii
 import io
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -34,7 +33,8 @@ def open_image(value: Any, *, files: bool = True) -> Any:
     value: path, bytes, base64 (plain or `data:` URI), {"bytes", "path"}, or a PIL image. `files` False (a server): no
     path is opened. Raises DataError.
     """
-    Image = _pillow()
+    from PIL import Image
+
     place, source = source_of(value, files)
     try:
         image = source if isinstance(source, Image.Image) else images.opened(source)
@@ -71,14 +71,6 @@ def stamp(name: str) -> tuple[int, int] | str:
     except (OSError, ValueError):
         return name[:200]
     return found.st_size, found.st_mtime_ns
-
-
-def _pillow() -> Any:
-    """PIL.Image, told not to warn on stderr of sizes that are refused here anyway."""
-    from PIL import Image
-
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    return Image
 
 
 def source_of(value: Any, files: bool) -> tuple[str, Any]:
@@ -135,7 +127,8 @@ def pixels(image: Any, channels: int, about: tuple[int, int] | None = None) -> n
         if frames(image) > 1:
             image.seek(0)
         image.load()
-        array = np.asarray(_opaque(_eight_bits(ImageOps.exif_transpose(image))).convert(mode))
+        image = ImageOps.exif_transpose(image) if images.orientation(image) > 1 else image
+        array = np.asarray(_opaque(_eight_bits(image)).convert(mode))
     return array[..., None] if channels == 1 else array
 
 

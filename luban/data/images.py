@@ -8,6 +8,7 @@ import io
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from luban.data.in_memory import tensors
 from luban.data.rows import Quarantined, Rows, csv_line
 from luban.errors import DataError, Problem, problem
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".avif", ".jp2")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 LARGEST = 64_000_000  # pixels of one image; more is taken for a decompression bomb
@@ -96,6 +97,11 @@ def opened(source: Any) -> Any:
     """
     from PIL import Image
 
+    for kind, module in (
+        (Image.DecompressionBombWarning, ""),
+        (Warning, r"PIL\."),
+    ):  # sizes are refused, damages told here anyway
+        warnings.filterwarnings("ignore", category=kind, module=module)
     with decoding():
         return Image.open(source, formats=_formats())
 
@@ -138,20 +144,44 @@ def image_fault(path: Path) -> tuple[str, dict] | None:
         return "data.image_too_large", {"width": "?", "height": "?", "limit": LARGEST}
     if width * height > LARGEST:
         return "data.image_too_large", {"width": width, "height": height, "limit": LARGEST}
-    ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind or "")
-    if ends:
-        with open(path, "rb") as file:
-            file.seek(-min(size, 1 << 16), 2)
-            if ends not in file.read():
-                return "data.image_truncated", {}
+    with open(path, "rb") as file:
+        file.seek(-min(size, 1 << 16), 2)
+        end = file.read()
+    if {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind or "", b"") not in end:
+        return "data.image_truncated", {}
+    if kind == "GIF" and not end.rstrip(b"\0").endswith(b";"):
+        return "data.image_truncated", {}
+    if kind == "PNG" and not _whole_png(path):
+        return "data.image_damaged", {}
     return None
+
+
+def _whole_png(path: Path) -> bool:
+    """Whether the sums in a PNG are those of what it holds; its pixels are not decoded."""
+    from PIL import Image
+
+    try:
+        with opened(path) as image, decoding():
+            image.verify()
+    except (OSError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 def upright(image: Any) -> tuple[int, int]:
     """(H, W) of a PIL image as it is looked at, from its header: the orientation that a camera noted is counted."""
     width, height = image.size
-    turned = not _plain_png(image) and image.getexif().get(0x0112, 1) >= 5  # EXIF orientation 5 to 8: lying on its side
+    turned = not _plain_png(image) and orientation(image) >= 5  # lying on its side
     return (width, height) if turned else (height, width)
+
+
+def orientation(image: Any) -> int:
+    """1 to 8, as EXIF counts how a camera was held; 1 where it says nothing, or what is no orientation."""
+    try:
+        said = image.getexif().get(0x0112, 1)
+    except Exception:  # what a camera wrote beside the pixels may be damaged, and they be sound
+        return 1
+    return said if isinstance(said, int) and 1 <= said <= 8 else 1
 
 
 def _plain_png(image: Any) -> bool:
