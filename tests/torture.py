@@ -135,7 +135,7 @@ def trained(name: str, place: Path, settings: dict) -> dict:
         resume=True, data=name,
     )  # fmt: skip
     tensors, state = checkpoints.newest(place / "checkpoints")
-    state["history"].pop("seconds")
+    state.pop("spent")  # seconds
     return {
         "weights": digest(network.state_dict()),
         **{file: digest(content) for file, content in tensors.items()},
