@@ -8,7 +8,9 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import numpy as np
@@ -45,12 +47,15 @@ def predict_file(
     .parquet or .jsonl file, written whole or not at all, or `-` for JSON lines on standard output. In tables a label
     that is not among an answer's candidates has an empty probability. `processes` > 1: so many answer blocks of `chunk` rows,
     each with the saved model; the lines stand in the order of the rows all the same. `draw`: a folder for each row's image
-    with its boxes drawn in.
+    with its boxes drawn in. Where `source` is a folder, each line begins with the file that it answers, as it is called there.
     Raises DataError where the data lack an input column, RequestError for another kind of file.
     """
     engine: Engine = getattr(model, "engine", model)
     writer = writer_for(str(out))
-    rows = _read(model, engine, source)
+    reading = _reading(getattr(model, "recipe", None))
+    given = source if isinstance(source, Rows) else read(source, missing=("", *(reading.get("missing") or ())))
+    asked = _files_of(given, engine, source)
+    rows = _typed(engine, given, reading)
     for note in rows.notes:
         console.block(str(note))
     count = bad = 0
@@ -59,18 +64,29 @@ def predict_file(
         from luban.showing import Pictures
 
         seen = Pictures(engine, draw)
-    with writer(str(out), engine) as sink:
-        for found in lines(engine, rows, chunk, _spread(model, rows, chunk, processes), seen):
+    with writer(str(out), engine, tuple(asked)) as sink:
+        for found in lines(engine, rows, chunk, _spread(model, rows, chunk, processes), seen, asked):
             sink.write(found)
             count += len(found)
             bad += sum(r.answers is None for r in found)
     return count, bad
 
 
-def _read(model: Any, engine: Engine, source: Any) -> Rows:
+def _files_of(rows: Rows, engine: Engine, source: Any) -> dict[str, dict[int, str]]:
+    """Of a folder the input that its files are: line -> file, those that could not be read among them; {} of any other source."""
+    if not isinstance(source, (str, os.PathLike)) or not Path(source).expanduser().is_dir():
+        return {}
+    files = [n for n in engine.inputs if n in rows.columns and engine.columns[n].type in ("image", "video")]
+    return {n: _by_line(rows, n) for n in files if rows.table[n].type == "string"}
+
+
+def _by_line(rows: Rows, name: str) -> dict[int, str]:
+    unread = {q.line: next(csv.reader([q.raw]))[0] for q in rows.quarantine}  # of a folder the file comes first
+    return dict(zip(rows.lines.tolist(), rows.table[name].to_pylist())) | unread
+
+
+def _typed(engine: Engine, rows: Rows, reading: Mapping[str, Any]) -> Rows:
     """The rows with their inputs typed as in training; missing words and the decimal sign are the recipe's."""
-    reading = _reading(getattr(model, "recipe", None))
-    rows = source if isinstance(source, Rows) else read(source, missing=("", *(reading.get("missing") or ())))
     absent = [n for n in engine.inputs if n not in rows.columns]
     for name in (n for n in absent if engine.columns[n].drawn):
         rows = rows.having(name, [np.arange(len(rows))])
@@ -107,11 +123,17 @@ def lines(
     chunk: int = CHUNK,
     ready: Iterator[list[Row]] | None = None,
     seen: Callable[[Any, Any, list[Row]], None] | None = None,
+    asked: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
 ) -> Iterator[list[Row]]:
     """Per input row its answers or its error, in the order of the file; quarantined rows stand where they stood.
 
-    `ready`: the answers of each block, where others compute them. `seen` gets each block: table, lines, answers.
+    `ready`: the answers of each block, where others compute them. `seen` gets each block: table, lines, answers. `asked`: by input and
+    line what a row is told with.
     """
+
+    def told(row: Row, line: int) -> Row:
+        return replace(row, asked={n: of[line] for n, of in asked.items()}) if asked else row
+
     waiting = deque(sorted(rows.quarantine, key=lambda q: q.line))
     for start in range(0, len(rows), chunk):
         found: list[Row] = []
@@ -120,10 +142,11 @@ def lines(
             seen(rows.table.slice(start, chunk), rows.lines[start : start + chunk], block)
         for line, row in zip(rows.lines[start : start + chunk], block, strict=True):
             while waiting and waiting[0].line < line:
-                found.append(Row(None, waiting.popleft().reason))
-            found.append(row)
+                bad = waiting.popleft()
+                found.append(told(Row(None, bad.reason), bad.line))
+            found.append(told(row, int(line)))
         yield found
-    yield [Row(None, q.reason) for q in waiting]
+    yield [told(Row(None, q.reason), q.line) for q in waiting]
 
 
 def answers(engine: Engine, table: Any) -> list[Row]:
@@ -154,7 +177,8 @@ def _sound(row: Row) -> Row:
 class _File:
     """A file that is there when all of it is written, else what was there before; `-` is standard output."""
 
-    def __init__(self, path: str, engine: Engine):
+    def __init__(self, path: str, engine: Engine, asked: tuple[str, ...] = ()):
+        self.asked = asked
         self.final = None if path == "-" else Path(path)
         if self.final is not None:
             self.final.parent.mkdir(parents=True, exist_ok=True)
@@ -196,11 +220,11 @@ class JsonLines(_File):
 
 
 class Csv(_File):
-    """One column an output, its probability, one a label, and `error`."""
+    """What was asked about, one column an output, its probability, one a label, and `error`."""
 
     def begin(self, engine: Engine) -> None:
         super().begin(engine)
-        self.names = list(columns_of(engine))
+        self.names = [*self.asked, *columns_of(engine)]
         self.csv = csv.writer(self.file, lineterminator="\n")
         self.csv.writerow([harmless(n) for n in self.names])
 
@@ -217,7 +241,9 @@ class Parquet(_File):
         import pyarrow.parquet as pq
 
         types = {"number": pa.float64(), "text": pa.string()}
-        self.schema = pa.schema([(n, types[kind]) for n, kind in columns_of(engine).items()])
+        self.schema = pa.schema(
+            [(n, pa.string()) for n in self.asked] + [(n, types[kind]) for n, kind in columns_of(engine).items()]
+        )
         self.parquet = pq.ParquetWriter(str(self.temporary), self.schema)
 
     def write(self, rows: Sequence[Row]) -> None:

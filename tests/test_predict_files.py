@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -145,6 +146,45 @@ def test_bad_images_among_good_ones(tmp_path):
     out = tmp_path / "o.jsonl"
     assert predict_file(MixedEngine(), rows, out) == (4, 2)
     assert ["error" in r for r in read_lines(out)] == [False, True, True, False]
+
+
+class PhotoEngine(MixedEngine):
+    inputs = ("image",)
+
+    def __init__(self):
+        super().__init__()
+        self.columns = {**self.columns, "image": replace(self.columns["photo"], name="image")}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_every_answer_to_a_folder_names_its_file(tmp_path, chunk):
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    (folder / "x").mkdir(parents=True)
+    for name in ("a.png", "c, d.png", "x/a.png"):
+        Image.new("RGB", (4, 4), (9, 9, 9)).save(folder / name)
+    for name in ("b.png", "c, e.png", "z.png"):
+        (folder / name).write_bytes(b"no image")
+    damaged = (folder / "a.png").read_bytes()
+    (folder / "c.png").write_bytes(damaged[:40] + bytes(len(damaged) - 52) + damaged[-12:])  # its header alone is sound
+    expected = {
+        "a.png": False,
+        "b.png": True,
+        "c, d.png": False,
+        "c, e.png": True,
+        "c.png": True,
+        "x/a.png": False,
+        "z.png": True,
+    }
+    assert predict_file(PhotoEngine(), str(folder), tmp_path / "o.jsonl", chunk=chunk) == (7, 4)
+    found = read_lines(tmp_path / "o.jsonl")
+    assert {r["image"]: "error" in r for r in found} == expected and all(next(iter(r)) == "image" for r in found)
+    for ending in ("csv", "parquet"):
+        predict_file(PhotoEngine(), folder, tmp_path / f"o.{ending}", chunk=chunk)
+    with open(tmp_path / "o.csv", encoding="utf-8", newline="") as file:
+        assert {r["image"]: r["error"] != "" for r in csv.DictReader(file)} == expected
+    assert pq.read_table(tmp_path / "o.parquet")["image"].to_pylist() == [r["image"] for r in found]
 
 
 def test_no_cell_is_a_formula(tmp_path):

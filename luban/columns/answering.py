@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,16 +30,17 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """The answers to one input row, or why there are none."""
+    """The answers to one input row, or why there are none. `asked`: what tells which row it was, such as its file."""
 
     answers: Mapping[str, Answer] | None
     error: str | None = None
+    asked: Mapping[str, str] = field(default_factory=dict)
 
     def plain(self, probabilities: bool = True) -> dict[str, Any]:
-        """As flat columns: NAME, NAME.probability, NAME.probability.LABEL; a bad row has `error`."""
+        """As flat columns: what was asked, NAME, NAME.probability, NAME.probability.LABEL; a bad row has `error`."""
         if self.answers is None:
-            return {"error": self.error}
-        result: dict[str, Any] = {}
+            return {**self.asked, "error": self.error}
+        result: dict[str, Any] = dict(self.asked)
         for name, answer in self.answers.items():
             result[name] = answer.value
             if probabilities and answer.probability is not None:
