@@ -9,9 +9,10 @@ from typing import Any
 
 from luban import console, registry
 from luban.data.prepare import Data, gathered, prepare, read_for
-from luban.errors import DataError, Problem, RecipeError, RequestError, problem, raise_all
+from luban.errors import DataError, Problem, RecipeError, RequestError, Unsupported, problem, raise_all
 from luban.messages import say
 from luban.recipe import BORROWED, KEYS, UNTOLD, Part, Recipe, usual_fusion
+from luban.scale import chosen, clashes
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,21 @@ def tell_findings(found: list[Any], most: int = 6) -> None:
         console.tell("check.more", count=len(told) - most)
 
 
+def mixtures(recipe: Recipe) -> list[Problem]:
+    """What of a recipe, defaults included, cannot be trained with its strategy: known before anything is read."""
+    part = recipe.stage("train") or Part("train")
+    train = recipe.with_stage(part).resolved().stage("train")
+    return list(clashes(chosen(recipe.scale)["strategy"], train.settings))
+
+
 def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
-    """Everything that can be said before training: the recipe, what the data check found, the prepared data."""
+    """Everything that can be said before training: the recipe, what the data check found, the prepared data.
+
+    Raises Unsupported where the recipe mixes what cannot be trained together.
+    """
     recipe, rows, inferred = recipe_from(source, ask)
     recipe = recipe.resolved()
+    raise_all(Unsupported, mixtures(recipe))
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)

@@ -24,6 +24,7 @@ from luban.asking import (
     findings,
     is_recipe,
     keep_quarantine,
+    mixtures,
     recipe_from,
     show_columns,
     tell_findings,
@@ -32,7 +33,7 @@ from luban.asking import (
 from luban.columns.fitting import fit_columns
 from luban.comparing import compare
 from luban.data.prepare import Data, prepare
-from luban.errors import RequestError, need, raise_all
+from luban.errors import RequestError, Unsupported, need, raise_all
 from luban.pages import full_report, write_report
 from luban.recipe import DEFAULT, Part, Recipe, fill
 from luban.scale import unready
@@ -98,6 +99,7 @@ def train(
     if recipe.tune and not resume:
         console.tell("train.tune_left")
     recipe = recipe.resolved()
+    raise_all(Unsupported, mixtures(recipe))
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)
@@ -165,6 +167,7 @@ def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
     plain = replace(asked, stages=asked.stages or DEFAULT)
     asked = plain.resolved()
     raise_all(RequestError, unready(asked.scale))
+    raise_all(Unsupported, () if asked.tune else mixtures(asked))  # trials are not spread
     if asked.tune:
         need("optuna", "tune")
     if asked.curve:

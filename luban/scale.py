@@ -10,6 +10,7 @@ from typing import Any, Literal
 from luban.errors import Problem, problem
 from luban.settings import Count, Natural, Positive
 
+WHOLE = ("muon",)  # optimisers whose rule is about whole matrices
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torch's own: what torchrun sets
 
 
@@ -58,6 +59,21 @@ def mistakes(settings: Mapping[str, Any]) -> Iterator[Problem]:
         yield problem("scale.fsdp_alone", place="strategy")
     if "address" in found and found.get("engine") != "ray":
         yield problem("scale.address", place="address")
+
+
+def clashes(strategy: str, train: Mapping[str, Any]) -> Iterator[Problem]:
+    """Settings of a train stage that do not go with a strategy: what has to see whole weights, or asks for as many passes in
+    every rank.
+    """
+    if strategy != "fsdp":
+        return
+    optimizer = train.get("optimizer") or ""
+    if (optimizer if isinstance(optimizer, str) else next(iter(optimizer), "")) in WHOLE:
+        yield problem("scale.whole_matrices", place="train.optimizer")
+    usual = {"ema": 0.0, "accumulate": 1}
+    asked = [f"{k}: {train[k]}" for k, v in usual.items() if train.get(k) not in (None, v)]
+    if asked:
+        yield problem("scale.ddp_only", settings=asked)
 
 
 def unready(settings: Mapping[str, Any]) -> Iterator[Problem]:

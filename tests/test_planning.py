@@ -14,9 +14,10 @@ from luban.asking import Ask
 from luban.cli import main
 from luban.columns.base import make
 from luban.errors import RequestError
-from luban.planning import hardware
+from luban.planning import hardware, layout
 from luban.planning.calibrate import new_network_of
 from luban.planning.layout import Measured, Setup, bytes_on, lay
+from luban.planning.pages import changes
 from luban.planning.plan import planning
 from luban.planning.subject import of_recipe, of_shape
 from luban.planning.trace import Trace, _counted, fakes
@@ -257,6 +258,65 @@ def test_what_cannot_fit_says_so():
     assert planned.nearest is None and not planned.asked.fits
 
 
+# -- what training refuses -----------------------------------------------------------------------------------------------------
+
+
+def near(devices, batch=64, shape=GPT2, device="T4", **settings):
+    recipe = Recipe.of({"luban": 1, "stages": [{"train": {"batch": batch}}]})
+    return planning(of_shape(shape, recipe, devices), hardware.device(device), devices, fixed=True, **settings)
+
+
+def test_no_plan_cuts_weights_and_batches():
+    assert near(4, strategy="fsdp").nearest.setup.accumulate == 1
+
+
+def test_control_a_planner_that_does_not_ask_what_training_refuses_is_seen(monkeypatch):
+    monkeypatch.setattr(layout, "clashes", lambda *_: ())
+    assert near(4, strategy="fsdp").nearest.setup.accumulate > 1
+
+
+def test_a_strategy_that_cannot_be_is_marked_and_another_one_named(tmp_path, capsys):
+    train = {"batch": 16, "ema": 0.99, "accumulate": 2, "optimizer": "muon"}
+    recipe = NETWORKS["mlp"] | {"stages": [{"train": train}], "scale": {"strategy": "fsdp", "ranks": 4}}
+    for asked, told in ((recipe, "Problem"), (recipe | {"scale": {}}, "Caution")):
+        (tmp_path / "r.yaml").write_text(json.dumps(asked))
+        code = main(["plan", str(tmp_path / "r.yaml"), "--gpus", "4xH100", "--rows", "1000"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert code == (1 if told == "Problem" else 0)
+        assert f"{told}: strategy: fsdp does not go together with ema: 0.99, accumulate: 2" in said
+        assert f"{told}: train.optimizer: muon" in said and "cannot be" in said
+        assert ("scale.strategy: ddp" in said) == (told == "Problem")
+    numbers = luban.plan(recipe, gpus="4xH100", rows=1000).numbers
+    assert numbers["strategies"]["fsdp"]["refused"] and not numbers["strategies"]["ddp"]["refused"]
+    assert numbers["plan"]["strategy"] == "ddp" and numbers["changes"]["scale.strategy"] == "ddp"
+
+
+def test_devices_that_would_have_nothing_to_do_are_left_out():
+    numbers = luban.plan(NETWORKS["mlp"] | {"stages": [{"train": {"batch": 15}}]}, gpus="64xH100", rows=1000).numbers
+    assert not numbers["fits"] and numbers["changes"] == {"scale.ranks": 15, "scale.strategy": "ddp"}
+
+
+def test_the_batch_grows_where_fewer_devices_would_not_hold_the_network():
+    shape = {**GPT2, "layers": 80, "width": 4096, "heads": 32, "length": 64}
+    planned = near(16, 4, shape, "A100-40", strategy="fsdp")
+    assert planned.asked.idle(4) == 12 and planned.nearest.setup.devices == 16
+    assert changes(planned) == {"train.batch": 16} and planned.best.able(16)
+    assert planned.aim.steps == -(-planned.subject.steps // 4)
+
+
+def test_what_ranks_cannot_train_is_planned_for_one_device():
+    recipe = {
+        "luban": 1, "inputs": {"photo": {"image": {"side": 32}}}, "outputs": {"y": "category"}, "size": "nano",
+        "model": {"photo": "resnet"}, "stages": [{"train": {"batch": 32}}],
+    }  # fmt: skip
+    planned = planning(of_recipe(recipe, Ask(), 100), hardware.device("H100"), 4)
+    assert [p.id for p in planned.asked.refused] == ["scale.not_separable"]
+    best = planned.nearest.setup
+    assert (best.devices, best.accumulate) == (1, 1) and changes(planned)["scale.ranks"] == 1
+    (pieces,) = layout.refusals(planned.measured, replace(best, accumulate=2))
+    assert pieces.id == "train.not_separable"
+
+
 # -- the verb ------------------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +339,10 @@ def test_data_are_planned_on_this_machine_and_the_run_takes_about_that(tmp_path)
     assert numbers["parameters"] == entry["parameters"] and numbers["fits"]
     assert numbers["run"]["epochs"] == pytest.approx(entry["settings"]["epochs"], rel=0.2)
     assert numbers["plan"]["timed"] and 0 < numbers["plan"]["cpu_seconds"] < 60
+    bundle.save(tmp_path / "model")
+    saved = luban.plan(tmp_path / "model").numbers
+    assert saved["parameters"] == entry["parameters"] and saved["device"]["count"] == 1
+    assert set(luban.plan(str(tmp_path / "model"), gpus="2xH100").numbers["strategies"]) == {"ddp", "fsdp", "tensor"}
 
 
 def test_every_column_can_be_supposed():

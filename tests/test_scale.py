@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import luban
-from luban import scale, scaling
+from luban import registry, scale, scaling
+from luban.asking import mixtures
 from luban.bundle import Bundle
+from luban.cli import main
 from luban.data.prepare import prepare
 from luban.errors import BundleError, DataError, RankLost, RecipeError, RequestError, Unsupported, WorkError
 from luban.recipe import Recipe
@@ -71,6 +73,55 @@ def test_a_saved_model_loads_wherever_it_was_trained(tmp_path, monkeypatch):
         Recipe.of({"luban": 1, "scale": {"engine": "ray", "ranks": 8, "strategy": "fsdp"}}).resolved().scale["ranks"]
         == 8
     )
+
+
+MIXED = {
+    "luban": 1, "inputs": {"price": "number"}, "outputs": {"back": "category"},
+    "scale": {"strategy": "fsdp", "ranks": 2}, "stages": [{"train": {"ema": 0.99, "accumulate": 4, "optimizer": "muon"}}],
+}  # fmt: skip
+
+
+def test_what_cannot_be_trained_together_is_known_from_the_recipe(tmp_path, monkeypatch, capsys):
+    """In check, train and run, before any rank starts, with one sentence each."""
+    monkeypatch.setattr(scaling, "_launch", lambda *_: pytest.fail("a rank was started"))
+    recipe = Recipe.of(MIXED | {"data": {"rows": str(tiny.csv(tmp_path / "rows.csv"))}})
+    (tmp_path / "r.yaml").write_text(recipe.yaml())
+    for ask in (
+        lambda: luban.check(recipe),
+        lambda: luban.train(recipe, out=tmp_path / "m"),
+        lambda: luban.run(recipe, tmp_path / "m"),
+    ):
+        with pytest.raises(Unsupported) as e:
+            ask()
+        assert [p.id for p in e.value.problems] == ["scale.whole_matrices", "scale.ddp_only"]
+        assert "ema: 0.99, accumulate: 4" in str(e.value) and not (tmp_path / "m").exists()
+    assert main(["check", str(tmp_path / "r.yaml")]) == 2 and "muon" in capsys.readouterr().err
+    alone = Recipe.of(MIXED | {"scale": {"ranks": 2}})
+    assert not mixtures(alone), "ddp trains all of it"
+
+
+def test_a_default_that_does_not_go_with_the_strategy_is_told_too():
+    """Networks that write learn by muon where nothing is said."""
+    plain = {"luban": 1, "inputs": {"a": "text"}, "outputs": {"b": "text"}, "scale": {"strategy": "fsdp", "ranks": 2}}
+    assert [p.id for p in mixtures(Recipe.of(plain))] == ["scale.whole_matrices"]
+    assert not mixtures(Recipe.of(plain | {"stages": [{"train": {"optimizer": "adamw"}}]}))
+
+
+def test_the_optimisers_of_whole_matrices_are_those_that_are_named():
+    names = registry.names("optimizers")
+    assert [n for n in names if registry.find("optimizers", n)().hidden] == list(scale.WHOLE)
+
+
+def test_a_network_that_ranks_cannot_train_is_told_before_any_starts(monkeypatch):
+    """From its structure, no row being read: BatchNorm under both strategies."""
+    monkeypatch.setattr(scaling, "_launch", lambda *_: pytest.fail("a rank was started"))
+    plain = {"luban": 1, "inputs": {"photo": "image"}, "outputs": {"y": "category"}, "model": {"photo": "resnet"}}
+    for strategy in ("ddp", "fsdp"):
+        recipe = Recipe.of(plain | {"scale": {"ranks": 2, "strategy": strategy}})
+        with pytest.raises(Unsupported) as e:
+            scaling.train(Bundle(recipe), None)
+        assert e.value.id == "scale.not_separable" and " more mix" in str(e.value)
+    assert not scaling._unfit(Bundle(Recipe.of(plain | {"model": {"photo": "vit"}})), "fsdp")
 
 
 # -- shares ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,13 +19,17 @@ from typing import Any
 
 import torch
 
+from luban.errors import Problem, problem
 from luban.planning import trace
 from luban.planning.hardware import Device
 from luban.planning.subject import Subject
 from luban.planning.trace import HALVES, Standing, Step
+from luban.scale import clashes
+from luban.training.divided import unfit
 from luban.training.recompute import recomputed
 
 STRATEGIES = ("ddp", "fsdp", "tensor")
+OWN = ("ddp", "fsdp")  # those that Luban trains with; a recipe can name them
 PREFETCHED = 2  # layers that fsdp holds whole at once: the one at work and the next
 JUDGED = 256  # examples that validation takes at once, at least
 MOST = 1 << 20  # devices
@@ -74,6 +79,24 @@ class Measured:
     def network(self) -> Any:
         with self._fakes:
             return self.subject.build()
+
+    @cached_property
+    def unfit(self) -> dict[str, list[Problem]]:
+        """Why several ranks cannot train the network, by strategy."""
+        return {way: list(unfit(self.network, way)) for way in OWN}
+
+    @cached_property
+    def separable(self) -> bool:
+        """Whether an update may be made of pieces."""
+        mixed = any(self.subject.settings.get(name) for name in ("mixup", "cutmix"))
+        return getattr(self.network, "separable", True) and not mixed
+
+    def of(self, subject: Subject) -> Measured:
+        """The same counts for the same network with another batch."""
+        other = copy.copy(self)
+        other.subject = subject
+        vars(other).pop("judged", None)
+        return other
 
     @cached_property
     def judged(self) -> int:
@@ -135,6 +158,7 @@ class Layout:
     sending: float
     computing: float
     seconds: float
+    refused: tuple[Problem, ...] = ()  # why training would refuse it
 
     @property
     def total(self) -> float:
@@ -143,6 +167,10 @@ class Layout:
     @property
     def fits(self) -> bool:
         return self.total <= self.limit
+
+    def able(self, batch: int) -> bool:
+        """Whether it can be trained so, and every device has something to do."""
+        return self.fits and not self.refused and not self.idle(batch)
 
     def idle(self, batch: int) -> int:
         """Devices that an update of `batch` examples leaves without any."""
@@ -171,8 +199,22 @@ def lay(
     hidden = computing * {"ddp": BACKWARD, "fsdp": 1.0}.get(setup.strategy, 0.0)
     seconds = computing + max(0.0, sending - hidden)
     return Layout(
-        setup, micro, bytes_on(measured, setup, beside), room(setup.device), sent, link, sending, computing, seconds
-    )
+        setup, micro, bytes_on(measured, setup, beside), room(setup.device), sent, link, sending, computing, seconds,
+        refusals(measured, setup),
+    )  # fmt: skip
+
+
+def refusals(measured: Measured, setup: Setup) -> tuple[Problem, ...]:
+    """Why training would refuse a setup; another engine's `tensor` is not judged."""
+    if setup.strategy == "tensor":
+        return ()
+    pieces = {"accumulate": setup.accumulate}
+    found = [*measured.unfit.get(setup.strategy, ()), *clashes(setup.strategy, {**measured.subject.settings, **pieces})]
+    if setup.accumulate > 1 and not measured.separable:
+        found.append(problem("train.not_separable", place="train.accumulate"))
+    if hasattr(measured.network, "rivals") and setup.recompute:
+        found.append(problem("gan.not_so", place="train.recompute", settings=["recompute"]))
+    return tuple(found)
 
 
 def room(device: Device) -> float:
@@ -249,27 +291,32 @@ def nearest(
     ways: Sequence[str],
     beside: dict[str, float] | None,
 ) -> Layout | None:
-    """What fits with the fewest settings changed, on as few more devices as will do; of several the fastest.
+    """What can be trained and fits with the fewest settings changed, on as few other devices as will do; of several the
+    fastest.
 
     Changed may be: precision (where the device has bf16), recompute, accumulate, strategy (one of `ways`), devices.
     None where nothing does on a million devices.
     """
     batch, limit = measured.subject.update, room(asked.device)
-    for count in _counts(asked):
-        setups = [s for s in _setups(asked, count, batch, ways) if s != asked]
+    for count in _counts(asked, batch, ways, bool(refusals(measured, asked))):
+        setups = [s for s in _setups(asked, count, batch, ways) if s.replicas <= batch and not refusals(measured, s)]
         for changes in sorted({_changes(asked, s) for s in setups}):
-            some = [s for s in setups if _changes(asked, s) == changes and s.replicas <= batch]
+            some = [s for s in setups if _changes(asked, s) == changes]
             fitting = [s for s in some if sum(bytes_on(measured, s, beside).values()) <= limit]
             if fitting:
                 return min((laid(s) for s in fitting), key=lambda e: e.seconds)
     return None
 
 
-def _counts(asked: Setup) -> list[int]:
-    """As many devices as asked for, then twice as many, and so on; a machine has one processor."""
-    if asked.device.cpu:
-        return [asked.devices]
-    return [asked.devices << i for i in range(MOST.bit_length() - asked.devices.bit_length() + 1)]
+def _counts(asked: Setup, batch: int, ways: Sequence[str], refused: bool) -> list[int]:
+    """As many devices as asked for, or as have something to do, or one where several cannot train this; then twice as many as
+    asked for, and so on; a machine has one processor.
+    """
+    busy = batch * (asked.device.per_node if "tensor" in ways else 1)
+    counts = [asked.devices, min(asked.devices, busy), *([1] if refused else [])]
+    if not asked.device.cpu:
+        counts += [asked.devices << i for i in range(MOST.bit_length() - asked.devices.bit_length() + 1)]
+    return list(dict.fromkeys(counts))
 
 
 def _setups(asked: Setup, count: int, batch: int, ways: Sequence[str]) -> list[Setup]:
@@ -281,8 +328,8 @@ def _setups(asked: Setup, count: int, batch: int, ways: Sequence[str]) -> list[S
     for strategy, precision, recompute in product(ways if count > 1 else ("one",), precisions, again):
         setup = replace(asked, devices=count, strategy=strategy, precision=precision, recompute=recompute)
         whole = replace(setup, accumulate=1).micro(batch)
-        steps = [asked.accumulate << i for i in range(whole.bit_length())]
-        found += [replace(setup, accumulate=a) for a in steps if a <= max(whole, asked.accumulate)]
+        steps = {1} | {asked.accumulate << i for i in range(whole.bit_length())}
+        found += [replace(setup, accumulate=a) for a in sorted(steps) if a <= max(whole, asked.accumulate)]
     return found
 
 

@@ -59,7 +59,7 @@ def numbers(p: Planned, price: float | None = None, carbon: float | None = None)
         "device": {"name": setup.device.name, "title": setup.device.title, "count": setup.devices},
         "strategies": {name: _layout(e) for name, e in p.laid.items()},
         "plan": _plan(p, p.best, price, carbon),
-        "fits": p.asked.fits and not p.asked.idle(s.update),
+        "fits": p.asked.able(s.update),
         "changes": changes(p),
     }  # fmt: skip
     return plain | {"assumptions": assumptions(p, price, carbon)}
@@ -68,6 +68,7 @@ def numbers(p: Planned, price: float | None = None, carbon: float | None = None)
 def _layout(e: Layout) -> dict[str, Any]:
     return {
         "memory_bytes": {**e.memory, "total": e.total}, "memory_limit": e.limit, "fits": e.fits,
+        "refused": [str(r) for r in e.refused],
         "micro_batch": e.micro, "accumulate": e.setup.accumulate, "precision": e.setup.precision,
         "recompute": e.setup.recompute, "sent_bytes_per_update": e.sent, "link": e.link, "sending_seconds": e.sending,
         "share_of_update": e.share, "update_seconds": e.seconds,
@@ -93,7 +94,7 @@ def _plan(p: Planned, e: Layout, price: float | None, carbon: float | None) -> d
 def _achieved(p: Planned, e: Layout) -> float:
     """Of the peak, what the model's own FLOPs (without those that are computed again) come to."""
     step = p.measured.pace(e.micro, e.setup.precision, False)
-    flops = (step.forward + step.backward) / step.examples * p.subject.update
+    flops = (step.forward + step.backward) / step.examples * p.aim.update
     return flops / e.setup.devices / e.seconds / e.setup.device.peak(e.setup.precision)
 
 
@@ -114,14 +115,14 @@ def changes(p: Planned) -> dict[str, Any]:
         return {}
     a, b = p.asked.setup, p.nearest.setup
     keys: dict[str, Any] = {}
-    if b.devices > 1 and (a.devices, a.strategy) != (b.devices, b.strategy):
+    if (a.devices, a.strategy) != (b.devices, b.strategy):
         keys["scale.ranks"] = b.devices
-        keys["scale.strategy"] = b.strategy
+        keys["scale.strategy"] = b.strategy if b.devices > 1 else "ddp"
     keys |= {
         f"train.{n}": getattr(b, n) for n in ("precision", "accumulate", "recompute") if getattr(a, n) != getattr(b, n)
     }
-    if "train.accumulate" in keys:  # so many pieces of one update
-        keys["train.batch"] = -(-p.subject.plan.batch // b.accumulate)
+    if "train.accumulate" in keys or p.larger:  # so many pieces of one update
+        keys["train.batch"] = -(-p.aim.plan.batch // b.accumulate)
     return keys
 
 
@@ -182,7 +183,7 @@ def _memory(report: Report, p: Planned) -> None:
             rows.append([say(f"plan.part_{part}"), *(large(c, "B") for c in cells)])
     rows.append([say("plan.total"), *(large(e.total, "B") for e in p.laid.values())])
     rows.append([say("plan.limit"), *(large(e.limit, "B") for e in p.laid.values())])
-    rows.append([say("plan.fits"), *(say("plan.yes") if e.fits else say("plan.no") for e in p.laid.values())])
+    rows.append([say("plan.fits"), *(say(_fits(e)) for e in p.laid.values())])
     rows.append([say("plan.micro"), *(f"{e.micro:,}" for e in p.laid.values())])
     if setup.devices > 1:
         rows.append([say("plan.sent"), *(large(e.sent, "B") for e in p.laid.values())])
@@ -191,13 +192,19 @@ def _memory(report: Report, p: Planned) -> None:
     report.table("", [say("plan.strategy"), *names], rows)
 
 
+def _fits(e: Layout) -> str:
+    return "plan.cannot" if e.refused else "plan.yes" if e.fits else "plan.no"
+
+
 def _verdict(report: Report, p: Planned) -> None:
     batch, e = p.subject.update, p.asked
+    for reason in dict.fromkeys(str(r) for each in p.laid.values() for r in each.refused):
+        report.note("bad" if reason in map(str, e.refused) else "warn", reason)
     if not e.fits:
         report.note("bad", say("plan.too_large", strategy=e.setup.strategy, wanted=large(e.total, "B"), found=large(e.limit, "B")))  # fmt: skip
     if e.idle(batch):
         report.note("bad", say("plan.idle", idle=e.idle(batch), count=e.setup.devices, batch=batch))
-    if e.fits and not e.idle(batch):
+    if e.able(batch):
         return
     if p.nearest is None:
         report.note("bad", say("plan.nothing_fits"))

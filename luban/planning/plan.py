@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luban import machine
+from luban import files, machine
 from luban.asking import Ask, is_recipe
 from luban.errors import Problem, RequestError, problem, raise_all
 from luban.planning import hardware
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # torch comes when all that was asked for is known to be righ
     from luban.planning.subject import Subject
 
 CHOICES = ("auto", "ddp", "fsdp", "tensor")
-OWN = ("ddp", "fsdp")  # the strategies that a recipe can name; "tensor" is planned only
 BARELY = 1.1  # times slower, and the simpler strategy is still taken
 PATIENCE = 20.0  # seconds that an update may take by estimate and still be timed here
 
@@ -45,21 +45,23 @@ def plan(
 ) -> Report:
     """What training would take: parameters, FLOPs, memory, minutes, cost, energy, CO2, traffic, and what does not fit.
 
-    source: a recipe, or data with a `target`; or a `shape` of a decoder-only language model. `gpus`: "64xH100", else this
+    source: a recipe, a saved model (its recipe), or data with a `target`; or a `shape` of a decoder-only language model. `gpus`: "64xH100", else this
     machine's processor (`cpus` threads of it). `price`: USD for a device's hour; `carbon`: g of CO2 for a kWh; `achieved`:
     the share of peak FLOP/s to count with, instead of an estimate from every kernel's work. `rows`: of the data, where they
     are not there. Raises RequestError, RecipeError, DataError with everything that is wrong.
     """
     ask = Ask(target, inputs, types, changes=tuple(set))
+    source = _of_model(source)
     numbers = {"--price": price, "--carbon": carbon, "--achieved": achieved, "--rows": rows, "--cpus": cpus}
     device, devices = _asked(source, shape, gpus, cpus, strategy, numbers)
     sizes = shapes.read(shape) if shape else None
     recipe = Recipe.of({"luban": 1, "stages": ["train"]}, changes=tuple(set)) if sizes else _early(source, ask)
+    fixed = strategy != "auto"
     strategy, devices = _of_recipe(recipe, strategy, devices, gpus)
     from luban.planning import subject
 
     what = subject.of_shape(sizes, recipe, devices) if sizes else subject.of_recipe(source, ask, rows)
-    planned = planning(what, device, devices, strategy, cpus=cpus, achieved=achieved)
+    planned = planning(what, device, devices, strategy, fixed=fixed, cpus=cpus, achieved=achieved)
     from luban.planning.pages import page
 
     return page(planned, price, carbon)
@@ -67,7 +69,9 @@ def plan(
 
 @dataclass(frozen=True)
 class Planned:
-    """What was found: `asked` is the setup as it stands, `laid` each strategy's layout, `nearest` what fits instead."""
+    """What was found: `asked` is the setup as it stands, `laid` each strategy's layout, `nearest` what fits instead, of a
+    `larger` batch where every device is to have something to do.
+    """
 
     subject: Subject
     measured: Measured
@@ -76,23 +80,27 @@ class Planned:
     nearest: Layout | None
     timed: Timed | None
     achieved: float | None
+    larger: Subject | None = None
 
     @property
     def best(self) -> Layout:
         """The layout that minutes and cost are told of."""
-        return self.asked if self.asked.fits or self.nearest is None else self.nearest
+        return self.nearest or self.asked
+
+    @property
+    def aim(self) -> Subject:
+        """The run that `best` is a layout of."""
+        return self.larger or self.subject
 
     def run_seconds(self, e: Layout) -> float:
         """Seconds of all updates, and of judging the validation rows after each epoch."""
-        return self.subject.steps * e.seconds + self.subject.epochs * self._judging(e)
+        return self.aim.steps * e.seconds + self.aim.epochs * self._judging(e)
 
     def _judging(self, e: Layout) -> float:
         if self.timed is not None:
             return self.timed.judging
         step = self.measured.pace(e.micro, e.setup.precision, e.setup.recompute)
-        return (
-            e.computing * step.forward / (step.forward + step.backward) * self.subject.validation / self.subject.update
-        )
+        return e.computing * step.forward / (step.forward + step.backward) * self.aim.validation / self.aim.update
 
 
 def planning(
@@ -101,10 +109,13 @@ def planning(
     devices: int = 1,
     strategy: str = "auto",
     *,
+    fixed: bool = False,
     cpus: int | None = None,
     achieved: float | None = None,
 ) -> Planned:
-    """Measure a subject and lay it over devices. `device` None: this machine's processor, where its run is timed."""
+    """Measure a subject and lay it over devices. `device` None: this machine's processor, where its run is timed; `fixed`: the
+    nearest plan keeps the strategy, unless that cannot be.
+    """
     from luban.planning import calibrate, layout
 
     if device is None:
@@ -127,17 +138,27 @@ def planning(
         seen = timed.update / device.cores if timed is not None and setup == first else None
         return layout.lay(measured, setup, achieved=achieved, beside=beside, timed=seen)
 
+    def near(of: Measured, ways: Sequence[str]) -> Layout | None:
+        several = partial(layout.lay, of, achieved=achieved, beside=beside)
+        return layout.nearest(of, asked.setup, laid if of is measured else several, ways, beside)
+
     found = {way: laid(replace(first, strategy=way)) for way in (layout.STRATEGIES if devices > 1 else ("one",))}
-    ways = OWN if strategy == "auto" else (strategy,)
+    ways = layout.OWN if strategy == "auto" else (strategy,)
     able = [found[way] for way in (ways if devices > 1 else ("one",))]
-    fitting = [e for e in able if e.fits and not e.idle(subject.update)]
-    asked = next(e for e in fitting if e.seconds <= BARELY * min(f.seconds for f in fitting)) if fitting else able[0]
-    other = None
-    if not fitting:
-        other = layout.nearest(measured, asked.setup, laid, ways, beside)
-        if other is None and strategy == "auto":
-            other = layout.nearest(measured, asked.setup, laid, ("tensor",), beside)
-    return Planned(subject, measured, found, asked, other, timed, achieved)
+    fitting = [e for e in able if e.able(subject.update)]
+    if fitting:
+        asked = next(e for e in fitting if e.seconds <= BARELY * min(f.seconds for f in fitting))
+        return Planned(subject, measured, found, asked, None, timed, achieved)
+    asked = next((e for e in able if not e.refused), able[0])
+    ways = layout.OWN if asked.refused or not fixed else ways
+    other, larger = near(measured, ways), None
+    if other is None and asked.idle(subject.update) and asked.setup.replicas <= subject.rows:
+        larger = subject.grown(asked.setup.replicas)
+        other = near(measured.of(larger), ways)
+        larger = larger if other else None
+    if other is None and not fixed:
+        other = near(measured, ("tensor",))
+    return Planned(subject, measured, found, asked, other, timed, achieved, larger)
 
 
 def _precision(subject: Subject, device: Device) -> str:
@@ -160,9 +181,10 @@ def _of_recipe(recipe: Recipe, strategy: str, devices: int, gpus: str | None) ->
     scale = getattr(recipe, "scale", None)
     scale = scale if isinstance(scale, Mapping) else scale.settings if scale else {}
     if gpus is None:
-        devices = int(scale.get("ranks") or devices)
-    if strategy == "auto" and scale.get("strategy"):
-        strategy = str(scale["strategy"])
+        devices = ranks if isinstance(ranks := scale.get("ranks"), int) else devices
+    named = scale.get("strategy") or "auto"
+    if strategy == "auto" and (devices > 1 or named != "ddp"):  # which a saved recipe says of one process, too
+        strategy = named
     if strategy != "auto" and devices == 1:
         raise RequestError(problem("plan.one_device", place="--strategy", strategy=strategy))
     return strategy, devices
@@ -192,6 +214,13 @@ def _asked(
             problems += e.problems
     raise_all(RequestError, problems)
     return device, devices
+
+
+def _of_model(source: Any) -> Any:
+    """The recipe of a saved model; everything else as it is."""
+    recipe = Path(source) / "recipe.yaml" if isinstance(source, (str, Path)) else None
+    saved = recipe is not None and recipe.is_file() and (recipe.parent / files.MANIFEST).is_file()
+    return str(recipe) if saved else source
 
 
 def _early(source: Any, ask: Ask) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from luban.errors import RequestError, shortened
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.planning import shape as shapes
-from luban.recipe import Part, Recipe, fill
+from luban.recipe import Part, Recipe
 from luban.training.batches import batch_for, epochs_for, order, tokens_for
 from luban.training.loop import Plan
 
@@ -53,11 +54,19 @@ class Subject:
     host_bytes: float = 0.0  # the encoded rows
     accumulate: int = 1
     recompute: bool = False
-    scale: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the train stage
 
     @property
     def epochs(self) -> float:
         return self.steps * self.update / max(1, self.rows)
+
+    def grown(self, examples: int) -> Subject:
+        """The same run with so many examples in an update."""
+        by = examples / self.update
+        of_update = {"batch": math.ceil(self.plan.batch * by), "tokens": math.ceil(self.plan.tokens * by)}
+        steps = self.steps if self.settings.get("steps") else math.ceil(self.steps / by)
+        most = math.ceil(self.most * by)
+        return replace(self, update=examples, most=most, steps=steps, plan=replace(self.plan, **of_update))
 
 
 def of_shape(sizes: Mapping[str, int], recipe: Recipe, devices: int = 1) -> Subject:
@@ -84,7 +93,7 @@ def of_shape(sizes: Mapping[str, int], recipe: Recipe, devices: int = 1) -> Subj
     title = say("plan.shape_title", **{n: sizes[n] for n in shapes.NEEDED})
     return Subject(
         title, lambda: shapes.decoder(sizes), batch, plan, -(-rows // plan.batch), rows, 0, settings["precision"], plan.batch, plan.batch,
-        positions=length, longest=length, assumed=assumed, **_scaling(recipe, settings),
+        positions=length, longest=length, assumed=assumed, **_scaling(settings),
     )  # fmt: skip
 
 
@@ -204,13 +213,13 @@ def _subject(
         plan=plan, steps=settings["steps"] or epochs * -(-rows // update), rows=rows, validation=validation,
         precision=settings["precision"], update=update, most=look.most or update, positions=sum(look.mean.values()),
         longest=sum(look.longest.values()), assumed=assumed, examples=examples,
-        host_bytes=size * rows / max(1, len(examples)), **_scaling(recipe, settings),
+        host_bytes=size * rows / max(1, len(examples)), **_scaling(settings),
     )  # fmt: skip
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     part = recipe.stage("train") or Part("train")
-    return dict(fill("stages", part, recipe.size).settings)
+    return dict(recipe.with_stage(part).resolved().stage("train").settings)  # what writes learns otherwise by default
 
 
 def _plan(settings: Mapping[str, Any], seed: int) -> Plan:
@@ -219,11 +228,11 @@ def _plan(settings: Mapping[str, Any], seed: int) -> Plan:
     return replace(Plan(1, 1, 1e-3), **{k: v for k, v in settings.items() if k in known}, seed=seed)
 
 
-def _scaling(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _scaling(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "accumulate": settings["accumulate"],
         "recompute": settings["recompute"],
-        "scale": getattr(recipe, "scale", None) or {},
+        "settings": settings,
     }
 
 

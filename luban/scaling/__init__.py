@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, machine
-from luban.errors import RankLost
+from luban.errors import LubanError, Problem, RankLost, Unsupported, raise_all
 from luban.scale import chosen, world
 
 FOLDER = "checkpoints/ranks"  # of the run's own folder: the job, and what its ranks said
@@ -35,6 +35,7 @@ def train(bundle: Any, data: Any, **settings: Any) -> Any:
     from luban.scaling import job, joined
 
     scale = chosen(bundle.recipe.scale)
+    raise_all(Unsupported, _unfit(bundle, scale["strategy"]))
     if world() == 1 and scale["ranks"] > machine.processor()["cores"] and not _gpus():
         console.tell("scale.many_ranks", ranks=scale["ranks"], cores=machine.processor()["cores"])
     with _folder(settings.get("out")) as folder:
@@ -53,6 +54,31 @@ def train(bundle: Any, data: Any, **settings: Any) -> Any:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
     return trained
+
+
+def _unfit(bundle: Any, strategy: str) -> list[Problem]:
+    """Why ranks cannot train the network, told before any starts: it is built without memory, from columns as they may be.
+
+    Nothing where the columns cannot be known without their rows: then the ranks tell it.
+    """
+    import torch
+
+    from luban.bundle import build_network
+    from luban.columns.base import make, together
+    from luban.training.divided import unfit
+
+    network, recipe = bundle.network, bundle.recipe.resolved()
+    if network is None:
+        parts = {**recipe.inputs, **recipe.outputs}
+        try:
+            columns = bundle.columns or together(
+                {n: make(n, p.type, dict(p.settings)).supposed() for n, p in parts.items()}
+            )
+            with torch.device("meta"):
+                network = build_network(recipe, columns, bundle.edits)
+        except LubanError:
+            return []
+    return list(unfit(network, strategy))
 
 
 def _launch(folder: Path, scale: dict[str, Any]) -> int:

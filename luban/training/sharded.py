@@ -18,8 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from luban.errors import Unsupported
+from luban.errors import Unsupported, raise_all
+from luban.scale import clashes
 from luban.training import shards
+from luban.training.divided import scalars
 from luban.training.shards import Piece, Tensors
 
 
@@ -29,9 +31,8 @@ class Sharded:
     in_pieces = False  # every pass gathers weights from all ranks: one that made fewer would be waited for
 
     def __init__(self, network: nn.Module, ranks: Any):
-        scalars = [n for n, p in network.named_parameters() if p.ndim == 0]
-        if scalars:
-            raise Unsupported("scale.scalar", names=scalars)
+        if found := scalars(network):
+            raise Unsupported("scale.scalar", names=found)
         self.shell, self.ranks = network, ranks
         self.kept = set(network.state_dict())
         self.network = _cut(network, ranks)
@@ -50,11 +51,7 @@ class Sharded:
 
         Raises Unsupported for what has to see whole weights, or is not the same number of passes in every rank.
         """
-        if any(group.rule.hidden for group in optimizer.groups):
-            raise Unsupported("scale.whole_matrices")
-        asked = [n for n, on in (("ema", plan.ema), ("accumulate", plan.accumulate > 1)) if on]
-        if asked:
-            raise Unsupported("scale.ddp_only", settings=asked)
+        raise_all(Unsupported, clashes("fsdp", vars(plan)))
         for p in self.named.values():
             if (grad := self.leaves[id(p)].grad) is not None:
                 p.grad = DTensor.from_local(

@@ -54,7 +54,9 @@ class State:
     def _averaged(self) -> list[Tensor]:
         """What learns, and running statistics. What is infinite is a constant, and its average would be no number."""
         learning = [self.weights.local(p) for p in self.parameters]
-        return learning + [b for b in self.network.buffers() if b.is_floating_point() and b.isfinite().all()]
+        return learning + [
+            b for b in self.network.buffers() if b.is_floating_point() and (b.is_meta or b.isfinite().all())
+        ]
 
     def train(self) -> None:
         """The network in training mode, but for frozen batch norms."""

@@ -1,0 +1,23 @@
+"""What a network must be for several ranks to train it, each on a part of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from luban.errors import Problem, problem
+
+
+def unfit(network: nn.Module, strategy: str) -> Iterator[Problem]:
+    """Why ranks cannot train a network, from its structure alone: a network on the meta device will do."""
+    if not getattr(network, "separable", True):
+        mixing = [n for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        yield problem("scale.not_separable", modules=mixing or [type(network).__name__])
+    if strategy == "fsdp" and (found := scalars(network)):
+        yield problem("scale.scalar", names=found)
+
+
+def scalars(network: nn.Module) -> list[str]:
+    """Weights without dimensions, which cannot be cut."""
+    return [n for n, p in network.named_parameters() if p.ndim == 0]
