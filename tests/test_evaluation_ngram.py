@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import luban
+from luban.evaluation import text_view
 from luban.evaluation.ngram import KneserNey, as_bytes, byte_model, xz_sizes
 
 TEXTS = ["the cat sat on the mat", "the rat sat", "a cat ate a rat on a mat, the end", "ma mat", "", "éa"] * 2 + [
@@ -111,3 +113,19 @@ def test_xz_remembers_what_came_before():
     whole = xz_sizes([noise], [noise[1000:21_000]], each=False)
     assert whole.shape == (1,) and abs(int(whole[0]) - int(again)) < 10
     assert abs(len(lzma.compress(noise.encode(), preset=9)) - int(xz_sizes([], [noise])[0])) < 200
+
+
+def test_what_a_baseline_did_not_read_is_said(tmp_path, monkeypatch):
+    """Of more text than `LATELY` the last is read; the report says of how much."""
+    monkeypatch.setattr(text_view, "LATELY", 400)
+    (tmp_path / "texts.csv").write_text("text\n" + "".join(f"row {i} of a text that goes on\n" for i in range(60)))
+    recipe = {
+        "luban": 1,
+        "data": {"rows": str(tmp_path / "texts.csv")},
+        "outputs": {"text": {"text": {"vocabulary": 300, "length": 16}}},
+        "frame": {"pack": {"length": 16}},
+        "model": {"text": {"gpt": {"width": 16, "layers": 1, "heads": 2}}},
+        "stages": [{"train": {"epochs": 1, "precision": "fp32"}}, {"evaluate": {"resamples": 2}}],
+    }
+    said = luban.train(recipe).reports["evaluate"].to_text()
+    assert "kneser_ney: Learned from the last" in said and "xz: Learned from the last" in said

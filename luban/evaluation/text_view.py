@@ -249,7 +249,7 @@ def rivals_of(
     inputs, column, seed = bundle.inputs, bundle.columns[name], bundle.recipe.seed
     answers = {p: text_of(t[name], column) for p, t in tables.items() if name in t.column_names}
     if not inputs:
-        return _of_bytes(_last(answers["train"]), answers["validation"], answers["test"])
+        return _of_bytes(answers["train"], answers["validation"], answers["test"])
     if len(inputs) > 1 or bundle.columns[inputs[0]].form != "ids":
         return [nearest_row(features(), answers["train"], answers["validation"])]
     pairs = {p: (text_of(tables[p][inputs[0]]), found) for p, found in answers.items()}
@@ -258,13 +258,14 @@ def rivals_of(
 
 def _of_bytes(train: list[str], validation: list[str], test: list[str]) -> list[Baseline]:
     """Of each text by itself, what a Kneser-Ney model of bytes and `xz -9` make of it."""
-    empty = np.zeros(len(test))
-    model = byte_model(train, validation)
-    settings = {"order": model.order, "bytes": sum(map(len, train))}
-    counted = xz_sizes(train, test) * (8 * np.log(2))
+    empty, read = np.zeros(len(test)), _last(train)
+    model = byte_model(read, validation)
+    settings = {"bytes": sum(map(len, read)), "whole": sum(map(len, train))}
+    note = "baseline.lately" if len(read) < len(train) else ""
+    counted = xz_sizes(read, test) * (8 * np.log(2))
     return [
-        Baseline("kneser_ney", empty, settings=settings, losses=model.nats(test)),
-        Baseline("xz", empty, losses=counted),
+        Baseline("kneser_ney", empty, settings={"order": model.order, **settings}, losses=model.nats(test), note=note),
+        Baseline("xz", empty, settings=settings, losses=counted, note=note),
     ]
 
 

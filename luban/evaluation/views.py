@@ -118,6 +118,9 @@ class View:
             beaten += [b.name] if wins else []
             rows.append([b.name, f"{theirs.value:.4f}", interval(theirs), say("evaluate.lost") if wins else ""])
         report.table(say("evaluate.against", metric=main), ["", main, say("card.interval"), ""], rows)
+        for b in rivals:
+            if b.note:
+                report.note("info", say("evaluate.of_baseline", name=b.name, said=b.said()))
         if beaten:
             report.note("warn", say("evaluate.beaten", baselines=", ".join(beaten), metric=main))
         else:
