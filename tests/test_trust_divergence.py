@@ -223,34 +223,107 @@ def test_a_poisoned_weight_that_no_batch_uses_gets_into_no_checkpoint(parts, cle
 
 # -- too high a rate -----------------------------------------------------------------------------------------------------
 
-HOT = {"sgd": 1e3, "adamw": 1e4}
+HOT = {"sgd": 3.0, "adamw": 1e3}  # a hundredth of them is a rate at which the run goes on
+LOST = {"sgd": 1e5, "adamw": 1e6}  # and no thousandth of these
 
 
+class Rising(Planted):
+    """From a step on the rate is far too high."""
+
+    def __call__(self, state, batch, objective):
+        state.plan = replace(state.plan, rate=HOT[state.plan.optimizer] if state.step >= self.at else PLAN.rate)
+        return super().__call__(state, batch, objective)
+
+
+def hot(optimizer: str, **settings):
+    settings = {"epochs": 2, "on_divergence": "slower", "clip": 0.0, "warmup": 0.0, **settings}
+    return replace(PLAN, optimizer=optimizer, rate=HOT[optimizer], **settings)
+
+
+def cut(history, weights, plan) -> bool:
+    """Whether the rate, and nothing else, was changed, no row blamed, and the run came to its end with numbers."""
+    actions = [i["action"] for i in history.incidents]
+    ended = history.stopped == "done" and len(history.epochs) == plan.epochs
+    sound = all(math.isfinite(e[k]) for e in history.epochs for k in ("loss", "validation_loss"))
+    return (
+        ended and sound and "slower" in actions and "left_out" not in actions
+        and all(i["cause"] == "batch" for i in history.incidents)
+        and all(w.isfinite().all() for w in weights.values())
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("optimizer", HOT)
-def test_too_high_a_rate_is_cut(parts, optimizer, tmp_path):
-    plan = replace(
-        PLAN, optimizer=optimizer, rate=HOT[optimizer], epochs=3, on_divergence="slower", clip=0.0, warmup=0.0
-    )
-    for folder in (None, tmp_path):
-        try:
-            history, weights = run(parts, Planted(), plan=plan, folder=folder)
-        except Diverged as e:
-            assert "lower rate" in str(e)
-            continue
-        actions = [i["action"] for i in history.incidents]
-        assert "slower" in actions and all(math.isfinite(e["loss"]) for e in history.epochs)
-        assert all(torch.isfinite(w).all() for w in weights.values())
+def test_too_high_a_rate_is_cut(positions, parts, optimizer, tmp_path):
+    """From whatever step on it is too high. Of the weights that it has made no checkpoint is gone back to."""
+    for step in positions:
+        place = tmp_path / str(step) if step % 2 else None  # checkpoints on disk, or the copy in memory
+        plan = hot(optimizer, checkpoint_seconds=0.0 if step % 4 < 2 else 60.0, epochs=1 + (step > 13))
+        console.log_to(tmp_path / f"{step}.log")
+        history, weights = run(parts, Rising(step), plan=plan, folder=place)
+        console.log_to(None)
+        assert cut(history, weights, plan), (step, history.incidents, history.epochs)
+        assert history.incidents[0]["step"] > step, "the step before made the weights that this one met"
+        lines = [json.loads(line) for line in (tmp_path / f"{step}.log").read_text().splitlines()]
+        rates = [f"the rate is {HOT[optimizer] * 0.1 ** (i + 1):.3g} " for i in range(guard.TRIES)]
+        assert any(rates[0] in line.get("text", "") for line in lines), "in words too"
 
 
-@pytest.mark.parametrize("optimizer", HOT)
-def test_too_high_a_rate_ends_after_three(parts, optimizer):
+FAULTS = {
+    "a cut that cuts nothing": ("CUT", 1.0, "no row of it is to blame"),
+    "rows judged with weights that have blown up": ("Guard._take_good", lambda self: True, r"of row \d"),
+    "back to where the bad weights are": ("Guard._good", lambda self: self.run.newest(), "no row of it is to blame"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_control_a_rate_that_is_not_cut_as_it_should_ends_the_run(parts, monkeypatch, fault, tmp_path):
+    """The run of above, from step 9 on, which comes to its end."""
+    name, instead, sentence = FAULTS[fault]
+    monkeypatch.setattr(f"luban.training.guard.{name}", instead)
+    with pytest.raises(Diverged, match=sentence):
+        run(parts, Rising(9), plan=hot("adamw", checkpoint_seconds=0.0), folder=tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["skip", "slower", "stop"])
+@pytest.mark.parametrize("optimizer", LOST)
+def test_too_high_a_rate_ends_after_three(parts, optimizer, policy):
+    """What is advised is not what is set, and no row is said to be looked at."""
     network, training, validation = parts
     network = copy.deepcopy(network)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    plan = replace(PLAN, optimizer=optimizer, rate=HOT[optimizer], clip=0.0, warmup=0.0, epochs=3)
-    with pytest.raises(Diverged, match="lower rate"):
+    plan = replace(hot(optimizer, on_divergence=policy), rate=LOST[optimizer])
+    with pytest.raises(Diverged, match="lower rate") as e:
         fit(network, training, validation, plan=plan, objective=supervised)
     assert same(network.state_dict(), before), "what is left are the last weights that were good"
+    assert ("on_divergence: slower" in str(e.value)) == (policy != "slower") and "Look at" not in str(e.value)
+
+
+class Blown(Planted):
+    """After a step, once, every weight is so many times larger: no loss of some rows is finite, of others it is."""
+
+    def __call__(self, state, batch, objective):
+        numbers = super().__call__(state, batch, objective)
+        if state.step == self.at and self.tries == 1:
+            with torch.no_grad():
+                for p in state.parameters:
+                    p *= self.value
+        return numbers
+
+
+def test_validation_rows_are_not_blamed_for_weights_that_have_blown_up(parts, clean, monkeypatch):
+    found, real = [], guard.senseless
+    monkeypatch.setattr(guard, "senseless", lambda run: found.append(real(run)) or found[-1])
+    history, weights = run(parts, Blown(STEPS - 1, value=3e10))
+    assert 0 < len(found[0]) < len(parts[2]) and found[1:] == [[]], "some, by the weights of then"
+    assert [(i["cause"], i["rows"], i["action"]) for i in history.incidents] == [("batch", [], "again")]
+    assert same(weights, clean[1])
+
+
+@pytest.mark.parametrize("cause", ["batch", "weights"])
+def test_where_no_row_is_known_none_are_spoken_of(cause):
+    told = guard.what({"step": 3, "epoch": 1, "cause": cause, "rows": [], "weights": ["last.bias"]})
+    assert "row" not in told and ("last.bias" in told) == (cause == "weights")
 
 
 # -- policies and places -------------------------------------------------------------------------------------------------

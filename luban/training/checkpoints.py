@@ -35,7 +35,7 @@ def save(
 ) -> None:  # fmt: skip
     """Save tensors and a JSON state as checkpoint `step`; those beyond the newest `KEEP` go afterwards.
 
-    `ready`: {name: (path, SHA-256)} of files that are on the same disk already and move in. One that is not `good` (the run looks as if it diverges) does not drive out the newest that is.
+    `ready`: {name: (path, SHA-256)} of files that are on the same disk already and move in. One that is not `good` (the run looks as if it diverges) does not drive out the newest that are.
     Raises DiskError where the disk is full or fails: what was saved before is still there, nothing half is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,11 +108,11 @@ def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
 
 
 def _prune(folder: Path) -> None:
-    """The newest `KEEP` stay, and the newest good one."""
+    """The newest `KEEP` stay, and as many good ones: what the newest of them led to is not known when it is saved."""
     every = _steps(folder)
-    good = next((p for p in every if not (p / "suspect").exists()), None)
+    good = [p for p in every if not (p / "suspect").exists()]
     for old in every[KEEP:]:
-        if old != good:
+        if old not in good[:KEEP]:
             _remove(old)
 
 

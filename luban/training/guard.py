@@ -2,7 +2,8 @@
 
 A loss or gradient that is not finite, or out of all bounds (`LIMIT`, `RISE`), stops the update. Then, in this order:
 
-1. The weights are looked at, then the batch's examples, by halves, each half by itself: which rows are to blame?
+1. The weights are looked at, then the batch's examples, by halves, each half by itself: which rows are to blame? Only
+   those that are so with the weights that were last good, too: with weights that have blown up many rows look bad.
 2. Rows to blame: the batch is left out. The update was not made, so this is what going back and coming again would give.
    Nobody to blame: the run goes back to the last checkpoint that was good (without a folder: to a copy in memory), and as
    `on_divergence` says leaves the batch out when it comes to it again (`skip`), or goes on at a tenth of the rate (`slower`).
@@ -49,6 +50,8 @@ class Guard:
     def __init__(self, run: Any):
         self.run, self.policy = run, run.plan.on_divergence
         self.good: Any = None  # without a folder: the run as it last was when it was sound
+        self.newer: Any = None  # the same of later, before a step with its weights was made
+        self.high = False  # whether the last loss looked like a divergence
         self.careful = -1  # up to this step an accelerator is waited for, so that the bad step is found
         self.begun = False
         self.given = set(
@@ -68,7 +71,21 @@ class Guard:
             raise
         if not self.begun:
             self._begin(numbers)
+        self._look(numbers)
         return numbers
+
+    def _look(self, numbers: Numbers) -> None:
+        """What the loss says of the weights that it was made with: are they a place to go back to?"""
+        state = self.run.state
+        self.high = not state.late and self._is_high(loss_of(numbers))
+        if not self.high:
+            self.good = self.newer or self.good
+            self.run.history.sound = -1 if state.late else state.step
+        self.newer = None
+
+    def _is_high(self, loss: float) -> bool:
+        first = self.run.history.first_loss
+        return first is not None and not loss <= 10 * (first + 1)
 
     def _made(self, batch: Batch) -> Numbers:
         """The step; where memory is not enough for it, in twice as many pieces, and so from now on."""
@@ -135,8 +152,9 @@ class Guard:
             return
         if "loss" in getattr(run.network, "lacks", ()):
             self._met(None)
-        rows = [] if self._wild() or run.validation is None else senseless(run)
-        if rows and len(rows) < len(run.validation):
+        able = run.validation is not None and not self._wild()
+        some = lambda rows: 0 < len(rows) < len(run.validation)  # noqa: E731
+        if able and some(senseless(run)) and self._take_good() and some(rows := senseless(run)):
             self._end(self._incident("validation", rows))
         self._met(None)
 
@@ -158,7 +176,7 @@ class Guard:
         """Who is to blame, and what is done about it. Raises Again or Diverged."""
         run = self.run
         names = wild(self._all(buffers=False))  # which have seen the batch that is to be judged
-        rows = offending(run, batch) if batch is not None and not names else []
+        rows = self._to_blame(batch) if batch is not None and not names else []
         blamed = bool(run.ranks.ask(lambda: bool(rows))())
         every = [] if batch is None or batch.rows is None else ids(batch.rows)
         incident = self._incident("weights" if names else "rows" if blamed else "batch", rows or every, names[:8])
@@ -171,23 +189,55 @@ class Guard:
         run.checkpoint()
         raise Again
 
+    def _to_blame(self, batch: Batch) -> list[Any]:
+        """Ids of the rows that are bad by themselves, with the weights as they are and with those that were last good."""
+        run = self.run
+        found = offending(run, batch)
+        suspects = found if len(found) < batch.size or batch.size == 1 else []
+        if not run.ranks.ask(lambda: bool(suspects))() or not self._take_good() or not suspects:
+            return []
+        part = batch.take(torch.tensor(suspects, device=run.plan.device))
+        return ids(part.rows[offending(run, part)])
+
+    def _take_good(self) -> bool:
+        """The run gets what it had learned when it was last good, to judge rows with; False where that is not known. Its
+        step and history stay, for the incident that is to be described: `_back` or `_end` then put back those, too.
+        """
+        run = self.run
+        now, found = (run.state.step, run.state.epoch, run.history), self._good()
+        if found is None:
+            return False
+        snapshot.put_back(run, *found)
+        run.state.step, run.state.epoch, run.history = now
+        return True
+
     def _remember(self, incident: dict[str, Any], action: str, back: int) -> None:
         run = self.run
         incident |= {"action": action, "back": back}
         run.history.incidents.append(incident)
         record("divergence", **incident)
         if run.ranks.first:
-            rate = run.plan.rate * CUT ** sum(i["action"] == "slower" for i in run.history.incidents)
-            tell(f"guard.{action}", what=what(incident), back=back, rate=f"{rate:.3g}")
+            tell(f"guard.{action}", what=what(incident), back=back, rate=self._rate())
+
+    def _rate(self) -> str:
+        """The rate that the cuts have left."""
+        cuts = sum(i["action"] == "slower" for i in self.run.history.incidents)
+        return f"{self.run.plan.rate * CUT**cuts:.3g}"
 
     def _end(self, incident: dict[str, Any]) -> None:
         """What is left behind are the weights of before."""
         record("divergence", **incident, action="stop")
-        before, found = self._before(), self._good()
+        before, advice, found = self._before(), self._advice(incident), self._good()
         if found:
             snapshot.put_back(self.run, *found)
         self._discard()
-        raise Diverged("guard.stop", what=what(incident), before=before)
+        raise Diverged("guard.stop", what=what(incident), before=before, advice=advice)
+
+    def _advice(self, incident: dict[str, Any]) -> str:
+        """What to do; nothing that is done already."""
+        if incident["cause"] in ("rows", "validation"):
+            return say("guard.advice_rows")
+        return say("guard.advice_rate" if self.policy == "slower" else "guard.advice_slower", rate=self._rate())
 
     def _before(self) -> int:
         """How often something was done about an incident, other than to try once more."""
@@ -202,6 +252,7 @@ class Guard:
         snapshot.put_back(run, *found)
         run.history.incidents, run.history.pieces = incidents, pieces
         run.state.pieces = pieces or run.plan.accumulate
+        self.newer, self.high = None, False
         self._discard()
         return run.state.step
 
@@ -215,20 +266,26 @@ class Guard:
                     module.zero_grad(set_to_none=False)
 
     def _good(self) -> Any:
-        return self.run.newest(good=True) if self.run.folder else copy.deepcopy(self.good)
+        """The newest snapshot with whose weights a step was made that was sound: one of later may be of after the update
+        that made them bad. Where there is none, the newest that was taken for good when it was saved.
+        """
+        run = self.run
+        if not run.folder:
+            return copy.deepcopy(self.good)
+        return run.newest(good=True, before=run.history.sound + 1) or run.newest(good=True)
 
     # -- what is good ------------------------------------------------------------------------------------------------
     def suspect(self) -> bool:
         """Whether the loss looks as if the run diverges, though all is finite: no place to go back to."""
-        first = self.run.history.first_loss
-        return first is not None and not self.run.sums.loss() <= 10 * (first + 1)
+        return self.high or self._is_high(self.run.sums.loss())
 
     def keep(self) -> None:
         """Without a folder: remember the run as it is now, in memory."""
-        if self.policy != "stop" and not (self.good and self.suspect()):
+        if not (self.good and self.suspect()):
             tensors, state = snapshot.take(self.run)
             copies = {f: {n: t.detach().clone() for n, t in c.items()} for f, c in tensors.items()}
-            self.good = copies, copy.deepcopy(state)
+            kept = copies, copy.deepcopy(state)
+            self.good, self.newer = (self.good, kept) if self.good else (kept, None)
 
 
 # -- looking -------------------------------------------------------------------------------------------------------------
@@ -275,7 +332,7 @@ def senseless(run: Any) -> list[Any]:
 
 @torch.enable_grad()
 def offending(run: Any, batch: Batch) -> list[int]:
-    """Ids of the rows that by themselves give a loss or gradient that is none; found by halving the batch.
+    """Places in the batch of the rows that by themselves give a loss or gradient that is none; found by halving it.
 
     Empty where no part of the batch does, or it cannot be cut (a step with an own objective, weights spread over ranks).
     """
@@ -284,12 +341,11 @@ def offending(run: Any, batch: Batch) -> list[int]:
         return []
     buffers = [(b, b.clone()) for b in state.network.buffers()]
     try:
-        found = _halved(run, batch, list(range(batch.size)))
+        return _halved(run, batch, list(range(batch.size)))
     finally:
         for buffer, before in buffers:
             buffer.copy_(before)
         state.discard()
-    return ids(batch.rows[found]) if len(found) < batch.size or batch.size == 1 else []
 
 
 def _halved(run: Any, batch: Batch, index: list[int]) -> list[int]:
@@ -321,7 +377,8 @@ def what(incident: dict[str, Any]) -> str:
     """The sentence that says what happened and who is to blame."""
     rows, names = incident["rows"], incident.get("weights", [])
     more = say("error.more", count=len(rows) - SHOWN) if len(rows) > SHOWN else ""
+    cause = incident["cause"] if rows else f"{incident['cause']}_alone"
     return say(
-        f"guard.what_{incident['cause']}", step=incident["step"], epoch=incident["epoch"], rows=rows[:SHOWN], more=more,
+        f"guard.what_{cause}", step=incident["step"], epoch=incident["epoch"], rows=rows[:SHOWN], more=more,
         weights=names,
     )  # fmt: skip

@@ -200,12 +200,16 @@ class Run:
         self.earlier = state.get("spent", {})
         return True
 
-    def newest(self, good: bool = False) -> Any:
-        """The same checkpoint in every rank: the first one tidies the folder up before the others look."""
+    def newest(self, good: bool = False, before: int | None = None) -> Any:
+        """The newest checkpoint (a good one, of an earlier step than `before`), the same in every rank: the first one
+        tidies the folder up before the others look.
+        """
         owners = self.state.optimizer.owners()
 
         def look() -> Any:
-            return checkpoints.newest(self.folder, good=good, load=lambda path: self.state.weights.load(path, owners))
+            return checkpoints.newest(
+                self.folder, good=good, before=before, load=lambda path: self.state.weights.load(path, owners)
+            )
 
         found = look() if self.ranks.first else None
         self.ranks.wait()

@@ -52,6 +52,7 @@ class History:
     signal: int = 0
     step: int = 0
     first_loss: float | None = None
+    sound: int = -1  # the last step whose loss did not look like a divergence; -1 where none was looked at
     pieces: int = 0  # that a batch had to be cut in, 0 = as planned
     incidents: list[dict[str, Any]] = field(default_factory=list)
     earlier: dict[str, float] = field(
