@@ -318,14 +318,17 @@ def shots(
 
 
 def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw: str | None = None) -> None:
-    from luban.predictions import predict_file, writer_for
+    from luban.predictions import WRITERS, predict_file, writer_for
     from luban.showing import FILMED, checked, film, is_video
 
     filmed = data.lower().endswith(FILMED)
-    (checked if filmed else writer_for)(out)
+    if not filmed or not out.endswith(
+        tuple(WRITERS)
+    ):  # only the model tells whether a video is one row, or a row a frame
+        (checked if filmed else writer_for)(out)
     if processes < 1:
         raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want="integer >= 1"))
-    _sound(None if folder.endswith(".onnx") else folder, data, out=None if out == "-" else out)
+    _sound(_folder(folder), data, out=None if out == "-" else out)
     model = _answering(folder)
     if filmed and is_video(getattr(model, "engine", model), data):
         found = film(model, data, out)
@@ -368,8 +371,8 @@ def generate(
     if n < 1 or tokens < 0:
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
-    exported = folder.endswith(".onnx")  # texts are not written from one
-    _sound(None if exported else folder, out=out)
+    exported = _folder(folder) is None  # texts are not written from one
+    _sound(_folder(folder), out=out)
     recipe = None if exported else Recipe.load(_path(folder) / "recipe.yaml")
     if recipe is None or recipe.draws:
         _drawn(folder, recipe, n, set, out, prompt or tokens or stop or chat)
@@ -505,14 +508,22 @@ def export(folder: str, data: str | None = None, *, to: str = "onnx", out: str =
 
 
 def serve(
-    folder: str, *, port: int = 8000, host: str = "127.0.0.1", api_key: str | None = None, engine: str = "auto"
+    folder: str,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    engine: str = "auto",
+    batch: int = 32,
+    queue: int = 256,
+    deadline: float = 30.0,
+    body: int | None = None,
 ) -> None:
     from luban.registry import find
 
-    _sound(None if folder.endswith(".onnx") else folder, None, "serve", port=port, engine=engine)
-    find("stages", "serve")(
-        folder, port=port, host=host, api_key=api_key or os.environ.get("LUBAN_API_KEY"), engine=engine
-    )
+    asked = {"port": port, "engine": engine, "batch": batch, "queue": queue, "deadline": deadline, "body": body}
+    _sound(_folder(folder), None, "serve", **asked)
+    find("stages", "serve")(folder, host=host, api_key=api_key or os.environ.get("LUBAN_API_KEY"), **asked)
 
 
 def report(folder: str) -> None:
@@ -762,12 +773,17 @@ def _load(folder: str, *, move: bool = True) -> Any:
 
 
 def _answering(path: str) -> Any:
-    """What answers rows: a saved model, or the engine of an `.onnx` file, for which torch is not imported."""
-    if not path.endswith(".onnx"):
+    """What answers rows: a saved model, or the engine of an exported file, for which torch is not imported."""
+    if _folder(path):
         return _load(path)
-    from luban.engines import OnnxEngine
+    from luban.engines import engine_of
 
-    return OnnxEngine(path)
+    return engine_of(path)
+
+
+def _folder(path: str) -> str | None:
+    """The path of a saved model; None for an exported file."""
+    return None if path.endswith((".onnx", ".xml")) and not os.path.isdir(path) else path
 
 
 def _ranks(count: int | None) -> Any:

@@ -52,6 +52,15 @@ class Described:
         self.lacking = sorted({*self.inputs, *self.outputs} - self.columns.keys())
 
 
+def engine_of(path: str | Path, threads: int | None = None) -> Described:
+    """The engine that answers from an exported file, by its name: OpenVINO's for `.xml`. Raises BundleError, MissingExtra."""
+    if Path(path).suffix != ".xml":
+        return OnnxEngine(path, threads)
+    from luban.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(path, threads)
+
+
 class OnnxEngine(Described):
     """An exported model in ONNX Runtime on the processor, behind the interface that every engine has.
 

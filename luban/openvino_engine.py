@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ class OpenVinoEngine(Described):
     def __init__(self, path: str | Path, threads: int | None = None):
         from luban.machine import threads as allowed
 
-        path, ov = Path(path), need("openvino", "openvino")
+        path = Path(path)
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise BundleError("onnx.no_file", path=str(path))
-        core = ov.Core()
+        weights = path.with_suffix(".bin")
+        if not weights.is_file():
+            raise BundleError("openvino.no_weights", path=str(path), weights=weights.name)
+        core = need("openvino", "openvino").Core()
         try:
             model = core.read_model(str(path))
             about = {f"luban.{k}": model.get_rt_info(["luban", k]).astype(str) for k in KEYS}
@@ -39,7 +43,11 @@ class OpenVinoEngine(Described):
             raise BundleError("onnx.other_format", path=str(path), found=about["luban.format"][:20], known=FORMAT)
         super().__init__(path, about)
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": allowed(threads), "NUM_STREAMS": 1}
-        self.compiled = core.compile_model(model, "CPU", settings)
+        try:
+            self.compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as e:
+            raise BundleError("openvino.unreadable", path=str(path), reason=str(e).splitlines()[0][:200]) from e
+        self.here = threading.local()
         self.types = {i.any_name: TYPES.get(i.element_type.get_type_name()) for i in model.inputs}
         given = {name for o in model.outputs for name in o.names}
         if self.lacking or None in self.types.values() or not {*self.outputs, *self.made.values()} <= given:
@@ -65,5 +73,7 @@ class OpenVinoEngine(Described):
             for key, value in zip(keys, pairs[name])
             if key in self.types  # a mask that the graph never looks at is not in it
         }
-        found = self.compiled(fed)
+        if not hasattr(self.here, "request"):  # one for each thread: a request runs one batch at a time
+            self.here.request = self.compiled.create_infer_request()
+        found = self.here.request.infer(fed)
         return {name: found[o].copy() for o in self.compiled.outputs for name in o.names}

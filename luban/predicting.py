@@ -71,10 +71,10 @@ def _begin(path: str, threads: int) -> None:
     """What each process does first."""
     global _engine
     machine.set_threads(threads)
-    if path.endswith(".onnx"):
-        from luban.engines import OnnxEngine
+    if not Path(path).is_dir():
+        from luban.engines import engine_of
 
-        _engine = OnnxEngine(path)
+        _engine = engine_of(path)
         return
     from luban.bundle import Bundle
 

@@ -18,6 +18,7 @@ import numpy as np
 from luban import console, files
 from luban.columns.answering import Engine, Row, answer, decoded, finite, outputs_of
 from luban.columns.examples import Examples, cells, encode, records
+from luban.columns.lone import lone
 from luban.data.frames import Framed
 from luban.data.prepare import raw
 from luban.data.rows import Rows
@@ -43,7 +44,7 @@ def predict_file(
 ) -> tuple[int, int]:
     """Answer every row of `source` and write them; how many rows there were, and how many of them have an error.
 
-    model: a Bundle or an Engine. source: what `luban.data.sources.read` takes, `-` is standard input. out: a .csv,
+    model: a Bundle or an Engine. source: what `luban.data.sources.read` takes, `-` is standard input, or one picture or video (`luban.columns.lone`). out: a .csv,
     .parquet or .jsonl file, written whole or not at all, or `-` for JSON lines on standard output. In tables a label
     that is not among an answer's candidates has an empty probability. `processes` > 1: so many answer blocks of `chunk` rows,
     each with the saved model; the lines stand in the order of the rows all the same. `draw`: a folder for each row's image
@@ -53,7 +54,9 @@ def predict_file(
     engine: Engine = getattr(model, "engine", model)
     writer = writer_for(str(out))
     reading = _reading(getattr(model, "recipe", None))
-    given = source if isinstance(source, Rows) else read(source, missing=("", *(reading.get("missing") or ())))
+    given = source if isinstance(source, Rows) else lone(engine.columns, engine.inputs, source)
+    if given is None:
+        given = read(source, missing=("", *(reading.get("missing") or ())))
     asked = _files_of(given, engine, source)
     rows = _typed(engine, given, reading)
     for note in rows.notes:

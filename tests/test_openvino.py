@@ -1,10 +1,18 @@
 """OpenVINO's files: they answer as the model does, know their columns, and a wrong one is refused."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+import luban
+from luban.cli import main
 from luban.columns import answering
-from luban.errors import BundleError, ExportMismatch
+from luban.columns.examples import encode_values
+from luban.errors import BundleError, ExportMismatch, Unsupported
+from tests import scenes
+from tests.serving import serving
 from tests.test_static import QUICK, TABLE, examples_of, model_of
 
 pytest.importorskip("openvino")
@@ -38,6 +46,52 @@ def test_it_answers_as_the_model_does(model, file):
     assert engine.weights == model.fingerprint()
 
 
+@pytest.fixture(scope="module", params=["fcos", "faster_rcnn"])
+def detector(request, tmp_path_factory):
+    """A detector that has hardly learned, and its exported file."""
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe = scenes.recipe(folder / "rows.jsonl", request.param, count=20, side=32, width=4, epochs=1, steps=1)
+    sure = {"objects": {"boxes": {"score": 0.0, "most": 5}}}  # its surest boxes are told all the same
+    bundle = luban.train(recipe | {"outputs": sure}, evaluate=False)
+    return bundle, bundle.export("openvino", out=folder / "d.xml", data=scenes.rows(6, side=32))
+
+
+@pytest.mark.slow
+def test_a_detectors_boxes_are_the_same(detector):
+    bundle, path = detector
+    engine = OpenVinoEngine(path, threads=1)
+    examples, _ = encode_values(bundle.columns, bundle.inputs, scenes.rows(5, seed=8, side=32))
+    arrays = examples.arrays(np.arange(5))
+    ours, theirs = bundle.engine.run(arrays)["objects"], engine.run(arrays)["objects"]
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1e-3
+    column = bundle.columns["objects"]
+    decoded = [*zip(column.decode_all(ours), column.decode_all(theirs))]
+    assert any(a.value for a, _ in decoded)
+    for a, b in decoded:
+        assert [v["label"] for v in a.value] == [v["label"] for v in b.value]
+        assert np.allclose([v["box"] for v in a.value], [v["box"] for v in b.value], atol=0.02)
+
+
+@pytest.mark.slow
+def test_the_same_verbs_as_for_an_onnx_file(detector, tmp_path, capsys):
+    bundle, path = detector
+    rows = scenes.rows(4, seed=3, side=32)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"image": r["image"]}) + "\n" for r in rows))
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(path), str(tmp_path / "rows.jsonl"), "--out", str(out)]) == 0, capsys.readouterr().err
+    found = [json.loads(line)["objects"] for line in out.read_text().splitlines()]
+    with serving(str(path), workers=3, batch=1) as (server, client), ThreadPoolExecutor(4) as pool:
+        assert server.service.engine.name == "openvino"
+        replies = [*pool.map(lambda r: client.post("/predict", json={"image": r["image"]}), rows)]
+    for want, row, reply in zip(bundle.predict(rows), found, replies):
+        served = reply.json()["rows"][0]["answers"]["objects"]["value"]
+        for boxes in (row, served):
+            assert [b["label"] for b in boxes] == [b["label"] for b in want["objects"]]
+            assert np.allclose([b["box"] for b in boxes], [b["box"] for b in want["objects"]], atol=0.02)
+    with pytest.raises(Unsupported, match="onnx engine"):
+        luban.registry.find("stages", "serve")(str(path), engine="onnx")
+
+
 def test_integers_go_in_too(model, tmp_path):
     small = model.compress(TABLE, quantize="int8", calibrate=32, **QUICK)
     path = small.export("openvino", out=tmp_path, data=TABLE)
@@ -57,10 +111,18 @@ def test_control_other_weights_are_refused(model, file, tmp_path):
 
 def test_files_of_others_are_refused(model, file, tmp_path, monkeypatch):
     (tmp_path / "m.xml").write_text('<?xml version="1.0"?><net name="x" version="11"><layers/><edges/></net>')
+    (tmp_path / "m.bin").write_bytes(b"")
+    for name, id in (("m", "onnx.not_ours"), ("nothing", "onnx.no_file")):
+        with pytest.raises(BundleError) as e:
+            OpenVinoEngine(tmp_path / f"{name}.xml")
+        assert e.value.id == id
+    (tmp_path / "alone.xml").write_bytes(file.read_bytes())
+    with pytest.raises(BundleError) as e:
+        OpenVinoEngine(tmp_path / "alone.xml")
+    assert e.value.id == "openvino.no_weights"
+    (tmp_path / "alone.bin").write_bytes(file.with_suffix(".bin").read_bytes()[:1000])
     with pytest.raises(BundleError):
-        OpenVinoEngine(tmp_path / "m.xml")
-    with pytest.raises(BundleError):
-        OpenVinoEngine(tmp_path / "nothing.xml")
+        OpenVinoEngine(tmp_path / "alone.xml")
     monkeypatch.setattr(to_openvino, "passes", lambda *_: np.zeros(0).item())
     with pytest.raises(ValueError):
         model.export("openvino", out=tmp_path / "new" / "m.xml", data=TABLE)

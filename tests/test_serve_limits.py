@@ -1,6 +1,7 @@
 """Who is let in, how much, how long: keys, hosts, sizes, overload, deadlines, and a stop that answers what it accepted."""
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -9,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from luban.cli import main
 from luban.errors import RequestError
-from luban.stages.serve import prepare
-from tests.serving import SlowEngine, serving
+from luban.stages.serve import prepare, service
+from tests.serving import MixedEngine, SlowEngine, serving
 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
 
@@ -120,7 +124,8 @@ def test_a_taken_port_is_one_sentence():
 # -- how much ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_body_limit_holds_while_the_body_is_read():
+def test_the_body_limit_holds_while_the_body_is_read(monkeypatch):
+    monkeypatch.setattr(service, "DROPPED", 5_000_000)
     with serving(SlowEngine(0), body=1000) as (server, client):
         announced, _ = talk(server, HEAD + b"content-length: 1000000000\r\n\r\n")
         assert b" 413 " in announced.split(b"\r\n")[0] and b"serve.body_too_large" in announced
@@ -135,6 +140,38 @@ def test_the_body_limit_holds_while_the_body_is_read():
             client.post("/predict", content=b" " * 1001, headers={"content-type": "application/json"}).status_code
             == 413
         )
+
+
+def test_a_plain_client_that_sends_first_hears_that_its_body_is_too_large():
+    """urllib asks for the connection to be closed, and reads nothing before all is sent."""
+    with serving(SlowEngine(0), body=1000) as (server, _):
+        for body in (b" " * 5_000_000, iter([b" " * 100_000] * 50)):  # the second is sent in chunks, its length untold
+            asked = urllib.request.Request(server.url + "/predict", body, {"content-type": "application/json"})
+            with pytest.raises(urllib.error.HTTPError) as e:
+                urllib.request.urlopen(asked, timeout=10)
+            assert e.value.code == 413 and json.load(e.value)["error"]["id"] == "serve.body_too_large"
+        waits = HEAD + b"expect: 100-continue\r\ncontent-length: 5000\r\n\r\n"  # curl: nothing is sent for it
+        assert b" 413 " in talk(server, waits)[0].split(b"\r\n")[0]
+
+
+def test_a_model_that_reads_pictures_takes_a_cameras_jpeg():
+    with serving(MixedEngine()) as (server, client):
+        assert server.service.limits.body == 20_000_000  # of 12 MB come 16 as base64
+        photo = base64.b64encode(bytes(2_000_000)).decode()
+        reply = client.post("/predict", json={"photo": photo, "age": 1, "city": "Wien", "note": ""})
+        assert reply.status_code == 422 and reply.json()["error"]["id"] == "image.unknown"  # it was read: it is no JPEG
+    for engine, asked, limit in ((SlowEngine(0), None, 2_000_000), (MixedEngine(), 500, 500)):
+        with serving(engine, body=asked) as (server, _):
+            assert server.service.limits.body == limit
+
+
+@pytest.mark.parametrize("flag", ["--batch", "--queue", "--deadline", "--body"])
+def test_each_limit_is_a_flag(flag, tmp_path, monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr("luban.stages.serve.serve", lambda folder, **settings: given.update(settings))
+    model = str(tmp_path / "model.onnx")
+    assert main(["serve", model, flag, "1000"]) == 0 and given[flag[2:]] == 1000
+    assert main(["serve", model, flag, "0"]) == 2 and flag in capsys.readouterr().err
 
 
 def test_smuggled_and_broken_requests_are_refused():

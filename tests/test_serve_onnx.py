@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from luban.cli import main
 from luban.errors import RequestError, Unsupported
 from luban.stages.serve.engine import choose, fits
 from tests.serving import ROWS, serving, tiny_bundle
@@ -122,3 +123,14 @@ def test_together_as_alone(saved):
             assert abs(alone["answers"]["price"]["value"] - found["answers"]["price"]["value"]) < 1e-5
         refused = client.post("/explain", json=PLAIN[0])
     assert refused.status_code == 404 and refused.json()["error"]["id"] == "serve.cannot_explain"
+
+
+def test_an_openvino_file_without_openvino_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (tmp_path / "rows.csv").write_text("age\n1\n")
+    for name in ("m.xml", "m.bin"):
+        (tmp_path / name).write_bytes(b"")
+    for words in (["predict", str(tmp_path / "m.xml"), str(tmp_path / "rows.csv")], ["serve", str(tmp_path / "m.xml")]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "luban[openvino]" in said and len(said.splitlines()) == 1

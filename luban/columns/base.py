@@ -106,6 +106,7 @@ class Column:
     of_form: ClassVar[str] = (
         ""  # the form of the column that it is `of:`, beside whose raw values it is read; "" = of none
     )
+    endings: ClassVar[tuple[str, ...]] = ()  # of files that each are one value by themselves
     drawn: ClassVar[bool] = False  # data need not have it: the number of a row stands for its cell
     along: ClassVar[bool] = False  # as an output it is read off the positions of the column that it is `of:`
     turns: ClassVar[bool] = False  # whether its `follow` can follow a turn and a shear (`Move.turn`), too

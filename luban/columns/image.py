@@ -18,6 +18,7 @@ from luban.columns.base import Answer, Column, Segments, to_list
 from luban.columns.geometry import Placement, placement
 from luban.columns.superpixels import superpixels
 from luban.console import tell
+from luban.data.images import ENDINGS
 from luban.errors import DataError
 from luban.settings import Count, Dial, Fraction
 
@@ -53,6 +54,7 @@ class Image(Column):
     encoder: ClassVar[str] = "cnn"
     form: ClassVar[str] = "grid"
     head: ClassVar[str] = "dcgan"
+    endings: ClassVar[tuple[str, ...]] = ENDINGS
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns size, channels, mean and deviation per channel. Raises DataError when no value is an image."""

@@ -14,11 +14,13 @@ import numpy as np
 from luban.columns import clips
 from luban.columns.base import Column, Segments, to_list
 from luban.columns.image import DECODERS, Image
+from luban.data.images import VIDEOS
 from luban.errors import DataError
 from luban.settings import Count, Dial, Fraction
 
 SAMPLE = 200  # clips looked at to learn size, mean and deviation
 PATCHES = 4  # segments along the longer side of a frame
+MOVING = (".gif", ".webp", ".png")  # pictures that may be animations
 GREY = 16  # pixels a side of what simple baselines see
 
 
@@ -43,6 +45,7 @@ class Video(Column):
     type: ClassVar[str] = "video"
     encoder: ClassVar[str] = "frames"
     form: ClassVar[str] = "frames"
+    endings: ClassVar[tuple[str, ...]] = (*VIDEOS, *MOVING)
 
     @cached_property
     def picture(self) -> Image:

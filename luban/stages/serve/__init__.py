@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from luban.errors import RequestError, need
 from luban.settings import Range
 
+BODY, BODY_OF_FILES = 2_000_000, 20_000_000  # bytes; the second lets a file of 15 MB through as base64
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -21,7 +23,7 @@ def serve(
     batch: Annotated[int, Range(low=1, high=4096)] = 32,
     queue: Annotated[int, Range(low=1, high=100_000)] = 256,
     deadline: Annotated[float, Range(above=0, high=3600)] = 30.0,
-    body: Annotated[int, Range(low=100, high=1_000_000_000)] = 2_000_000,
+    body: Annotated[int, Range(low=100, high=1_000_000_000)] | None = None,
     workers: Annotated[int, Range(low=0, high=1024)] = 0,
     hosts: list[str] = (),
 ) -> None:
@@ -30,7 +32,7 @@ def serve(
     bundle: a Bundle, its folder, or an `.onnx` file (then torch is never imported); `data` is not used. `engine` auto
     takes the model.onnx of the folder where it fits the model. `port` 0: any free one. `batch`: rows of one request, and
     rows that are run together. `queue`: requests in the house at once, above which 429 is answered. `deadline`: seconds
-    for a request; `body`: bytes. `workers`: threads that compute, 0 = one a processor. `hosts`: names besides this
+    for a request; `body`: bytes, otherwise 2 MB, and 20 MB (a camera's JPEG) where an input takes whole files. `workers`: threads that compute, 0 = one a processor. `hosts`: names besides this
     machine's own that requests may ask for (a proxy's).
     Raises RequestError where the host is not this machine and no key is set, or the port is taken; MissingExtra.
     """
@@ -41,7 +43,15 @@ def serve(
     server.run()
 
 
-def prepare(bundle: Any, *, port: int = 8000, host: str = "127.0.0.1", engine: str = "auto", **limits: Any) -> Any:
+def prepare(
+    bundle: Any,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    engine: str = "auto",
+    body: int | None = None,
+    **limits: Any,
+) -> Any:
     """The `Server` of `serve`, bound to its port and not yet running: `run()` blocks, `url` says where."""
     from luban.stages.serve.service import Limits
 
@@ -54,4 +64,7 @@ def prepare(bundle: Any, *, port: int = 8000, host: str = "127.0.0.1", engine: s
     from luban.stages.serve.server import Server
     from luban.stages.serve.service import Service
 
-    return Server(Service(choose(bundle, engine, limits.threads), limits, local=host in LOOPBACK), host, port)
+    chosen = choose(bundle, engine, limits.threads)
+    files = any(chosen.columns[n].endings for n in chosen.inputs)
+    limits = replace(limits, body=body or (BODY_OF_FILES if files else BODY))
+    return Server(Service(chosen, limits, local=host in LOOPBACK), host, port)

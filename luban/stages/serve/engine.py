@@ -17,8 +17,11 @@ import numpy as np
 from luban import files, machine, registry
 from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
+from luban.engines import engine_of, opened
 from luban.errors import BundleError, DataError, Problem, RequestError, Unsupported, problem
 from luban.stages.serve.refusal import placed
+
+EXPORTED = {".onnx": "onnx", ".xml": "openvino"}  # endings of files that answer by themselves, and what runs them
 
 
 class Guarded:
@@ -87,17 +90,18 @@ class Explainer:
 
 
 def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guarded:
-    """The engine for a Bundle, a folder, an `.onnx` file, or an Engine as it is. Raises RequestError, BundleError."""
+    """The engine for a Bundle, a folder, an exported file, or an Engine as it is. Raises RequestError, BundleError."""
     if hasattr(source, "run") and hasattr(source, "outputs"):
         return Guarded(source, type(source).__name__)
     if not isinstance(source, (str, Path)):  # a Bundle: torch is there already
         path = getattr(source, "path", None)
         return _fitting(path, threads) if which == "onnx" else _torch(source)
     path, device = Path(source), machine.wanted_device()
-    if path.suffix == ".onnx" and not path.is_dir():
-        if which == "torch":
-            raise Unsupported("serve.onnx_only", path=str(path))
-        return Guarded(_onnx(path, threads), "onnx")
+    name = EXPORTED.get(path.suffix)
+    if name and not path.is_dir():
+        if which not in ("auto", name):
+            raise Unsupported("serve.exported", path=str(path), engine=which)
+        return Guarded(engine_of(path, threads), name)
     auto = which == "auto" and device in (None, "cpu")
     if which == "onnx" or (auto and find_spec("onnxruntime") and fits(path)):
         found = _fitting(path, threads)
@@ -111,12 +115,6 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
 
 def _torch(bundle: Any) -> Guarded:
     return Guarded(bundle.engine, "torch", Explainer(lambda: bundle), bundle.path.name if bundle.path else "")
-
-
-def _onnx(path: Path, threads: int | None) -> Engine:
-    from luban.engines import OnnxEngine
-
-    return OnnxEngine(path, threads)
 
 
 def _fitting(folder: Path | None, threads: int | None) -> Guarded:
@@ -134,7 +132,7 @@ def _fitting(folder: Path | None, threads: int | None) -> Guarded:
         return found
 
     return Guarded(
-        _onnx(Path(folder) / "model.onnx", threads), "onnx", Explainer(bundle) if find_spec("torch") else None
+        engine_of(Path(folder) / "model.onnx", threads), "onnx", Explainer(bundle) if find_spec("torch") else None
     )
 
 
@@ -148,8 +146,6 @@ def fits(folder: Path) -> bool:
     path = Path(folder) / "model.onnx"
     if not path.is_file():
         return False
-    from luban.engines import opened
-
     manifest = files.open_sealed(Path(folder), "bundle")
     try:
         about = opened(path)[1]

@@ -24,16 +24,17 @@ class Asked:
     settings: dict[str, Any]
 
 
-def check_head(headers: Mapping[str, str], most: int) -> None:
-    """Refuse by the headers what need not be read. Raises Refusal."""
+def check_head(headers: Mapping[str, str]) -> int:
+    """The bytes that a body is said to have, 0 where nothing is said. Raises Refusal for what need not be read."""
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "serve.encoded_body", found=headers["content-encoding"][:40])
     kind = headers.get("content-type", "")
     if not _JSON.fullmatch(kind.strip()):
         raise Refusal(415, "serve.content_type", found=kind[:80])
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > most:
-        raise too_large(most, close=not length.isdecimal() or int(length) > 8 * most)
+    if not length.isdecimal():
+        raise Refusal(400, "serve.bad_length", found=length[:40], close=True)
+    return int(length)
 
 
 def too_large(most: int, close: bool = True) -> Refusal:

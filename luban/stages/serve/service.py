@@ -20,6 +20,7 @@ from luban.stages.serve.engine import Guarded, share_processors
 from luban.stages.serve.metrics import Metrics
 from luban.stages.serve.refusal import Refusal, placed, plain
 
+DROPPED = 64_000_000  # bytes of a body above its limit that are read on, so that a client that sends first hears why
 LOG_EVERY = 1.0  # seconds between two lines of the log, so that no client can fill the disk
 
 
@@ -31,7 +32,7 @@ class Limits:
     batch: int = 32
     queue: int = 256
     deadline: float = 30.0
-    body: int = 2_000_000
+    body: int = 0  # `serve` settles it by what the model reads
     workers: int = 0
     hosts: tuple[str, ...] = ()
     graceful: float = 30.0
@@ -141,18 +142,29 @@ class Service:
         return reading.parse(await self.body(call, until), self.engine.inputs, most, settings)
 
     async def body(self, call: Call, until: float) -> bytes:
-        """All of a request's body. Raises Refusal for one that is no JSON by its head, too large or too slow."""
+        """All of a request's body. Raises Refusal for one that is no JSON by its head, too large or too slow.
+
+        What is too large is dropped as it comes: to hang up on a client that still sends would lose it the answer.
+        """
         limit = self.limits.body
-        reading.check_head(call.headers, limit)
-        body = bytearray()
+        size = reading.check_head(call.headers)
+        if size > limit and (size > limit + DROPPED or "expect" in call.headers):  # it waits for a word before it sends
+            raise reading.too_large(limit)
+        body, came = bytearray(), 0
         try:
             async with asyncio.timeout(until - time.monotonic()):
                 async for piece in call.stream:
-                    body += piece
-                    if len(body) > limit:  # said now, not when all of it has come
+                    came += len(piece)
+                    if came > limit + DROPPED:
                         raise reading.too_large(limit)
+                    if max(came, size) > limit:
+                        body.clear()
+                    else:
+                        body += piece
         except TimeoutError:
             raise Refusal(408, "serve.slow_body", limit=self.limits.deadline, close=True) from None
+        if came > limit:
+            raise reading.too_large(limit, close=False)
         return bytes(body)
 
     def _checked(self, rows: Sequence[Any]) -> list[Problem | None]:
