@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from luban.data import boxes as written
 from luban.data.rows import BadRow
 from luban.data.sources import read
 from luban.errors import DataError, RecipeError, RequestError
+from luban.markup import harmless
 from luban.recipe import Recipe
 
 SHAPES = [("crop", (60, 80)), ("pad", (60, 80)), ("stretch", (60, 80)), ("pad", (80, 60)), ("crop", (97, 41))]
@@ -292,7 +294,7 @@ def test_decoding_gives_pixels_of_the_image_itself():
     told = [(v["label"], v["box"]) for v in answer.value]
     assert told == [("cat", [200.0, 0.0, 56.0, 96.0]), ("ball", [32.0, 16.0, 32.0, 16.0])]  # the padding holds no box
     assert answer.probability == answer.value[0]["score"] == pytest.approx(1 / (1 + np.exp(-3)))
-    assert answer.places == (2 * 2 + 1, 0) and answer.best == 3 * 2 + 1
+    assert answer.places == (2 * 2 + 1, 0)
     assert column.decode(out[:2] * [1, 1, 1, 1, 0, 0] + raw([([0] * 4, 0, -8.0)] * 2)).value == []
     assert column.decode(raw([([0, 0, 9, 9], 0, -8.0)]), of=picture).probability is None
     assert np.isnan(column.decode(np.full((3, 6), np.nan), of=picture).probability)
@@ -308,13 +310,42 @@ def test_which_box_is_explained():
     answer = column.decode(out, of=picture)
     fixed = lambda target: tuple(map(int, divmod(int(column.fixed(answer, target)[0]), 2)))  # noqa: E731
     assert fixed(None) == (2, 1) and fixed("ball") == (0, 0) and fixed("cat") == (2, 1)
-    assert fixed("cat@2") == (1, 1) and fixed("cat@7") == (1, 1) and column.fixed(answer, "cat@2")[1] == "cat"
+    assert fixed("cat@2") == (1, 1)
+    assert column.fixed(answer, "cat@2")[1] is answer.value[1] and column.named(answer, answer.value[2]).startswith(
+        "ball 0.73 ("
+    )
+    for missing, there in (("cat@3", "cat@1, cat@2"), ("@9", "@1, @2, @3")):
+        with pytest.raises(RequestError, match=there):
+            column.fixed(answer, missing)
     assert column.numbered(out[None]).tolist() == [2 * 2 + 1]
     nothing = column.decode(out[3:], of=picture)
     assert nothing.value == [] and int(column.fixed(nothing)[0]) == int(column.numbered(out[None, 3:])[0]) == 0
+    _, unanswered = column.fixed(
+        column.decode(out[1:], of=picture), "ball"
+    )  # a class of its own, though no box of it is answered
+    assert unanswered["label"] == "ball" and unanswered["score"] == pytest.approx(1 / (1 + np.exp(6)))
+    assert "not answered" in column.named(column.decode(out[1:], of=picture), unanswered)
+    assert column.fixed(column.decode(np.full((3, 6), np.nan), of=picture), "ball")[1]["box"] is None
+    with pytest.raises(RequestError, match="0 of the kind"):
+        column.fixed(nothing, "cat@1")
     for wrong in ("dog", "cat@x", "cat@0"):
         with pytest.raises(RequestError, match="class"):
             column.fixed(answer, wrong)
+
+
+def test_a_person_reads_which_box_is_explained():
+    picture = np.zeros((48, 64, 3), np.uint8)
+    _, column = pair(picture=picture)
+    out = raw([([10 * i, 0, 10 * i + 9, 9], 1, 4.0 - i) for i in range(5)])
+    answer = column.decode(out, of=picture)
+    said = column.said(answer)
+    assert said.startswith("cat 0.98 (x 0, y 0, ") and said.count("cat") == 3 and said.endswith("; 2 more")
+    assert column.said(column.decode(out[:0], of=picture)) == "no box"
+    place, one = column.placement(picture), answer.value[1]
+    marked = column.marked("<img>", answer, one, picture)
+    x = float(re.search(r'<rect x="([\d.]+)"', marked)[1])
+    assert x == pytest.approx(one["box"][0] * place.scale[1] + place.shift[1], abs=0.02)  # in pixels of what is shown
+    assert harmless(marked) and f'viewBox="0 0 {place.target[1]} {place.target[0]}"' in marked
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import luban
 from luban.columns.base import make, together
 from luban.columns.examples import encode_values
 from luban.engines import OnnxEngine
-from luban.errors import RecipeError, Unsupported
+from luban.errors import RecipeError, RequestError, Unsupported
 from luban.nn.tokens import Batch
 from luban.recipe import Recipe
 from luban.stages.explain.grad_cam import grad_cam
@@ -87,6 +87,15 @@ def test_what_is_exported_answers_alike_on_other_images(head, tmp_path):
 def test_a_chosen_box_is_explained_by_a_map(head):
     report = trained(head).explain(scenes.rows(2, 5, side=32), method="grad-cam", rows=2)
     assert all(np.isfinite(r["weights"]["image"]).all() for r in report.numbers["rows"])
+    assert all(r["explained"]["score"] == r["probability"] for r in report.numbers["rows"])
+    assert report.to_html().count("<rect") == 2 * 2 and "[{" not in report.to_text()
+    row = report.numbers["rows"][1]
+    kind = trained(head).columns["objects"].labels[-1]
+    count = sum(v["label"] == kind for v in row["answer"])
+    with pytest.raises(
+        RequestError, match=f"row 1: '{kind}@99' is not among the answers, which hold {count} of the kind"
+    ):
+        trained(head).explain(scenes.rows(2, 5, side=32), method="grad-cam", rows=[1], target=f"{kind}@99")
 
 
 def test_the_map_of_a_box_lies_where_the_box_was_answered():

@@ -99,6 +99,8 @@ def test_weights_are_the_shapley_values_of_the_predicted_class():
 def test_another_class_can_be_asked_for():
     model, data = mixed()
     scores = [explain(model, data, output="grade", target=t, rows=2).numbers["rows"][0]["score"] for t in "abc"]
+    chances = [explain(model, data, output="grade", target=t, rows=2).numbers["rows"][0]["probability"] for t in "abc"]
+    assert sum(chances) == pytest.approx(1)  # each that of the class explained, not of the one answered
     predicted = explain(model, data, output="grade", rows=2).numbers["rows"][0]
     assert max(scores) == pytest.approx(predicted["score"])
     odds = np.exp(scores)

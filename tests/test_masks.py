@@ -271,7 +271,21 @@ def test_what_explains_a_mask_adds_up(model, discs):
     data = str(discs / "rows.csv")
     found = model.explain(data, rows=2, target="disc").numbers
     assert found["error"]["gap_relative"] < 0.05 and found["rows"][0]["explained"] == "disc"
-    assert model.explain(data, rows=2, method="grad-cam").numbers["rows"][0]["explained"] in ("disc", "square", "none")
+    report = model.explain(data, rows=2, method="grad-cam")
+    (row, *_) = report.numbers["rows"]
+    assert row["explained"] in ("disc", "square", "none")
+    shown = report.to_text()
+    assert row["answer"] not in shown and " %" in shown.split("none ", 1)[1][:8]
+    assert report.to_html().count("data:image/png") == 4 and "■" in report.to_html()  # the map, and the mask beside it
+
+
+def test_a_class_answered_nowhere_is_called_so():
+    _, column = pair()
+    o = np.zeros((3, 48, 64), np.float32)
+    o[0] = 9
+    answer = column.decode(o)
+    assert column.said(answer) == f"{column.classes[0]} 100.0 %"
+    assert column.named(answer, column.classes[0]).endswith("100.0 %") and "nowhere" in column.named(answer, "2")
 
 
 @pytest.mark.slow

@@ -258,6 +258,19 @@ class Column:
         text = html.escape("" if value is None else str(value))
         return coloured(text, weights[0]) if weights is not None and len(weights) else text
 
+    # -- what a person reads of an explanation -------------------------------------------------------------------------
+    def said(self, answer: Answer) -> Any:
+        """An answer of this column as it stands in a table: a text or a number."""
+        return answer.value
+
+    def named(self, answer: Answer, explained: Any) -> Any:
+        """What is explained of an answer, as `fixed` named it, in the same way."""
+        return explained
+
+    def marked(self, drawn: str, answer: Answer, explained: Any, of: Any) -> str:
+        """The HTML of `of`, the value of the column that this one is `of:`, with what is explained shown in it or beside it."""
+        return drawn
+
     # -- saving ------------------------------------------------------------------------------------------------------
     def check(self) -> None:
         """Make what is made of the state now, so that a bad file is found on load. Raises BundleError."""

@@ -21,20 +21,25 @@ from luban.data import boxes
 from luban.data.boxes import Region
 from luban.data.rows import BadRow
 from luban.errors import BundleError, DataError, RequestError, problem
+from luban.markup import escape, tag
+from luban.messages import say
 from luban.settings import Count, Fraction
 
 SEEN = 0.1  # share of a box that must be in the network's picture to be learned
 SAME = 0.5  # overlap from which on two boxes are of the same thing
 WIDTH = 5  # numbers of a box: class, x0, y0, x1, y1
 CORNERS = 4  # numbers before the logits of a candidate
+TOLD = 3  # boxes of an answer in a table
 
 
 @dataclass(frozen=True)
 class Found(Answer):
-    """The boxes of one image. `places`: of each the candidate and class that it is, as `score` takes them; `best`: of the surest candidate."""
+    """The boxes of one image. `places`: of each the candidate and class that it is, as `score` takes them; `surest`: of each class the
+    candidate that is likeliest to be one, answered or not, and its place.
+    """
 
     places: tuple[int, ...] = ()
-    best: int = 0
+    surest: tuple[tuple[int, dict[str, Any]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,15 +181,21 @@ class Boxes(Column):
         size = place.source if place else self.image_column.hw if self.image_column is not None else None
         if not np.isfinite(array).all():
             return Found([], float("nan"))
+
+        def own(rows: np.ndarray) -> np.ndarray:
+            corners = array[rows, :CORNERS].astype(np.float64)
+            corners = place.back(corners) if place else corners
+            return clipped(corners, size) if size else corners
+
         found = candidates(array[:, CORNERS:], self.score)
-        corners = array[found.rows, :CORNERS].astype(np.float64)
-        corners = place.back(corners) if place else corners
-        corners = clipped(corners, size) if size else corners
-        found = suppressed(found, corners, self.nms, self.most)
+        found = suppressed(found, own(found.rows), self.nms, self.most)
         places = found.rows * self.size + found.kinds
         value = [self._told(c, k, s) for c, k, s in zip(found.corners, found.kinds, found.scores)]
-        best = int(array[:, CORNERS:].argmax()) if len(array) else 0
-        return Found(value, value[0]["score"] if value else None, places=tuple(places.tolist()), best=best)
+        first = array[:, CORNERS:].argmax(0) if len(array) else np.zeros(0, np.int64)
+        logits = np.clip(array[first, CORNERS + np.arange(len(first))].astype(np.float64), -500, 500)
+        each = zip(first.tolist(), own(first), 1 / (1 + np.exp(-logits)))
+        surest = tuple((n * self.size + k, self._told(c, k, s)) for k, (n, c, s) in enumerate(each))
+        return Found(value, value[0]["score"] if value else None, places=tuple(places.tolist()), surest=surest)
 
     def _told(self, corners: np.ndarray, kind: int, score: float) -> dict[str, Any]:
         x0, y0, x1, y1 = corners.tolist()
@@ -200,22 +211,27 @@ class Boxes(Column):
         logits = np.asarray(array)[:, :, CORNERS:]
         return logits.reshape(len(logits), -1).argmax(1).astype(np.int64)
 
-    def fixed(self, answer: Answer, target: Any = None, of: Any = None) -> tuple[np.ndarray, str]:
-        """Which box of an answer is explained, as `score` takes it (see `numbered`), and its name.
+    def fixed(self, answer: Answer, target: Any = None, of: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Which box of an answer is explained, as `score` takes it (see `numbered`), and the box itself with label and score.
 
-        `target`: None for the surest box, a class for its surest, `CLASS@2` for its second. Where there is no such box, the surest one, and
-        where there is none at all the surest candidate. Raises RequestError for what is no class.
+        `target`: None for the surest box, a class for its surest, `CLASS@2` for its second. Where none is answered, the candidate that
+        is the surest to be one. Raises RequestError for what is no class, and where `CLASS@2` is not among the boxes answered.
         """
         wanted, _, place = (str(target or "")).partition("@")
         if (wanted and wanted not in self.labels) or (place and not (place.isdecimal() and int(place))):
             raise RequestError(
                 problem("explain.no_such_class", name=str(target), output=self.name, allowed=self.labels)
             )
-        places, best = getattr(answer, "places", ()), getattr(answer, "best", 0)
-        fitting = [i for i, v in enumerate(answer.value) if wanted in ("", v["label"])]
-        nth = min(int(place or 1), max(len(fitting), 1)) - 1
-        chosen = places[fitting[nth]] if fitting else places[0] if places else best
-        return np.array(chosen, np.int64), self.labels[chosen % self.size]
+        found: Found = answer  # type: ignore[assignment]
+        fitting = [(n, v) for n, v in zip(found.places, found.value) if wanted in ("", v["label"])]
+        if place and int(place) > len(fitting):
+            there = [f"{wanted}@{i}" for i in range(1, len(fitting) + 1)]
+            raise RequestError(problem("explain.no_such_one", target=str(target), count=len(fitting), allowed=there))
+        unanswered = [(n, v) for n, v in found.surest if wanted in ("", v["label"])]
+        if not (fitting or unanswered):
+            return np.array(0, np.int64), {"label": wanted or self.labels[0], "box": None, "score": None}
+        chosen, box = fitting[int(place or 1) - 1] if fitting else max(unanswered, key=lambda one: one[1]["score"])
+        return np.array(chosen, np.int64), box
 
     def agree(self, first: Answer, second: Answer) -> float:
         """F1 of the likely boxes of one answer against those of the other, of the same class and with an overlap of 0.5; 1 where both have none."""
@@ -252,6 +268,35 @@ class Boxes(Column):
         regions = self.regions(value) or ()
         lines = (f"{r.label} {' '.join(f'{n:g}' for n in r.box)}" for r in regions)
         return super().render("; ".join(lines), weights)
+
+    def said(self, answer: Answer) -> str:
+        """The first boxes, the surest first."""
+        told = "; ".join(map(_said, answer.value[:TOLD])) or say("boxes.nothing")
+        rest = len(answer.value) - TOLD
+        return say("boxes.more", boxes=told, count=rest) if rest > 0 else told
+
+    def named(self, answer: Answer, explained: Mapping[str, Any]) -> str:
+        return _said(explained) if explained in answer.value else say("boxes.unanswered", box=_said(explained))
+
+    def marked(self, drawn: str, answer: Answer, explained: Mapping[str, Any], of: Any) -> str:
+        """The picture as the network sees it with the box over it, in yellow."""
+        if explained["box"] is None:
+            return drawn
+        place = self.placement(of)
+        height, width = place.target
+        ((x0, y0, x1, y1),) = clipped(place.there(_corners([explained])), place.target)
+        shape = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "fill": "none", "vector_effect": "non-scaling-stroke"}  # fmt: skip
+        frame = [tag("rect", **shape, stroke=c, stroke_width=w) for c, w in (("#000000", 5), ("#ffd400", 2.5))]
+        size, over = "position:absolute;inset:0;width:100%;height:100%", {"viewBox": f"0 0 {width} {height}"}
+        mark = tag("svg", tag("title", escape(_said(explained))), *frame, **over, style=size)
+        return tag("div", drawn, mark, style="position:relative;display:inline-block;line-height:0")
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    if one["box"] is None:
+        return one["label"]
+    x, y, width, height = (f"{n:.0f}" for n in one["box"])
+    return say("boxes.said", label=one["label"], score=f"{one['score']:.2f}", x=x, y=y, width=width, height=height)
 
 
 def _corners(found: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -19,9 +19,12 @@ from luban.columns.augmenting import moved
 from luban.columns.base import Answer, Column, Segments, to_list
 from luban.columns.geometry import Placement
 from luban.errors import BundleError, DataError, RequestError, problem
+from luban.markup import escape, tag
+from luban.messages import say
 from luban.settings import Natural
 
 NOTHING = 255  # stands in x where a pixel counts for nothing
+TOLD = 4  # classes of an answer in a table
 PALETTE = np.array([
     (40, 40, 40), (230, 75, 53), (77, 187, 213), (0, 160, 135), (240, 190, 60), (145, 100, 200), (140, 200, 90),
     (120, 80, 60), (240, 130, 190), (60, 84, 136), (200, 200, 200), (0, 110, 60),
@@ -254,6 +257,33 @@ class Mask(Column):
 
         classes = self.truth(value)
         return image(coloured(classes)) if classes is not None else ""
+
+    def said(self, answer: Answer) -> str:
+        """The shares of the pixels that the commonest classes have."""
+        shares = sorted(answer.details["shares"].items(), key=lambda pair: -pair[1]) if answer.details else []
+        return ", ".join(_share(k, s) for k, s in shares[:TOLD] if s) or say("mask.nothing")
+
+    def named(self, answer: Answer, explained: str) -> str:
+        share = answer.details["shares"][explained] if answer.details else 0.0
+        return _share(explained, share) if share else say("mask.nowhere", label=explained)
+
+    def marked(self, drawn: str, answer: Painted, explained: Any, of: Any) -> str:
+        """The picture, and beside it the mask that was answered, as the network sees both, with what the colours mean."""
+        from luban.plots import image
+
+        if answer.own is None:
+            return drawn
+        colours = {k: "rgb({},{},{})".format(*PALETTE[i % len(PALETTE)]) for i, k in enumerate(self.classes)}
+        meant = "".join(
+            tag("span", tag("span", "■ ", style=f"color:{colours[k]}"), escape(_share(k, s)), style="margin-right:1em")
+            for k, s in answer.details["shares"].items()
+            if s
+        )
+        return drawn + " " + image(coloured(answer.own)) + tag("div", meant)
+
+
+def _share(label: str, share: float) -> str:
+    return say("mask.share", label=label, percent=f"{100 * share:.1f}")
 
 
 def sampled(classes: np.ndarray, place: Placement) -> np.ndarray:

@@ -144,7 +144,7 @@ def explain_rows(
         raise RequestError(problem("explain.unknown_method", name=method, allowed=METHODS))
     with still(network), torch.random.fork_rng(devices=[]):
         answers, own = given or _answers(network, columns, values, output, raw)
-        numbers, explained = _fixed(columns[output], answers, own, target, raw)
+        numbers, explained = _fixed(columns[output], answers, own, target, raw, rows)
         scorer = Scorer(network, columns, output, numbers)
         games = [
             [example(columns, r, record, x, other) for r, record, x in zip(rows, raw, values)]
@@ -225,11 +225,16 @@ def _as_arrays(batch: Any) -> Arrays:
 
 
 def _fixed(
-    column: Column, answers: Sequence[Answer], own: np.ndarray | None, target: Any, raw: Sequence[Mapping[str, Any]]
+    column: Column,
+    answers: Sequence[Answer],
+    own: np.ndarray | None,
+    target: Any,
+    raw: Sequence[Mapping[str, Any]],
+    rows: Sequence[int],
 ) -> tuple[Any, list[Any]]:
     """What `score` takes, the class number (from 0), the ids, the tags, and the name of the answer explained in each row."""
     if own is None:
-        pairs = [column.fixed(a, target, r[column.of]) for a, r in zip(answers, raw)]  # type: ignore[attr-defined]
+        pairs = [_of_row(column, a, target, r, row) for a, r, row in zip(answers, raw, rows)]
         numbers, names = [n for n, _ in pairs], [name for _, name in pairs]
         return (numbers if column.along else np.array(numbers)), names
     if own.ndim == 2:
@@ -245,6 +250,16 @@ def _fixed(
     if wanted and wanted[0] not in labels:
         raise RequestError(problem("explain.no_such_class", name=wanted[0], output=column.name, allowed=labels))
     return np.array([labels.index(w) for w in wanted], np.int64), wanted
+
+
+def _of_row(column: Any, answer: Answer, target: Any, raw: Mapping[str, Any], row: int) -> tuple[Any, Any]:
+    """What is fixed of one row; the error that its answer has no such part says which row."""
+    try:
+        return column.fixed(answer, target, raw[column.of])
+    except RequestError as e:
+        if e.id != "explain.no_such_one":
+            raise
+        raise RequestError(e.problems[0].at(say("explain.place", row=row))) from None
 
 
 def _backgrounds(columns: Mapping[str, Column], values: Sequence[Mapping[str, Any]], background: Any) -> list[Any]:

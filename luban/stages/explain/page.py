@@ -33,7 +33,7 @@ def page(found: Explanation, columns: Mapping[str, Column], settings: Mapping[st
     verdict(report, found)
     overall(report, found)
     report.heading(say("explain.rows"))
-    report.table("", *summary(found))
+    report.table("", *summary(found, columns[found.output]))
     for i in range(min(len(found.examples), SHOWN)):
         one(report, found, columns, i)
     if len(found.examples) > SHOWN:
@@ -46,7 +46,7 @@ def numbers(found: Explanation, settings: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for i, (e, parts) in enumerate(zip(found.examples, found.by_column())):
         row: dict[str, Any] = {"row": e.row, "answer": found.answers[i].value, "explained": found.explained[i]}
-        row |= {"probability": found.answers[i].probability, "score": found.score[i], "baseline": found.baseline[i]}
+        row |= {"probability": probability(found, i), "score": found.score[i], "baseline": found.baseline[i]}
         row |= {"weights": parts, "segments": {n: s.names for n, s in e.segments.items() if len(s.names) != 1}}
         if found.error is not None:
             row["standard_errors"] = e.split(found.error[i])
@@ -139,15 +139,24 @@ def overall(report: Report, found: Explanation) -> None:
         report.plot(title, plots.bars(names, values, x_label=say("explain.importance.axis")))
 
 
-def summary(found: Explanation) -> tuple[list[str], list[list[Any]]]:
+def probability(found: Explanation, i: int) -> float | None:
+    """That of what is explained, which need not be what was answered; None where the answer does not tell it."""
+    answer, explained = found.answers[i], found.explained[i]
+    if isinstance(explained, Mapping):
+        return explained.get("score")
+    return answer.probability if explained == answer.value else dict(answer.candidates).get(explained)
+
+
+def summary(found: Explanation, column: Column) -> tuple[list[str], list[list[Any]]]:
     """One line a row: what was answered and explained, from which score to which, and the errors."""
     hidden = ("deletion", "deletion_random", "exact", "steps", "gap", "gap_share")
     own = {n: v for n, v in _errors(found).items() if n not in hidden}
-    answered = [_value(a.value) for a in found.answers]
+    answered = [_value(column.said(a)) for a in found.answers]
+    chances = [probability(found, i) for i in range(len(found.answers))]
     told: dict[str, list[Any]] = {"row": [e.row for e in found.examples], "answer": answered}
-    if any(a.probability is not None for a in found.answers):
-        told["probability"] = [a.probability for a in found.answers]
-    if (explained := [_value(e) for e in found.explained]) != answered:
+    if any(p is not None for p in chances):
+        told["probability"] = chances
+    if (explained := [_value(column.named(a, e)) for a, e in zip(found.answers, found.explained)]) != answered:
         told["explained"] = explained
     told |= {"baseline": found.baseline.tolist(), "score": found.score.tolist()} | {
         n: v.tolist() for n, v in own.items()
@@ -161,14 +170,16 @@ def _value(value: Any) -> str:
 
 def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: int) -> None:
     """One row: its own error, every column with several segments as a person sees it, and a bar for each column."""
-    e = found.examples[i]
+    e, answer, explained, column = found.examples[i], found.answers[i], found.explained[i], columns[found.output]
     parts = {n: w for n, w in e.split(found.weights[i]).items() if n not in found.without}
-    report.heading(say("explain.row", row=e.row, answer=_value(found.explained[i])), 3)
+    report.heading(say("explain.row", row=e.row, answer=_value(column.named(answer, explained))), 3)
     report.text(_said(found, i))
     for name, w in parts.items():
         if len(w) > 1:
             most = np.abs(w).max()
-            report.html(name, columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist()))
+            drawn = columns[name].render(e.raw[name], (w / most if most > 0 else w).tolist())
+            its = column.of_form and name == column.of  # type: ignore[attr-defined]
+            report.html(name, column.marked(drawn, answer, explained, e.raw[name]) if its else drawn)
     if i in found.by_token and found.method == "grad-cam":
         report.html(say("explain.words"), _strip(found, columns, i))
     elif i in found.by_token:
