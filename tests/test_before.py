@@ -9,6 +9,7 @@ import torch
 import luban
 from luban.columns import joining
 from luban.errors import ExportMismatch, RecipeError
+from luban.huggingface import imported
 from luban.nn import before
 from luban.nn.heads import text as heads
 from luban.nn.tokens import Tokens
@@ -227,6 +228,21 @@ def test_it_leaves_as_a_language_model(model, tmp_path, fault, monkeypatch):
         whole = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
         text = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
         assert text == model.predict([row])[0]["short"]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_it_comes_back_as_it_left(model, tmp_path, fault):
+    """Exported and imported it writes the same answers; with the planted fault what begins them is forgotten."""
+    pytest.importorskip("transformers")
+    again = imported(str(model.export("huggingface", out=tmp_path / "hf")))
+    again = luban.load(again.save(tmp_path / "m"))
+    if fault:
+        again.columns["text"].state["behind"] = False
+    asked = [r["long"] for r in rows(5, seed=2)]
+    found = [again.generate(t, temperature=0, tokens=8) for t in asked]
+    assert (found == [a["short"] for a in model.predict([{"long": t} for t in asked])]) != fault
+    if not fault:
+        again.export("huggingface", out=tmp_path / "more")
 
 
 def test_no_text_of_a_strange_column(model):

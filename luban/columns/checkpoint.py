@@ -78,7 +78,7 @@ def read(name: str, column: str) -> Checkpoint:
         "pooling": _pooling(folder),
         "tokenizer": _plain_text_only(plain),
     }
-    return Checkpoint(folder, state, _written(folder, config, about, made, before, known or size))
+    return Checkpoint(folder, state, _written(folder, config, about, made, (before, after), known or size))
 
 
 def _frame(made: Any) -> tuple[list[int], list[int], list[int]]:
@@ -98,13 +98,19 @@ def _frame(made: Any) -> tuple[list[int], list[int], list[int]]:
 
 
 def _written(
-    folder: Path, config: dict[str, Any], about: dict[str, Any], made: Any, before: list[int], rows: int
+    folder: Path,
+    config: dict[str, Any],
+    about: dict[str, Any],
+    made: Any,
+    frame: tuple[list[int], list[int]],
+    rows: int,
 ) -> dict[str, Any]:
     """What begins and ends a text that the network writes; `silent` are its control tokens, which are no part of a text.
 
-    `bare`: a text that was begun is read as it is, nothing stands before it. The network has `rows` ids, some perhaps of
-    no token.
+    `bare`: a text that was begun is read as it is, nothing stands before it; `behind`: what is written begins behind it, with the token
+    that its tokenizer puts there (a text that is read before another is written). The network has `rows` ids, some perhaps of no token.
     """
+    before, after = frame
     ids, said = made.get_vocab(with_added_tokens=True), _optional(folder, "generation_config.json")
     asked = next((e for e in (said.get("eos_token_id"), config.get("eos_token_id")) if e is not None), [])
     named = _id(about, ids, "eos_token", None)
@@ -120,6 +126,7 @@ def _written(
     chat = templates.derived(source, words, marks, begin) or templates.known(source, ids, begin)
     return {
         "size": rows, "begin": begin, "end": end, "stops": sorted({end, *stops}), "bare": not before, "before": [],
+        "behind": not before and after == [begin],
         "after": [end], "chat": chat, "silent": sorted(i for i, t in control.items() if t.special),
     }  # fmt: skip
 

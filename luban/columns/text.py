@@ -288,8 +288,13 @@ class Text(Column):
         return text
 
     def prompt(self, value: Any) -> np.ndarray:
-        """The ids (T,) of the beginning of a text that is to be written on, `begin` first. Nothing is cut off."""
+        """The ids (T,) of the beginning of a text that is to be written on, `begin` first. Nothing is cut off.
+
+        Of a checkpoint that reads a text before it writes another: that text, `begin` behind it.
+        """
         ids = self.tokenizer.encode(Text._clean(self.whole(), value), add_special_tokens=False).ids
+        if self.state.get("behind"):
+            return np.array([*ids, self.begin], np.int32)
         bare = self.state.get("bare") and ids  # a checkpoint that learned to go on without
         return np.array(ids if bare else [self.begin, *ids], np.int32)
 

@@ -58,7 +58,7 @@ def known(id: str) -> bool:
 
 def shown(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(str(shown(v)) for v in value)
+        return ", ".join(str(shown(v)) for v in value) or "-"  # a sentence has no hole where nothing is
     if isinstance(value, str):  # a newline in a column name must not forge a line of the log
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
     return value

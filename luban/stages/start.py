@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,16 @@ from luban.columns.base import Column
 from luban.columns.fitting import before as column_before
 from luban.columns.fitting import fit_columns, measured
 from luban.console import tell
-from luban.errors import RequestError, problem, raise_all
+from luban.errors import RequestError, Unsupported, problem, raise_all
 from luban.huggingface import opened
+from luban.messages import say
+from luban.nn.floating import multiplied_out, stored_layers
 from luban.nn.lora import merge_lora
 from luban.nn.transfer import take_over
 from luban.recipe import Part, Recipe, fill
 from luban.training.random import seed_torch
+
+SMALLER = ("prune_channels", "low_rank")  # edits that leave layers of other sizes than a recipe's
 
 
 def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = None) -> Bundle:
@@ -27,9 +32,13 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     An input of the same name and type keeps its vocabulary and its encoder's weights; an output keeps its column where it
     knows every label of the training rows. Everything else is fitted and starts anew, and both are told.
     `names`: what a column of this recipe is called there, where that differs, such as {sentence: text}.
-    Raises BundleError for a folder that is no Bundle, DataError, RequestError for a name that is not there.
+    Quantised layers are taken over as floating-point weights. Raises BundleError for a folder that is no Bundle, DataError,
+    RequestError for a name that is not there, Unsupported for a model whose layers were made smaller.
     """
-    before = _called(source if isinstance(source, Bundle) else opened(source), bundle, names or {})
+    before = source if isinstance(source, Bundle) else opened(source)
+    path = str(before.path or ("" if isinstance(source, Bundle) else source))  # a checkpoint was never a saved model
+    before = _floating(before, path or "-", getattr(bundle.network, "module", None))
+    before = _called(before, bundle, names or {})
     fresh = bundle.columns or fit_columns(bundle.recipe, data)
     found = {n: _kept(before.columns[n], c, n in bundle.outputs) for n, c in fresh.items() if n in before.columns}
     for n in [n for n in found if n in bundle.inputs]:  # what is read in one sequence has one vocabulary
@@ -43,13 +52,31 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     taken = take_over(network, merge_lora(before.copy_network()), kept)
     weights = [n for n, done in taken.items() if done]
     new = [n for n in columns if n not in kept or not taken.get(n)]
-    tell("start.taken", source=str(before.path or ""), columns=list(kept) or "-", weights=weights or "-")
+    tell("start.taken", source=path or say("start.given"), columns=list(kept) or "-", weights=weights or "-")
     if new:
         tell("start.new", names=new)
     result = replace(bundle, recipe=recipe, columns=columns, network=network)
-    return result.with_history(
-        "start", settings={"source": str(before.path or "")}, columns=list(kept), weights=weights
-    )
+    return result.with_history("start", settings={"source": path}, columns=list(kept), weights=weights)
+
+
+def _floating(before: Bundle, place: str, module: Any) -> Bundle:
+    """The model with ordinary layers; the Bundle itself where all are. `module`: one's own network, as it was.
+
+    Raises Unsupported where layers were made smaller, or its own network is another one.
+    """
+    if cut := [e["edit"] for e in before.edits if e["edit"] in SMALLER]:
+        raise Unsupported("start.smaller", source=place, edit=cut[0])
+    count = stored_layers(before.network)
+    if not count:
+        return before
+    norms = {layer: norm for e in before.edits for layer, norm in e.get("norms", {}).items()}
+    plain = build_network(before.recipe, before.columns, (), copy.deepcopy(module))
+    try:
+        network = multiplied_out(before.network, plain, norms)
+    except (AttributeError, ValueError) as e:
+        raise Unsupported("start.unlike", source=place, layer=str(e)[:80]) from e
+    tell("start.floating", count=count)
+    return replace(before, network=network.to(next(before.network.buffers()).device), edits=[])
 
 
 def _kept(before: Column, fresh: Column, output: bool) -> Column | None:
