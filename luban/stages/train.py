@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
-
 from luban import machine
 from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
@@ -20,7 +18,7 @@ from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.blocks import pieces
 from luban.data.rows import row_hashes
-from luban.errors import Unsupported
+from luban.errors import Unsupported, raise_all
 from luban.files import write
 from luban.messages import say
 from luban.nn.networks.adversarial import both
@@ -39,6 +37,7 @@ from luban.training.batches import (
 )
 from luban.training.choices import Choices, settled
 from luban.training.compiling import probe
+from luban.training.divided import unfit
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import balanced, mixed
 from luban.training.precision import refuse
@@ -161,8 +160,8 @@ def train(
     if hasattr(network, "refer") and not hasattr(network, "rivals"):  # to what it is now it will be compared
         network.refer()
     objective, step = _how(network, columns, bundle, asked)
-    if here().world > 1 and not network.separable:
-        raise Unsupported("scale.not_separable", modules=_neighbourly(network))
+    if here().world > 1:
+        raise_all(Unsupported, unfit(network, bundle.recipe.scale.get("strategy", "ddp")))
     choices, chosen, batches = _choose(bundle.recipe, network, training, validation, objective, asked)
     beside = {k: asked[k] for k in BESIDE}
     recipe = _with_choices(bundle, chosen | beside)
@@ -307,12 +306,6 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
         **({"earlier": {k: round(v, 3) for k, v in history.earlier.items()}} if history.earlier else {}),
         **({"ranks": here().world} if here().world > 1 else {}),
     }
-
-
-def _neighbourly(network: Any) -> list[str]:
-    """The modules that mix the examples of a batch."""
-    kinds = (torch.nn.modules.batchnorm._BatchNorm,)
-    return [n for n, m in network.named_modules() if isinstance(m, kinds)] or [type(network).__name__]
 
 
 def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:
