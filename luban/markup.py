@@ -85,13 +85,22 @@ def _em(letter: str) -> float:
 
 
 def fitted(text: Any, room: float, size: float) -> str:
-    """`text` on one line, cut with an ellipsis where it is wider than `room`."""
-    text = visible(text)
+    """`text` on one line, cut with an ellipsis where it is wider than `room`. Reads no more letters than there is room for."""
+    text, left = _shown(text, room, size), room - width_of("…", size)
     if width_of(text, size) <= room:
         return text
-    while text and width_of(text + "…", size) > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    count = 0
+    for letter in text:
+        left -= width_of(letter, size)
+        if left < 0:
+            break
+        count += 1
+    return text[:count].rstrip() + "…"
+
+
+def _shown(text: Any, room: float, size: float) -> str:
+    """`text` as it is written out, or the beginning of it that is surely wider than `room`: no letter is under half an em wide."""
+    return visible(str(text)[: 2 * math.ceil(max(0.0, room) / size) + 2])
 
 
 def harmless(fragment: str) -> bool:

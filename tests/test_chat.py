@@ -11,6 +11,7 @@ import luban
 from luban.cli import main
 from luban.columns import chat
 from luban.columns.chat import Chat
+from luban.data.prepare import prepare, raw
 from luban.errors import DataError, Unsupported
 from luban.evaluation.likelihood import windows
 from luban.huggingface import imported
@@ -285,3 +286,34 @@ def test_an_imported_model_answers_at_once(chatml):
     bundle = imported(str(chatml))
     assert bundle.columns["text"].chat(TALK[:1]).tolist() == chat.prompt(column_of(chatml), TALK[:1]).tolist()
     assert isinstance(bundle.chat("one", tokens=2), str)
+
+
+# -- rows that are no conversations ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "bad", "id"),
+    [
+        ("chat", [], "chat.no_list"),
+        ("chat", [{"role": "user", "content": "one"}], "chat.no_answer"),
+        ("chat", [{"role": "robot", "content": "one"}], "chat.no_role"),
+        ("chat", "hello", "chat.no_json"),
+        ("preference", {"chosen": "one"}, "preference.no_record"),
+    ],
+)
+def test_a_row_that_is_no_conversation_goes_aside_with_its_place(tmp_path, kind, bad, id):
+    good = TALK if kind == "chat" else {"prompt": "one", "chosen": "good", "rejected": "bad"}
+    file = tmp_path / "rows.jsonl"
+    written = [c if isinstance(c, str) else json.dumps(c) for c in (good, good, bad, good, good)]
+    file.write_text("".join(json.dumps({"c": c}) + "\n" for c in written))
+    split = {"validation": 0, "test": 0}
+    recipe = luban.Recipe.of({"luban": 1, "data": {"rows": str(file), "split": split}, "outputs": {"c": kind}})
+    rows = prepare(recipe.resolved()).rows
+    assert [(q.line, q.reason_id) for q in rows.quarantine] == [(3, id)] and len(rows) == 4
+    assert rows.quarantine[0].reason
+    file.write_text(json.dumps({"c": json.dumps(bad)}) + "\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1"):
+        prepare(recipe.resolved())
+
+
+def test_a_conversation_to_be_answered_may_end_with_its_user(chatml):
+    rows = [{"c": json.dumps([{"role": "user", "content": "one"}])}, {"c": "[]"}]
+    assert [q.line for q in raw(rows, {"c": column_of(chatml)}).quarantine] == [2]

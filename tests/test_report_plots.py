@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from luban import drawing, plots
-from luban.markup import harmless
+from luban.markup import fitted, harmless, visible, width_of
 
 NAN, INF = float("nan"), float("inf")
 EVIL = '<script>"&\n\x00'
@@ -160,3 +160,27 @@ def test_a_coarse_overlay_is_stretched_to_the_picture():
 
 def test_no_picture_is_said():
     assert "nothing to draw" in plots.image(np.zeros((0, 0), np.uint8))
+
+
+def test_a_name_is_cut_where_it_is_wider_than_its_room_and_no_further_is_read():
+    for text in ("wide", "a long word that has no room", "W" * 40, "漢字" * 30, "a\n" * 30, "", "\x00" * 50):
+        short = fitted(text, 60, 11)
+        assert width_of(short.removesuffix("…"), 11) <= 60
+        whole = "".join(visible(text))
+        if short != whole:
+            longer = whole[: len(short)].rstrip()
+            assert short.endswith("…") and whole.startswith(short[:-1])
+            assert width_of(longer + "…", 11) > 60 or longer == short[:-1]
+
+    class Counted(str):
+        """Slices, and nothing else, are read."""
+
+        __slots__ = ()
+
+        def __str__(self):
+            return self
+
+        def __iter__(self):
+            raise AssertionError
+
+    assert fitted(Counted("a" * 10_000_000), 60, 11).startswith("aaa")

@@ -10,7 +10,8 @@ import openai
 import pytest
 
 import luban
-from luban.bundle import Bundle
+from luban.bundle import Bundle, build_network
+from luban.columns.base import make
 from luban.generation.writing import Writer
 from luban.stages.serve.openai.desk import Desk
 from tests import tiny
@@ -154,6 +155,95 @@ def test_an_answer_to_an_input(translator):
         rows = client.post("/predict", json={"rows": [{"source": "one two"}]}).json()["rows"]
         assert rows[0]["answers"]["target"]["value"] == translator.predict([{"source": "one two"}])[0]["target"]
         assert len(stock.embeddings.create(model="model", input="one two").data[0].embedding) == 16
+
+
+def test_an_input_that_is_too_long_is_refused_not_cut(translator):
+    with serving(translator) as (_, client):
+        for prompt in ("one two " * 300, "one " * 100_000):
+            reply = client.post("/v1/completions", json={"prompt": prompt})
+            error = reply.json()["error"]
+            assert reply.status_code == 400 and error["code"] == "context_length_exceeded", reply.text
+        room = translator.columns["source"].room
+        most = client.post("/v1/completions", json={"prompt": " ".join(["one"] * room), "max_tokens": 1}).json()
+        assert most["usage"]["prompt_tokens"] == room
+        assert client.post("/v1/completions", json={"prompt": " ".join(["one"] * (room + 1))}).status_code == 400
+
+
+# -- conversations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def talking():
+    """A model that chats, its weights drawn with a fixed seed."""
+    import torch
+
+    recipe = luban.Recipe.of({
+        "luban": 1, "outputs": {"talk": {"chat": {"vocabulary": 300, "length": 128, "least": 1}}}, "size": "nano",
+        "model": {"talk": {"llama": {"width": 16, "layers": 1, "heads": 2}}},
+    }).resolved()  # fmt: skip
+    part = recipe.outputs["talk"]
+    said = [{"role": "user", "content": "who sees the sea"}, {"role": "assistant", "content": "the king sees the sea"}]
+    columns = {"talk": make("talk", part.type, dict(part.settings)).fit([said] * 4)}
+    torch.manual_seed(7)
+    return Bundle(recipe, columns, build_network(recipe, columns).eval())
+
+
+@pytest.fixture(scope="module")
+def answering(talking):
+    with serving(talking) as (server, client):
+        yield client_of(server), client
+
+
+SAID = [{"role": "system", "content": "be good\nand brief"}, {"role": "user", "content": "the king"}]
+PARTS = [
+    {"role": "developer", "content": [{"type": "text", "text": "be good"}, {"type": "text", "text": "and brief"}]},
+    {"role": "user", "content": [{"type": "text", "text": "the king"}]},
+]
+
+
+@pytest.mark.parametrize("said", [SAID, PARTS], ids=["plain", "parts"])
+def test_a_model_that_chats_answers_the_stock_client(talking, answering, said):
+    wanted = talking.chat(SAID, tokens=6, temperature=0.0)
+    asked = {"model": "model", "messages": said, "max_completion_tokens": 6, "temperature": 0}
+    whole = answering[0].chat.completions.create(**asked, response_format={"type": "text"})
+    assert whole.choices[0].message.content == wanted and whole.choices[0].message.role == "assistant"
+    pieces = list(answering[0].chat.completions.create(**asked, stream=True))
+    assert "".join(c.delta.content or "" for p in pieces for c in p.choices) == wanted
+    back = [*SAID, whole.choices[0].message.model_dump(), SAID[1]]  # as a client keeps what was said
+    assert answering[0].chat.completions.create(**asked | {"messages": back}).choices
+
+
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ({"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, "messages[0].content[0]"),
+        ({"content": ["good"]}, "messages[0].content[0]"),
+        ({"content": 5}, "messages[0].content"),
+        ({"tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        ({"role": ["user"]}, "messages[0].role"),
+    ],
+    ids=str,
+)
+def test_what_is_no_text_in_a_message_is_refused_with_its_place(answering, more, place):
+    asked = {"messages": [{"role": "user", "content": "good"} | more]}
+    reply = answering[1].post("/v1/chat/completions", json=asked)
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == place, reply.text
+    other = {"messages": SAID, "response_format": {"type": "json_object"}}
+    assert answering[1].post("/v1/chat/completions", json=other).json()["error"]["param"] == "response_format"
+
+
+def test_a_language_model_explains_what_it_goes_on_with(served, bundle):
+    asked = {"rows": [{"review": "good bad"}], "method": "integrated-gradients"}
+    reply = served[1].post("/explain", json=asked)
+    assert reply.status_code == 200, reply.text
+    found = bundle.explain([{"review": "good bad"}], rows=1).to_json()["numbers"]
+    assert reply.json()["rows"] == json.loads(json.dumps(found))["rows"]
+    paths = served[1].get("/openapi.json").json()
+    assert "/explain" in paths["paths"] and "/predict" not in paths["paths"]
+    assert list(paths["components"]["schemas"]["Row"]["properties"]) == ["review"]
+    for row in ({}, {"text": "good"}, {"review": ""}, {"review": None}, {"review": 5}):
+        reply = served[1].post("/explain", json={"rows": [row]})
+        assert reply.status_code == (200 if row == {"review": 5} else 422) and "Error" not in reply.text, reply.text
 
 
 def test_embeddings():
@@ -438,7 +528,7 @@ def test_the_page_lists_what_there_is(served):
 
     document = served[1].get("/openapi.json").json()
     posts = {p for p, verbs in document["paths"].items() if "post" in verbs}
-    assert posts == {"/v1/completions", "/v1/chat/completions"} and "/v1/models" in document["paths"]
+    assert posts == {"/explain", "/v1/completions", "/v1/chat/completions"} and "/v1/models" in document["paths"]
     for path in posts - {"/v1/chat/completions"}:
         content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert not unbounded(content["schema"])

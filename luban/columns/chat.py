@@ -6,28 +6,23 @@ How a conversation becomes one sequence of ids is said by a template, see `luban
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self  # noqa: F401, as below
 
 import numpy as np
 
 from luban.columns.base import Segments, coloured, to_list
-from luban.columns.templates import ROLES, Template, template_of
+from luban.columns.templates import Template, template_of
 from luban.columns.text import Text
+from luban.data import talks
+from luban.data.rows import BadRow
+from luban.data.talks import ROLES, Said, missing
 from luban.errors import DataError, problem
 from luban.settings import Count, Dial, File, Fraction, Model  # noqa: F401, inherited settings are looked up here
 
-KEYS = (("role", "content"), ("from", "value"))  # of OpenAI's messages and of ShareGPT's conversations
-SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
-HOLDS = ("messages", "conversations", "conversation")  # where a record keeps the list
 EXAMPLE = [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]
-
-
-class Said(NamedTuple):
-    role: str
-    content: str
 
 
 class Place(NamedTuple):
@@ -77,7 +72,7 @@ class Chat(Text):
 
     def encode(self, value: Any, of: Any = None) -> np.ndarray:
         """A missing conversation is one position of padding. Raises DataError where it is none, or nothing in it is learned."""
-        if _missing(value):
+        if missing(value):
             return np.array([self.pad], np.int32)
         talk = messages(value, self.name)
         if not any(s.role == "assistant" for s in talk):
@@ -90,18 +85,18 @@ class Chat(Text):
 
     def _clean(self, value: Any) -> str:
         """All that is said."""
-        said = [] if _missing(value) else messages(value, self.name)
+        said = [] if missing(value) else messages(value, self.name)
         return super()._clean("\n".join(s.content for s in said))
 
     def said(self, value: Any) -> str:
         """What is learned of a value: all that the assistant says."""
-        said = [] if _missing(value) else messages(value, self.name)
+        said = [] if missing(value) else messages(value, self.name)
         return "\n".join(s.content for s in said if s.role == "assistant")
 
     # -- what others see of it ---------------------------------------------------------------------------------------
     def segments(self, value: Any) -> Segments:
         """Messages."""
-        if _missing(value):
+        if missing(value):
             return Segments([], np.array([-1]))
         talk = messages(value, self.name)
         index = np.array([p.message for p in sequence(self, talk)[1 : self._most + 1]], np.int64)
@@ -113,14 +108,10 @@ class Chat(Text):
         return {"type": ["array", "null"], "items": item, "minItems": 1, "examples": [EXAMPLE]}
 
     def render(self, value: Any, weights: Sequence[float] | None = None) -> str:
-        said = [] if _missing(value) else messages(value, self.name)
+        said = [] if missing(value) else messages(value, self.name)
         lines = [html.escape(f"{s.role}: {s.content}") for s in said]
         shown = list(weights or ()) if weights is None or isinstance(weights, list) else weights.tolist()
         return "<br>".join(coloured(t, w) for t, w in zip(lines, shown)) if shown else "<br>".join(lines)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
 # -- raw values --------------------------------------------------------------------------------------------------------
@@ -128,30 +119,18 @@ def _missing(value: Any) -> bool:
 
 def messages(value: Any, name: str) -> list[Said]:
     """What is said, in order. Raises DataError with what is wrong and in which message."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise DataError("chat.no_json", name=name, value=value[:40]) from e
-    if isinstance(value, Mapping):
-        value = next((value[k] for k in HOLDS if k in value), value)
-    if not isinstance(value, (list, tuple)) or not value:
-        raise DataError("chat.no_list", name=name, value=str(value)[:40])
-    return [_message(m, i, name) for i, m in enumerate(value, 1)]
+    with told_of(name):
+        return talks.messages(value)
 
 
-def _message(message: Any, number: int, name: str) -> Said:
-    keys = next((k for k in KEYS if isinstance(message, Mapping) and all(m in message for m in k)), None)
-    if keys is None:
-        raise DataError("chat.no_message", name=name, number=number, found=str(message)[:40])
-    role, content = (message[k] for k in keys)
-    role = SHAREGPT.get(str(role), str(role))
-    if role not in ROLES:
-        known = [*ROLES, *SHAREGPT]
-        raise DataError(problem("chat.no_role", place=name, name=role[:40], number=number, allowed=known))
-    if not isinstance(content, str):
-        raise DataError("chat.no_text", name=name, number=number, found=type(content).__name__)
-    return Said(role, content)
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """What is wrong with a cell, said of its column."""
+    try:
+        yield
+    except BadRow as e:
+        place = name if "name" in e.values else ""  # of what else than the column
+        raise DataError(problem(e.id, place=place, **{"name": name, **e.values})) from e
 
 
 # -- the sequence of a conversation ------------------------------------------------------------------------------------

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal  # noqa: F401, as below
 
 import numpy as np
 
 from luban.columns.base import Segments
-from luban.columns.chat import Chat, Said, messages, sequence
-from luban.errors import DataError
+from luban.columns.chat import Chat, sequence, told_of
+from luban.data.talks import SIDES, Said, preferred
 from luban.settings import (  # noqa: F401, inherited settings are looked up here
     Count,
     Dial,
@@ -21,7 +21,6 @@ from luban.settings import (  # noqa: F401, inherited settings are looked up her
     Positive,
 )
 
-SIDES = ("chosen", "rejected")
 BETWEEN = -(1 << 30)  # stands between the two sequences: no id, and no ~id
 
 
@@ -52,24 +51,8 @@ class Preference(Chat):
         return np.array([p.id if p.learned and p.message == len(talk) - 1 else ~p.id for p in places], np.int64)
 
     def _talk(self, value: Any, side: str) -> list[Said]:
-        record = self._record(value)
-        answer, prompt = record[side], record.get("prompt")
-        said = messages(answer, self.name) if _is_talk(answer) else [Said("assistant", str(answer))]
-        if said[0].role == "assistant" and prompt is not None:
-            before = messages(prompt, self.name) if _is_talk(prompt) else [Said("user", str(prompt))]
-            said = [*before, *said]
-        if said[-1].role != "assistant":
-            raise DataError("preference.no_answer", name=self.name, side=side, role=said[-1].role)
-        return said
-
-    def _record(self, value: Any) -> Mapping[str, Any]:
-        try:
-            record = json.loads(value) if isinstance(value, str) else value
-        except (ValueError, RecursionError) as e:
-            raise DataError("preference.no_record", name=self.name, value=str(value)[:40]) from e
-        if not isinstance(record, Mapping) or any(record.get(s) in (None, "") for s in SIDES):
-            raise DataError("preference.no_record", name=self.name, value=str(value)[:40])
-        return record
+        with told_of(self.name):
+            return preferred(value)[side]
 
     def _clean(self, value: Any) -> str:
         if value is None or value == "":
@@ -118,10 +101,6 @@ class Chosen(Preference):
 
     def whole(self) -> Chosen:
         return self.lengthened()
-
-
-def _is_talk(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, str) and value.lstrip().startswith("[{"))
 
 
 def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

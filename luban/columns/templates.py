@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from luban.columns import rendering
+from luban.data.talks import ROLES
 
 Template = Mapping[str, Any]
-ROLES = ("system", "user", "assistant")
 DEFAULT = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^<>{}'\"]*)<\|im_end\|>")  # what a template says first by itself
 
 

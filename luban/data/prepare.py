@@ -16,6 +16,7 @@ from luban.data.sources import read, typed
 from luban.data.spans import spanned
 from luban.data.streams import by_blocks
 from luban.data.tagged import flat, tagged
+from luban.data.talks import READ, talked
 from luban.errors import DataError
 from luban.recipe import Part, Recipe
 
@@ -71,7 +72,7 @@ def prepare(recipe: Recipe, rows: Rows | None = None) -> Data:
     decimal = recipe.data.get("decimal") or "."
     alongs = {n: p.settings for n, p in recipe.along().items() if p.settings.get("of")}
     rows = by_blocks(
-        rows, lambda r: _with_truth(_read(typed(r, types, decimal=decimal), types, alongs), tuple(recipe.outputs))
+        rows, lambda r: _with_truth(_read(typed(r, types, decimal=decimal), types, alongs, True), tuple(recipe.outputs))
     )
     cleaning = {k: v for k, v in (recipe.data.get("clean") or {}).items() if v is not None}
     settings = {k: v for k, v in (recipe.data.get("split") or {}).items() if v is not None}
@@ -113,9 +114,14 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Se
     return by_blocks(rows, lambda r: _read(typed(r, types, decimal=decimal), types, alongs))
 
 
-def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """Typed rows with files located, lists of words as text, tags and boxes held against their text or image. `alongs`: settings by column."""
+def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str, Any]], learned: bool = False) -> Rows:
+    """Typed rows with files located, lists of words as text, tags and boxes held against their text or image. `alongs`: settings by column.
+
+    `learned`: these rows are to be learned from, so that a conversation must have something to learn.
+    """
     rows = flat(located(rows, types), [n for n, kind in types.items() if kind == "text"])
+    for name in (n for n, kind in types.items() if kind in READ):
+        rows = talked(rows, name, types[name], learned)
     for name, settings in alongs.items():
         if types[name] == "boxes":
             rows = boxed(rows, name, settings["of"])

@@ -32,6 +32,7 @@ class Guarded:
         self.model = model or "model"  # what it is called, its folder's name
         self.columns = {n: c.guarded() for n, c in engine.columns.items()}
         self.inputs, self.outputs = tuple(engine.inputs), tuple(engine.outputs)
+        self.explained = self.inputs or self.outputs  # what goes on from a text reads the beginning of that text
 
     def run(self, arrays: Any) -> dict[str, np.ndarray]:
         return self.engine.run(arrays)
@@ -84,7 +85,8 @@ class Explainer:
 
         explain = registry.find("stages", "explain")
         with self.lock:
-            inputs = [{n: row[n] for n in self.bundle.inputs} for row in rows]
+            names = self.bundle.inputs or self.bundle.outputs
+            inputs = [{n: row[n] for n in names} for row in rows]
             report = explain(self.bundle, data_of(inputs, self.bundle.columns), rows=len(rows), **settings)
         return report.to_json()["numbers"]
 

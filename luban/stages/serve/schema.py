@@ -7,6 +7,7 @@ from typing import Any
 
 from luban import __version__
 from luban.messages import say
+from luban.stages.serve.engine import Guarded
 from luban.stages.serve.openai.wanted import SCHEMAS
 from luban.stages.serve.rows import LARGEST
 from luban.stages.serve.service import Service
@@ -17,7 +18,7 @@ HIGHEST = 1.7976931348623157e308
 
 def openapi(service: Service, kinds: Sequence[str] = ()) -> dict[str, Any]:
     """OpenAPI 3.1 of the endpoints; `components.schemas.Row` is a row of this model. `kinds`: paths below /v1/."""
-    answers = ("predict", "explain") if service.engine.inputs and service.engine.outputs else ()
+    answers = _answers(service.engine)
     posts = {name: {"post": _post(name, service)} for name in answers}
     posts |= {f"v1/{name}": {"post": _kept(name)} for name in kinds}
     gets = {name: {"get": _get(name)} for name in ("healthz", "readyz", "metrics", "docs", "openapi.json")}
@@ -37,6 +38,15 @@ def openapi(service: Service, kinds: Sequence[str] = ()) -> dict[str, Any]:
     if service.limits.api_key:
         document["security"] = [{"bearer": []}, {"key": []}]
     return document
+
+
+def _answers(engine: Guarded) -> tuple[str, ...]:
+    """The paths that take rows. What reads nothing predicts nothing; where it writes, the beginning of its text is explained."""
+    if not engine.outputs:
+        return ()
+    if engine.inputs:
+        return ("predict", "explain")
+    return () if any(getattr(engine.columns[n], "alone", False) for n in engine.outputs) else ("explain",)
 
 
 def _post(name: str, service: Service) -> dict[str, Any]:
@@ -87,15 +97,15 @@ def _content(schema: str, example: Any = None) -> dict[str, Any]:
 
 def _example(service: Service) -> dict[str, Any]:
     columns = service.engine.columns
-    return {"rows": [{n: (columns[n].schema().get("examples") or [None])[0] for n in service.engine.inputs}]}
+    return {"rows": [{n: (columns[n].schema().get("examples") or [None])[0] for n in service.engine.explained}]}
 
 
 def _schemas(service: Service) -> dict[str, Any]:
     engine, limits = service.engine, service.limits
     row = {
         "type": "object",
-        "properties": {n: bounded(engine.columns[n].schema(), limits.body) for n in engine.inputs},
-        "required": [n for n in engine.inputs if not engine.columns[n].drawn],
+        "properties": {n: bounded(engine.columns[n].schema(), limits.body) for n in engine.explained},
+        "required": [n for n in engine.explained if not engine.columns[n].drawn],
         "additionalProperties": False,
     }
     explainer = engine.explainer

@@ -97,7 +97,7 @@ class Service:
         self._answers()
         until = time.monotonic() + self.limits.deadline
         asked = await self._asked(call, until, self.limits.batch)
-        problems = self._checked(asked.rows)
+        problems = self._checked(asked.rows, self.engine.inputs)
         good = [i for i, p in enumerate(problems) if p is None]
         results: list[Any] = list(problems)
         if good:
@@ -122,7 +122,7 @@ class Service:
         until = time.monotonic() + self.limits.deadline
         most = min(explainer.most, self.limits.batch)
         asked = await self._asked(call, until, most, explainer.settings)
-        wrong = next((p for p in self._checked(asked.rows) if p is not None), None)
+        wrong = next((p for p in self._checked(asked.rows, self.engine.explained) if p is not None), None)
         if wrong is not None:
             return 422, {"error": plain(wrong)}
         odd = next((k for k, v in asked.settings.items() if not isinstance(v, (str, int, float, bool))), None)
@@ -167,9 +167,10 @@ class Service:
             raise reading.too_large(limit, close=False)
         return bytes(body)
 
-    def _checked(self, rows: Sequence[Any]) -> list[Problem | None]:
-        free = [n for n in self.engine.inputs if self.engine.columns[n].drawn]
-        return [reading.check(r, i, self.engine.inputs, self.engine.outputs, free) for i, r in enumerate(rows)]
+    def _checked(self, rows: Sequence[Any], names: Sequence[str]) -> list[Problem | None]:
+        """What is wrong with each row that must have columns of these names."""
+        free = [n for n in names if self.engine.columns[n].drawn]
+        return [reading.check(r, i, names, self.engine.outputs, free) for i, r in enumerate(rows)]
 
     async def wait(self, job: Job, call: Call, until: float) -> Any:
         """The result of a job, unless its client goes or its time runs out first: then nobody computes it any more."""

@@ -17,6 +17,7 @@ import torch
 from luban import machine
 from luban.columns.answering import outputs_of
 from luban.columns.examples import Arrays, encode_values
+from luban.data.talks import spoken
 from luban.errors import LubanError, RequestError, Unsupported, problem
 from luban.generation.asking import begun
 from luban.generation.sampling import Sampling
@@ -83,22 +84,29 @@ class Api:
             raise Refusal(400, "serve.openai.no_streamed_logprobs", place="logprobs")
         if not chat:
             prompts = wanted.several(asked["prompt"], "prompt", most)
-            longest, limit = max(map(len, prompts)), self.network.window
-            if not self.service.engine.inputs and longest > limit * LONG:  # not even cut into tokens
-                raise Refusal(400, "serve.openai.far_too_long", place="prompt", found=longest, limit=limit - 1)
+            longest, limit = max(map(len, prompts)), self._room(self.service.engine.inputs)
+            if limit is not None and longest > (limit + 1) * LONG:  # not even cut into tokens
+                raise Refusal(400, "serve.openai.far_too_long", place="prompt", found=longest, limit=limit)
         else:
             prompts = [self._chat(asked["messages"])]
         if len(prompts) * asked["n"] > most:
             raise Refusal(400, "serve.count", place="n", found=len(prompts) * asked["n"], limit=most)
         return prompts
 
-    def _chat(self, messages: list[dict[str, str]]) -> np.ndarray:
+    def _room(self, inputs: Sequence[str]) -> int | None:
+        """Tokens of the longest prompt; None where it is no text."""
+        if not inputs:
+            return self.network.window - 1
+        column = self.service.engine.columns[inputs[0]]
+        return column.room if column.form == "ids" else None
+
+    def _chat(self, messages: list[dict[str, Any]]) -> np.ndarray:
         """The seam for models that learned to chat: their column makes one prompt of what was said. Raises Refusal."""
         make: Callable[[Any], Any] | None = getattr(self.column, "chat", None)
         try:
             if make is None:
                 raise Unsupported("serve.openai.no_chat")
-            return np.asarray(make(messages), np.int32)
+            return np.asarray(make(spoken(messages)), np.int32)
         except LubanError as e:
             raise Refusal(
                 400, problem("serve.openai.no_chat", place="messages") if make is None else e.problems[0]
@@ -113,6 +121,10 @@ class Api:
         inputs = () if isinstance(prompts[0], np.ndarray) else engine.inputs
         if len(inputs) > 1:
             raise RequestError(problem("serve.openai.several_inputs", place="prompt", inputs=inputs))
+        if inputs and (limit := self._room(inputs)) is not None:
+            longest = int(engine.columns[inputs[0]].lengths_of(prompts).max())
+            if longest > limit:
+                raise RequestError(problem("serve.openai.too_long", place="prompt", found=longest, limit=limit))
         each = [p for p in prompts for _ in range(n)]
         texts, batch = begun(self.network, engine.columns, inputs, each, most, asked["stop"])
         if not inputs:

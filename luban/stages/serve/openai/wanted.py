@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from luban.data.json_lines import strict
 from luban.data.rows import BadRow
+from luban.data.talks import PLAIN
 from luban.errors import Problem, problem
 from luban.generation.sampling import Penalty, Sampling
 from luban.recipe import Check
@@ -27,7 +28,7 @@ NEUTRAL = ("user", "metadata", "store", "service_tier", "safety_identifier", "pr
 REFUSED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,), "echo": (False,), "suffix": ("",), "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False), "functions": ([],), "function_call": ("none", "auto"), "top_logprobs": (0,),
-    "response_format": (), "prediction": (), "reasoning_effort": (), "verbosity": (),
+    "response_format": (PLAIN,), "prediction": (), "reasoning_effort": (), "verbosity": (),
     "web_search_options": (), "dimensions": (),
 }  # fmt: skip
 
@@ -60,7 +61,7 @@ def _completion(
 
 def _chat(
     *,
-    messages: list[dict[str, str]],
+    messages: list[dict],
     max_tokens: Some | None = None,
     max_completion_tokens: Some | None = None,
     logprobs: bool = False,
