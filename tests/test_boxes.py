@@ -338,9 +338,9 @@ def test_a_person_reads_which_box_is_explained():
     _, column = pair(picture=picture)
     out = raw([([10 * i, 0, 10 * i + 9, 9], 1, 4.0 - i) for i in range(5)])
     answer = column.decode(out, of=picture)
-    said = column.said(answer)
+    said = column.legible(answer)
     assert said.startswith("cat 0.98 (x 0, y 0, ") and said.count("cat") == 3 and said.endswith("; 2 more")
-    assert column.said(column.decode(out[:0], of=picture)) == "no box"
+    assert column.legible(column.decode(out[:0], of=picture)) == "no box"
     place, one = column.placement(picture), answer.value[1]
     marked = column.marked("<img>", answer, one, picture)
     x = float(re.search(r'<rect x="([\d.]+)"', marked)[1])

@@ -284,7 +284,7 @@ def test_a_class_answered_nowhere_is_called_so():
     o = np.zeros((3, 48, 64), np.float32)
     o[0] = 9
     answer = column.decode(o)
-    assert column.said(answer) == f"{column.classes[0]} 100.0 %"
+    assert column.legible(answer) == f"{column.classes[0]} 100.0 %"
     assert column.named(answer, column.classes[0]).endswith("100.0 %") and "nowhere" in column.named(answer, "2")
 
 

@@ -259,7 +259,7 @@ class Column:
         return coloured(text, weights[0]) if weights is not None and len(weights) else text
 
     # -- what a person reads of an explanation -------------------------------------------------------------------------
-    def said(self, answer: Answer) -> Any:
+    def legible(self, answer: Answer) -> Any:
         """An answer of this column as it stands in a table: a text or a number."""
         return answer.value
 

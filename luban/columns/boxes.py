@@ -269,7 +269,7 @@ class Boxes(Column):
         lines = (f"{r.label} {' '.join(f'{n:g}' for n in r.box)}" for r in regions)
         return super().render("; ".join(lines), weights)
 
-    def said(self, answer: Answer) -> str:
+    def legible(self, answer: Answer) -> str:
         """The first boxes, the surest first."""
         told = "; ".join(map(_said, answer.value[:TOLD])) or say("boxes.nothing")
         rest = len(answer.value) - TOLD

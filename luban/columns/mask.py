@@ -258,7 +258,7 @@ class Mask(Column):
         classes = self.truth(value)
         return image(coloured(classes)) if classes is not None else ""
 
-    def said(self, answer: Answer) -> str:
+    def legible(self, answer: Answer) -> str:
         """The shares of the pixels that the commonest classes have."""
         shares = sorted(answer.details["shares"].items(), key=lambda pair: -pair[1]) if answer.details else []
         return ", ".join(_share(k, s) for k, s in shares[:TOLD] if s) or say("mask.nothing")

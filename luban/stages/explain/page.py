@@ -151,7 +151,7 @@ def summary(found: Explanation, column: Column) -> tuple[list[str], list[list[An
     """One line a row: what was answered and explained, from which score to which, and the errors."""
     hidden = ("deletion", "deletion_random", "exact", "steps", "gap", "gap_share")
     own = {n: v for n, v in _errors(found).items() if n not in hidden}
-    answered = [_value(column.said(a)) for a in found.answers]
+    answered = [_value(column.legible(a)) for a in found.answers]
     chances = [probability(found, i) for i in range(len(found.answers))]
     told: dict[str, list[Any]] = {"row": [e.row for e in found.examples], "answer": answered}
     if any(p is not None for p in chances):
