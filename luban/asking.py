@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
         recipe = source if isinstance(source, Recipe) else Recipe.of(source, changes=tuple(ask.changes))
     else:
         recipe = Recipe.of({"luban": 1, "data": {"rows": name} if name else {}}, changes=tuple(ask.changes))
-    raise_all(RecipeError, _absent_files(recipe))
+    raise_all(RecipeError, [*_absent_files(recipe), *_lacking(recipe)])
     rows = read_for(recipe) if name or is_recipe(source) else None
     if rows is None:
         from luban.data.sources import read
@@ -54,7 +55,9 @@ def recipe_from(source: Any, ask: Ask) -> tuple[Recipe, Any, dict[str, Any]]:
         plain["size"] = ask.size
     if ask.seed is not None:
         plain["seed"] = ask.seed
-    return Recipe.of(plain), rows, inferred
+    recipe = Recipe.of(plain)
+    raise_all(RecipeError, _lacking(recipe))  # of the networks that were asked for beside a recipe
+    return recipe, rows, inferred
 
 
 def is_recipe(source: Any) -> bool:
@@ -75,7 +78,7 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         data["rows"] = near(rows)
 
     def beside(room: str, part: Part) -> Part:
-        named = _named(room, part, "path", "model") if part.type not in BORROWED else ()
+        named = _named(room, part, "path", "model", "weights") if part.type not in BORROWED else ()
         return Part(part.type, {k: near(v) if k in named else v for k, v in part.settings.items()})
 
     inputs = {n: beside("columns", p) for n, p in recipe.inputs.items()}
@@ -92,6 +95,51 @@ def _named(room: str, part: Part, *formats: str) -> list[str]:
 
 def _files(part: Part) -> list[str]:
     return _named("columns", part, "path")
+
+
+def _encoders(recipe: Recipe) -> Iterator[tuple[str, str, Part]]:
+    """The encoders that a recipe names, those inside of others too: (column, place, part)."""
+    waiting = [(n, f"model.{n}", p) for n, p in recipe.model.items() if n not in recipe.outputs]
+    while waiting:
+        name, place, part = waiting.pop(0)
+        if part.type not in registry.names("encoders"):
+            continue  # borrowed of another column; what is no encoder was told
+        yield name, place, part
+        shapes = registry.schema("encoders", part.type)["properties"]
+        inner = [k for k, v in part.settings.items() if v and shapes.get(k, {}).get("x-part") == "encoders"]
+        waiting += [(name, f"{place}.{part.type}.{k}", Part.of(part.settings[k])) for k in inner]
+
+
+def _lacking(recipe: Recipe) -> Iterator[Problem]:
+    """Libraries and weights of encoders that are not there, as far as names tell."""
+    from luban.data import models
+
+    for _, place, part in _encoders(recipe):
+        library = registry.schema("encoders", part.type).get("x-needs")
+        if library and find_spec(library) is None:
+            yield problem("extra.missing", place=place, module=library, extra=library)
+        for key in _named("encoders", part, "weights"):
+            if wrong := models.weightless(part.settings[key], f"{place}.{part.type}.{key}"):
+                yield wrong
+
+
+def unready(recipe: Recipe) -> list[Problem]:
+    """What stops encoders of a resolved recipe that lean on a library or on weights of others. Imports torch for such ones alone.
+
+    Raises WorkError where weights cannot be had.
+    """
+    leaning = {
+        name
+        for name, _, part in _encoders(recipe)
+        if registry.schema("encoders", part.type).get("x-needs") or _named("encoders", part, "weights")
+    }
+    if not leaning:
+        return []
+    from luban.columns.base import make
+    from luban.nn.vision.trial import mistakes
+
+    columns = {n: make(n, recipe.inputs[n].type, dict(recipe.inputs[n].settings)) for n in sorted(leaning)}
+    return [wrong for n, column in columns.items() for wrong in mistakes(recipe.model[n], column, f"model.{n}")]
 
 
 def _absent_files(recipe: Recipe) -> list[Problem]:
@@ -220,6 +268,7 @@ def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
     recipe, rows, inferred = recipe_from(source, ask)
     recipe = recipe.resolved()
     raise_all(Unsupported, mixtures(recipe))
+    raise_all(RequestError, unready(recipe))
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)

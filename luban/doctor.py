@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from luban import energy, machine
 from luban.data import cache
 from luban.data.blocks import home
+from luban.errors import TIED
 from luban.messages import say
 
 # Imported each in a process of its own: a broken one must not take the others, or this process, with it.
@@ -20,7 +22,6 @@ TRIED = (
     "torch", "numpy", "pyarrow", "sklearn", "tokenizers", "safetensors", "PIL", "onnx", "onnxscript", "onnxruntime", "fastapi",
     "uvicorn", "fairlearn", "transformers", "gguf", "timm", "torchvision", "torchaudio", "pandas", "polars", "datasets", "openvino",
 )  # fmt: skip
-TIED = ("torchvision", "torchaudio")  # built for one torch each; broken, they break what imports them
 PATIENCE = 60.0  # seconds for one import
 GIB = 1024**3
 
@@ -102,7 +103,12 @@ def cannot_load(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             yield name, say("doctor.too_slow", name=name, seconds=PATIENCE)
         elif done.returncode:
             reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), str(done.returncode))
-            advice = say("doctor.tied", name=name) if name in TIED else say("doctor.reinstall", name=name)
+            tied = next((t for t in TIED if t in (name, *re.findall(r"\w+", reason))), None)
+            advice = (
+                say("doctor.tied", name=tied, remove=" ".join(TIED[tied]))
+                if tied
+                else say("doctor.reinstall", name=name)
+            )
             yield name, say("doctor.broken", reason=reason.strip()[:300], advice=advice)
 
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 LONGEST = 12  # lines that an error may fill on a terminal
+TIED = {  # built for one torch each; broken, they break what imports them: what goes with each
+    "torchvision": ("torchvision", "timm"),
+    "torchaudio": ("torchaudio",),
+}
 NAMED = 5  # of a list in a sentence
 
 
@@ -221,4 +225,9 @@ def need(module: str, extra: str) -> Any:
             raise MissingExtra("extra.missing", module=module, extra=extra) from e
         raise MissingExtra("extra.broken", module=module, extra=extra, reason=str(e)) from e
     except (RuntimeError, OSError) as e:
-        raise MissingExtra("extra.broken", module=module, extra=extra, reason=str(e)) from e
+        reason = str(e)
+        if tied := next((name for name in TIED if name in reason), None):
+            raise MissingExtra(
+                "extra.tied", module=module, tied=tied, remove=" ".join(TIED[tied]), reason=reason
+            ) from e
+        raise MissingExtra("extra.broken", module=module, extra=extra, reason=reason) from e

@@ -13,10 +13,11 @@ from luban.asking import Ask, recipe_from
 from luban.bundle import Bundle, build_network
 from luban.columns.fitting import fit_columns
 from luban.console import tell
+from luban.data import models
 from luban.data.prepare import prepare
 from luban.errors import BundleError, RequestError, problem, raise_all, shortened
 from luban.huggingface import imported
-from luban.nn.tensor_files import ENDINGS, read
+from luban.nn.tensor_files import read
 from luban.recipe import Recipe
 
 
@@ -35,7 +36,7 @@ def import_weights(
     itself what it is, and `column` what its text is called; see `luban.huggingface.imported`.
     Raises BundleError where the file is hostile or unreadable or its names or shapes differ, RecipeError, DataError.
     """
-    if not recipe and Path(file).suffix not in ENDINGS:
+    if not recipe and Path(file).suffix not in models.WEIGHTS:
         return imported(str(file), column)
     if not recipe:
         raise RequestError("cli.lacking", what="--recipe", verb="import")

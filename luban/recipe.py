@@ -470,7 +470,25 @@ def writes(part: Part) -> bool:
 
 def _asked(plain: Any) -> Any:
     """The plain recipe with what goes without saying."""
+    spelled = isinstance(plain, Mapping) and isinstance(plain.get("model"), Mapping)
+    plain = {**plain, "model": {n: _spelled(v) for n, v in plain["model"].items()}} if spelled else plain
     return _with_noise(_with_joint(plain))
+
+
+def _spelled(value: Any) -> Any:
+    """An encoder as `{NAME: {SETTING: VALUE}}` that was written short, `NAME:VALUE`; those inside of it too."""
+    if isinstance(value, str):
+        name, colon, rest = value.partition(":")
+        short = _mark_of("encoders", name, "x-short") if colon else None
+        return {name: {short: rest}} if short else value
+    if not (isinstance(value, Mapping) and len(value) == 1):
+        return value
+    ((name, settings),) = value.items()
+    if name not in registry.names("encoders") or not isinstance(settings, Mapping):
+        return value
+    shapes = registry.schema("encoders", name)["properties"]
+    inner = {k: _spelled(v) for k, v in settings.items() if shapes.get(k, {}).get("x-part") == "encoders"}
+    return {name: {**settings, **inner}}
 
 
 def _with_noise(plain: Any) -> Any:

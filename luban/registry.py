@@ -210,6 +210,8 @@ def describe(thing: Any) -> dict[str, Any]:
         "student",
         "fields",
         "reads",
+        "needs",
+        "short",
     ):
         value = getattr(thing, mark, None)
         if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):

@@ -14,10 +14,11 @@ import os
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,7 +184,7 @@ class Report:
 
     def to_text(self) -> str:
         """For a terminal: aligned tables, no markup; what needs a picture is left to the page."""
-        parts = [visible(self.title), *(_terminal(b) for b in self.shown())]
+        parts = [visible(self.title), *_lines(self.shown())]
         return "\n\n".join(p for p in parts if p) + "\n"
 
     def to_html(self) -> str:
@@ -391,6 +392,15 @@ def _table_markdown(table: Table) -> str:
         lines.append([markdown(said) + (f" ({interval})" if interval else "") for said, interval in map(_cell, row)])
     title = f"**{markdown(table.title)}**\n\n" if table.title else ""
     return title + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _lines(blocks: list[Block]) -> Iterator[str]:
+    """Each block for a terminal; a heading over nothing but pictures says where they are."""
+    for i, block in enumerate(blocks):
+        yield _terminal(block)
+        under = list(takewhile(lambda b: not isinstance(b, Heading), blocks[i + 1 :]))
+        if isinstance(block, Heading) and under and not any(map(_terminal, under)):
+            yield say("report.on_page")
 
 
 def _terminal(block: Block) -> str:

@@ -90,6 +90,14 @@ class Model:
         return {"format": "model"}
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Published weights: a file, relative to the recipe's own folder, a folder with one, a sample model, or a name on the hub."""
+
+    def schema(self) -> dict[str, Any]:
+        return {"format": "weights"}
+
+
 Device = Annotated[str, Pattern(DEVICE, "auto | cpu | cuda | cuda:N | mps")]
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]

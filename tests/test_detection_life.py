@@ -130,6 +130,11 @@ def test_it_is_judged_and_made_smaller(head, tmp_path):
     held_out = scenes.recipe(tmp_path / "rows.jsonl", count=12, side=32)["data"]["rows"]
     report = model.evaluate(held_out)
     assert 0 <= report.numbers["outputs"]["objects"]["metrics"]["map_50"]["value"] <= 1
+    said = report.to_text()
+    assert "Shown on the HTML page" in said.split("Worst examples")[1]
+    assert "Every metric\n" in said and "beside the baselines" not in said
+    audited = model.audit(held_out).to_text()
+    assert "nothing else to look at" in audited and "objects" in audited
     small = model.compress(held_out, quantize="int8", explain=0)
     found = small.reports["compress"].numbers
     assert found["after"]["bytes"] < 0.5 * found["before"]["bytes"]
@@ -158,9 +163,10 @@ def built(**changes):
     return build_network(recipe, columns), columns
 
 
-@pytest.mark.parametrize(
-    "encoder", ["cnn", "resnet", "vgg", "densenet", "inception", "efficientnet", "alexnet", "lenet", "vit"]
-)
+FAMILIES = ("cnn", "resnet", "vgg", "densenet", "inception", "efficientnet", "alexnet", "lenet", "vit")
+
+
+@pytest.mark.parametrize("encoder", FAMILIES)
 def test_every_family_can_stand_below(encoder):
     settings = {"stem": "small"} if encoder == "inception" else {}
     network, _ = built(model={"image": {encoder: settings}, "objects": {"fcos": {"width": 8, "layers": 1}}})
@@ -172,6 +178,32 @@ def test_every_family_can_stand_below(encoder):
     assert each.isfinite().all() and weight.tolist() == [1, 1]
     assert any(p.grad is not None and p.grad.any() for p in network.encoder_of("image").parameters())
     assert network.separable == (encoder in ("cnn", "lenet", "alexnet", "vit"))
+
+
+@pytest.mark.parametrize(
+    "encoder", [pytest.param(n, marks=[pytest.mark.slow] if n == "inception" else []) for n in FAMILIES]
+)
+def test_two_stages_stand_on_every_family(encoder):
+    """One pass with the truth and one without: regions of every family's maps, finite answers that the picture moves."""
+    settings = {"stem": "small"} if encoder == "inception" else {}
+    head = {"faster_rcnn": {"width": 8, "hidden": [8], "proposals": 12, "learned": 8}}
+    network, _ = built(model={"image": {encoder: settings}, "objects": head})
+    random = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, (2, 3, 64, 64), generator=random, dtype=torch.uint8)
+    truth = torch.tensor([[[1.0, 8, 8, 40, 40]], [[2.0, 20, 4, 60, 30]]]), torch.ones(2, 1, dtype=torch.bool)
+    inputs = {"image": (x, torch.ones(2, dtype=torch.bool))}
+    with torch.no_grad():
+        batch = Batch(inputs, {"objects": truth}, 2)
+        ((each, weight),) = network.loss(network(batch), batch).values()
+        assert each.isfinite().all() and (each > 0).all() and weight.tolist() == [1, 1]
+        found = network.eval()(Batch(inputs, {}, 2))["objects"]
+        assert found.shape[:2] == (2, 12) and found.isfinite().all()
+        assert not torch.allclose(found[0], found[1])
+        encoder = network.encoder_of("image")
+        read = encoder.read
+        encoder.read = lambda *given: ([torch.zeros_like(m) for m in read(*given)[0]], read(*given)[1])  # sees nothing
+        blind = network(Batch(inputs, {}, 2))["objects"]
+        assert torch.allclose(blind[0], blind[1])
 
 
 def test_a_category_beside_the_boxes_reads_the_same_pass():

@@ -217,3 +217,10 @@ def test_numbers_are_short(value, said):
 def test_text_keeps_chinese_spaces_and_shows_control_characters():
     assert visible("中文\u3000a\nb\x1b") == "中文\u3000a\\nb\\x1b"
     assert escape("<a>") == "&lt;a&gt;" and markdown("a|b") == "a\\|b"
+
+
+def test_a_terminal_says_where_pictures_are():
+    report = Report("evaluate", "Title").heading("Worst", 3).html("", "<b>picture</b>").heading("Told").text("words")
+    report.heading("Nothing")
+    assert report.to_text().count("Shown on the HTML page") == 1
+    assert "Worst\n-----\n\nShown on the HTML page" in report.to_text()

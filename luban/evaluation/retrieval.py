@@ -152,7 +152,8 @@ def _write(report: Report, measured: dict[str, dict[str, Metric]], candidates: i
     rows = [
         [k, f"{m.value:.4f}", interval(m), *(f"{r[k].value:.4f}" for r in rivals.values())] for k, m in mine.items()
     ]
-    report.table(say("evaluate.metrics"), head, rows, "lrl" + "r" * len(rivals))
+    title = say("evaluate.metrics" if rivals else "evaluate.metrics_alone")
+    report.table(title, head, rows, "lrl" + "r" * len(rivals))
     if not rivals:
         return
     beaten = [n for n, r in rivals.items() if r[MAIN].value > mine[MAIN].value]

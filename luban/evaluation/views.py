@@ -97,7 +97,8 @@ class View:
             if m.value == m.value
         ]
         head = [say("evaluate.metric"), say("evaluate.model"), say("card.interval"), *measured]
-        report.table(say("evaluate.metrics"), head, rows, "lrl" + "r" * len(measured))
+        title = say("evaluate.metrics" if measured else "evaluate.metrics_alone")
+        report.table(title, head, rows, "lrl" + "r" * len(measured))
         self.pictures(report, rivals)
 
     @property

@@ -13,10 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from luban.data.models import WEIGHTS
 from luban.errors import BundleError, RequestError, problem
 
-PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-ENDINGS = (*PICKLED, ".safetensors")
 INSIDE = ("state_dict", "model_state_dict", "model")  # where trainers put the weights beside other things
 WRAPPED = "module."  # what DataParallel puts before every name
 
@@ -24,8 +23,8 @@ WRAPPED = "module."  # what DataParallel puts before every name
 def read(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises BundleError, RequestError for another kind of file."""
     path = Path(file)
-    if path.suffix not in ENDINGS:
-        raise RequestError(problem("import.kind", place=str(file), name=path.suffix, allowed=ENDINGS))
+    if path.suffix not in WEIGHTS:
+        raise RequestError(problem("import.kind", place=str(file), name=path.suffix, allowed=WEIGHTS))
     if not path.is_file():
         raise RequestError("import.no_file", path=str(file))
     try:

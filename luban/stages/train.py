@@ -21,6 +21,7 @@ from luban.data.rows import row_hashes
 from luban.errors import Unsupported, raise_all
 from luban.files import write
 from luban.messages import say
+from luban.nn.fusion import Concat
 from luban.nn.networks.adversarial import both
 from luban.recipe import Part, fill
 from luban.settings import Count, Device, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
@@ -179,7 +180,7 @@ def train(
     if hasattr(network, "forget"):
         network.forget()
     seconds = round(history.earlier.get("seconds", 0.0) + time.monotonic() - began, 3)
-    _tell(history, weights, seconds, chosen["precision"])
+    _tell(history, _drops(network), weights, seconds, chosen["precision"])
     if history.pieces:  # memory was not enough for more at once: what was found stands in the recipe
         chosen |= {"batch": -(-plan.batch // history.pieces), "accumulate": history.pieces}
         recipe = _with_choices(bundle, chosen | beside)
@@ -259,9 +260,9 @@ def _begin(folder: Path | None, recipe: Any, *, resume: bool) -> None:
         write(folder / "recipe.yaml", recipe.yaml())
 
 
-def _tell(history: History, weights: Mapping[str, float], seconds: float, precision: str) -> None:
+def _tell(history: History, drops: bool, weights: Mapping[str, float], seconds: float, precision: str) -> None:
     tell("train.done", epochs=len(history.epochs), seconds=f"{seconds:.1f}", best=history.best + 1, precision=precision)
-    _tell_diagnosis(history)
+    _tell_diagnosis(history, drops)
     if weights:
         tell("balance.learnt", weights=[f"{n} {w:.3g}" for n, w in weights.items()])
 
@@ -301,7 +302,7 @@ def _entry(data: Any, network: Any, history: History) -> dict[str, Any]:
         "stopped": history.stopped,
         "signal": history.signal,
         "steps": history.step,
-        "diagnosis": diagnosis(history),
+        "diagnosis": diagnosis(history, _drops(network)),
         "incidents": history.incidents,
         **({"earlier": {k: round(v, 3) for k, v in history.earlier.items()}} if history.earlier else {}),
         **({"ranks": here().world} if here().world > 1 else {}),
@@ -313,17 +314,24 @@ def new_network(recipe: Any, columns: dict[str, Column], bundle: Bundle) -> Any:
     return build_network(recipe, columns, bundle.edits)
 
 
-def _tell_diagnosis(history: History) -> None:
-    found = diagnosis(history)
+def _drops(network: Any) -> bool:
+    """Whether an answer passes the dropout of a `concat`: those that are read off maps or positions go round it."""
+    if not isinstance(getattr(network, "fusion", None), Concat):
+        return False
+    return len(network.encoders) > 1 or any(at is None for at in getattr(network, "places", (None,)))
+
+
+def _tell_diagnosis(history: History, drops: bool) -> None:
+    found = diagnosis(history, drops)
     if found:
         gap, train, validation = (f"{found[k]:.3g}" for k in ("gap", "train_loss", "validation_loss"))
         tell("train.diagnosis", gap=gap, train=train, validation=validation, remedy=say(found["remedy"]))
 
 
-def diagnosis(history: History) -> dict[str, Any]:
+def diagnosis(history: History, drops: bool = True) -> dict[str, Any]:
     """Does it over-fit? The gap between validation and training loss at the best epoch and at the end, and a remedy.
 
-    `remedy` is a sentence id: more epochs when the loss still falls, early stopping, dropout, a smaller network.
+    `remedy` is a sentence id: more epochs when the loss still falls, early stopping, dropout where the network `drops`, a smaller network.
     """
     epochs = [e for e in history.epochs if "validation_loss" in e]
     if len(epochs) < 2:
@@ -339,7 +347,7 @@ def diagnosis(history: History) -> dict[str, Any]:
     elif rise > 0.1 * best["validation_loss"] and relative > 0.5:
         remedy = "train.remedy.smaller"
     elif relative > 0.5:
-        remedy = "train.remedy.dropout"
+        remedy = "train.remedy.dropout" if drops else "train.remedy.rows"
     else:
         remedy = "train.remedy.none"
     return {

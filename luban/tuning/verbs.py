@@ -12,10 +12,10 @@ from typing import Any
 
 from luban import console, files, scaling
 from luban.applying import apply, claimed
-from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings, tell_ledger
+from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings, tell_ledger, unready
 from luban.data.prepare import Data, prepare
 from luban.energy import Meter
-from luban.errors import RequestError, need
+from luban.errors import RequestError, need, raise_all
 from luban.recipe import Part, Recipe, fill
 from luban.scale import world
 from luban.tuning.asked import counts_for, judgeable
@@ -117,6 +117,7 @@ def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
 
 
 def _prepared(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Data:
+    raise_all(RequestError, unready(recipe.resolved()))
     prepared = prepare(recipe.resolved(), rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)

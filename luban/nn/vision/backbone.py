@@ -29,6 +29,7 @@ class Backbone(Encoder):
     mapped = True
     deep = True
     plenty = 2000
+    sized: ClassVar[bool] = False  # weights are of images of one size
     usual: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]] = IMAGENET
 
     def __init__(
@@ -62,9 +63,15 @@ class Backbone(Encoder):
         self.length = 1 if dense else positions
         self.placeless = not dense
         self.span = Span(column.name, 0, self.length, (1,) if dense else tuple(grid))
-        if weights and torch.get_default_device().type != "meta":
-            files.put(getattr(self.net, "inner", self.net), weights, column.name, tables)
+        self.published = (weights, column.name, tables) if weights else None
+        if self.published and torch.get_default_device().type != "meta":
+            files.put(self.named, *self.published)
             self.learned = True  # worth keeping: LoRA may stand beside them
+
+    @property
+    def named(self) -> nn.Module:
+        """What has the parameter names of its public checkpoints."""
+        return getattr(self.net, "inner", self.net)
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.form.embed(x, mask)

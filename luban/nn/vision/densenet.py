@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luban.nn.vision.backbone import Backbone, initialised, small
 from luban.nn.vision.weights import Table
-from luban.settings import Count, Dial, Model
+from luban.settings import Count, Dial, Weights
 
 BLOCKS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 PUBLISHED = 32
@@ -33,7 +33,7 @@ class DenseNet(Backbone):
         growth: Annotated[Count, Dial(nano=4, small=12, base=32)] = 12,
         stem: Literal["auto", "small", "imagenet"] = "auto",
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         growth, plain = PUBLISHED if weights else growth, small(columns[0], stem, weights)
         make = lambda channels: initialised(Net(channels, depth, growth, plain))  # noqa: E731

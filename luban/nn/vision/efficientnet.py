@@ -14,7 +14,7 @@ from luban.nn.transformer import StochasticDepth, rising
 from luban.nn.vision.backbone import Backbone, initialised, small
 from luban.nn.vision.depthwise import Depthwise
 from luban.nn.vision.weights import Table
-from luban.settings import Fraction, Model
+from luban.settings import Fraction, Weights
 
 FIRST, LAST = 32, 1280  # channels of the first and the last layer, the same in all sizes
 SIZES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3": (1.2, 1.4), "lite4": (1.4, 1.8)}
@@ -87,7 +87,7 @@ class EfficientNet(Backbone):
         stem: Literal["auto", "small", "imagenet"] = "auto",
         stochastic_depth: Fraction = 0.0,
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         plain = small(columns[0], stem, weights)
         make = lambda channels: initialised(Net(channels, variant, plain, stochastic_depth))  # noqa: E731

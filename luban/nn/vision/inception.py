@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.nn.vision.backbone import HALF, Backbone, initialised, small
-from luban.settings import Count, Dial, Model
+from luban.settings import Count, Dial, Weights
 
 PUBLISHED = 32
 
@@ -31,7 +31,7 @@ class Inception(Backbone):
         width: Annotated[Count, Dial(nano=2, small=8, base=32)] = 8,
         stem: Literal["auto", "small", "imagenet"] = "auto",
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         width, plain = PUBLISHED if weights else width, small(columns[0], stem, weights)
         make = lambda channels: initialised(Net(channels, width, plain))  # noqa: E731

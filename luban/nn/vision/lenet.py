@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from luban.nn.tokens import ACTIVATIONS
 from luban.nn.vision.backbone import Backbone, initialised, small
-from luban.settings import Count, Dial, Fraction, Model
+from luban.settings import Count, Dial, Fraction, Weights
 
 
 class LeNet(Backbone):
@@ -60,7 +60,7 @@ class AlexNet(Backbone):
         dense: list[Count] = (),
         dropout: Fraction = 0.0,
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         width, plain = 64 if weights else width, small(columns[0], stem, weights)
         make = lambda channels: initialised(AlexNetMaps(channels, width, plain))  # noqa: E731

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luban.nn.transformer import StochasticDepth, rising
 from luban.nn.vision.backbone import Backbone, initialised, small
-from luban.settings import Count, Dial, Fraction, Model
+from luban.settings import Count, Dial, Fraction, Weights
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 PUBLISHED = 64  # channels of the first layer
@@ -33,7 +33,7 @@ class ResNet(Backbone):
         stem: Literal["auto", "small", "imagenet"] = "auto",
         stochastic_depth: Fraction = 0.0,
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         width = PUBLISHED if weights else width
         plain = small(columns[0], stem, weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from luban.errors import RequestError, need, problem
 from luban.nn.vision.backbone import Backbone
-from luban.settings import Model
+from luban.settings import Weights
 
 EXTRA = "timm"
 
@@ -22,13 +22,17 @@ class Timm(Backbone):
     grid (B, C, H, W) -> Tokens (B, H'W', D).
     """
 
+    needs = EXTRA
+    short = "name"
+    sized = True
+
     def __init__(
         self,
         columns: Sequence[Any],
         *,
         name: str,
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         library, place = need("timm", EXTRA), columns[0].name
         known = library.list_models()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from luban.nn.vision.backbone import Backbone, initialised
 from luban.nn.vision.weights import HEADS, Table
-from luban.settings import Count, Dial, Fraction, Model
+from luban.settings import Count, Dial, Fraction, Weights
 
 PLANS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 PUBLISHED = 64
@@ -34,7 +34,7 @@ class VGG(Backbone):
         dense: list[Count] = (),
         dropout: Fraction = 0.0,
         pooling: Literal["mean", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         width, side = PUBLISHED if weights else width, min(columns[0].hw)
         make = lambda channels: initialised(Net(channels, depth, width, norm, side))  # noqa: E731

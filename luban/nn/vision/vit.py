@@ -13,7 +13,7 @@ from luban.nn.tokens import Span, Tokens
 from luban.nn.transformer import StochasticDepth, dividing, rising
 from luban.nn.vision.backbone import HALF, Backbone
 from luban.nn.vision.weights import HEADS, Table
-from luban.settings import Count, Dial, Fraction, Model
+from luban.settings import Count, Dial, Fraction, Weights
 
 TORCHVISION = (
     (r"^class_token$", "cls_token"), (r"^conv_proj\.", "patch_embed.proj."), (r"^encoder\.pos_embedding$", "pos_embed"),
@@ -32,6 +32,7 @@ class ViT(Backbone):
     """
 
     usual = HALF
+    sized = True
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class ViT(Backbone):
         dropout: Fraction = 0.0,
         stochastic_depth: Fraction = 0.0,
         pooling: Literal["mean", "first", "max", "attention"] = "mean",
-        weights: Annotated[str, Model()] | None = None,
+        weights: Annotated[str, Weights()] | None = None,
     ):
         side = columns[0].hw
         patch = (16 if weights else max(1, round(max(side) / 8))) if patch == "auto" else patch

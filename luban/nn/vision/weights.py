@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from luban.console import tell
 from luban.data import models
-from luban.errors import RequestError, problem, shortened
-from luban.nn.tensor_files import ENDINGS, read
+from luban.errors import RequestError, problem, raise_all, shortened
+from luban.nn.tensor_files import read
 
 HEADS = ("fc", "classifier", "head", "heads", "head_drist", "aux", "AuxLogits")  # layers over another person's classes
 COUNTER = "num_batches_tracked"  # older checkpoints have none, and nothing reads it
@@ -36,18 +36,19 @@ class Table:
 
 
 def file(name: str, place: str) -> Path:
-    """The file of tensors behind a name. Raises DataError where there is none, WorkError where it cannot be had."""
+    """The file of tensors behind a name. Raises RequestError where there is none, WorkError where it cannot be had."""
+    raise_all(RequestError, filter(None, [models.weightless(name, place)]))
     if Path(name).is_file():
         return Path(name)
-    folder = models.found(name)
-    for ending in ENDINGS:
+    folder = models.found(name, models.IMAGES)
+    for ending in models.WEIGHTS:
         if inside := sorted(folder.glob(f"*{ending}")):
             return inside[0]
-    raise RequestError(problem("vision.no_weights", place=place, name=name, allowed=ENDINGS))
+    raise RequestError(problem("vision.no_weights", place=place, name=name, allowed=models.WEIGHTS))
 
 
-def put(net: nn.Module, name: str, place: str, tables: Sequence[Table]) -> None:
-    """Weights into a network; of the layouts that are known the one that fits best is taken.
+def fitting(net: nn.Module, name: str, place: str, tables: Sequence[Table]) -> dict[str, Tensor]:
+    """The weights of that name for a network; of the layouts that are known the one that fits best is taken.
 
     Raises RequestError with every name that lacks or has another shape.
     """
@@ -59,6 +60,12 @@ def put(net: nn.Module, name: str, place: str, tables: Sequence[Table]) -> None:
     if lacking or wrong:
         values = {"lacking": shortened(lacking) or "-", "wrong": shortened(wrong) or "-"}
         raise RequestError(problem("vision.weights_differ", place=place, name=name, **values))
+    return best
+
+
+def put(net: nn.Module, name: str, place: str, tables: Sequence[Table]) -> None:
+    """Those weights into a network. Raises what `fitting` raises."""
+    best, wanted = fitting(net, name, place, tables), net.state_dict()
     if extra := [k for k in best if k not in wanted]:
         tell("model.extra", name=name, count=len(extra), names=shortened(extra))
     net.load_state_dict({k: v for k, v in best.items() if k in wanted}, strict=False)

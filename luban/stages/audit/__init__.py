@@ -64,9 +64,14 @@ def audit(
     temperatures = _calibration(report, bundle.seeded(seed), data, judged, chosen, calibrate)
     if sensitive is not None:
         _groups(report, bundle.seeded(seed), judged, chosen, sensitive, positive)
-    else:
-        report.note("info", say("audit.no_sensitive"))
-    if passages and hasattr(bundle.network, "advance") and not bundle.recipe.prefers:
+    writes = bool(passages) and hasattr(bundle.network, "advance") and not bundle.recipe.prefers
+    if sensitive is None:
+        looked = writes or any("calibration" in found for found in report.numbers["outputs"].values())
+        said = (
+            say("audit.no_sensitive") if looked else say("audit.nothing_else", outputs=list(chosen), rows=len(judged))
+        )
+        report.note("info", said)
+    if writes:
         asked = {"passages": passages, "context": context, "follow": follow}
         remembered.audit(report, bundle.seeded(seed), data, rows, **asked)
     if not temperatures:
