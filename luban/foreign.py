@@ -16,7 +16,7 @@ from luban.console import tell
 from luban.data import models
 from luban.data.prepare import prepare
 from luban.errors import BundleError, RequestError, problem, raise_all, shortened
-from luban.huggingface import imported
+from luban.huggingface import finite, imported
 from luban.nn.tensor_files import read
 from luban.recipe import Recipe
 
@@ -65,4 +65,5 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], file: str) -> None:
             found, want = (" x ".join(map(str, s)) or "()" for s in (tensor.shape, wanted[name].shape))
             problems.append(problem("import.shape", place=file, tensor=name, found=found, want=want))
     raise_all(BundleError, problems)
+    finite(weights, file)
     network.load_state_dict(dict(weights))

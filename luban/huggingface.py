@@ -50,7 +50,7 @@ def imported(name: str, column: str = "text") -> Bundle:
     A decoder writes the text `column`; a BERT reads it and says hidden words. Weights are stored in float32. Another causal
     network of `transformers` comes in as it is (head `pretrained`).
     Raises Unsupported for another kind of network, DataError for a tokenizer that is not the network's, BundleError with
-    all weights that lack, are too many or have another shape, RequestError for pickles.
+    all weights that lack, are too many or have another shape, or the first that is no number, RequestError for pickles.
     """
     folder = models.found(name)
     config = json_of(folder / CONFIG)
@@ -74,10 +74,12 @@ def imported(name: str, column: str = "text") -> Bundle:
     with torch.device("meta"):  # what the config asks for is held against what is there before any of it is made
         wanted = {k: t.shape for k, t in weights_of(build_network(recipe, columns)).items()}
     weights = tensors(folder, name)
+    finite({k: t for k, t in weights.items() if not k.endswith(kind.useless)}, name)
     found, guesses = families.read(kind, config, wanted, weights, str(folder))
     network = build_network(recipe, columns)
     _put(network, found)
     tell("import.done", path=name, count=len(weights))
+    _tell_tokens(text, name)
     if reads and not guesses:
         tell("import.no_guess", name=name)
     bundle = Bundle(recipe, {column: replace(text)}, network.eval())  # the column knows no folder any more
@@ -108,10 +110,26 @@ def _whole(name: str, column: str, config: Mapping[str, Any]) -> Bundle:
     source, text = text.source, make(column, "text", dict(recipe.outputs[column].settings)).learned(**text.state)
     object.__setattr__(text, "_source", source)
     network = build_network(recipe, {column: text})
+    finite(network.writer.state_dict(), name)
     count = len(network.writer.state_dict())
     tell("import.done", path=name, count=count)
+    _tell_tokens(text, name)
     bundle = Bundle(recipe, {column: replace(text)}, network.eval())
     return bundle.with_history("import", source=name, type=config["model_type"], tensors=count)
+
+
+def finite(weights: Mapping[str, Tensor], place: str) -> None:
+    """Raises BundleError with the first tensor that holds something else than finite numbers."""
+    bad = (n for n, t in weights.items() if t.is_floating_point() and not torch.isfinite(t).all())
+    if (first := next(bad, None)) is not None:
+        raise BundleError(problem("import.not_finite", place=place, tensor=first))
+
+
+def _tell_tokens(text: Any, name: str) -> None:
+    """Say that the network knows ids which its tokenizer has no token for: nothing stands in the text where one is written."""
+    count = text.tokenizer.get_vocab_size(with_added_tokens=True)
+    if count < text.size:
+        tell("import.fewer_tokens", name=name, tokens=count, rows=text.size)
 
 
 def parts_of(network: Any) -> dict[str, nn.Module]:

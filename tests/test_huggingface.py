@@ -205,6 +205,37 @@ def test_a_tokenizer_of_another_model_is_refused(copy):
     refused(copy, DataError, "model.tokens_differ")
 
 
+def test_ids_without_a_token_are_told(copy, capsys):
+    """The network of the fixture has 310 ids. Its whole tokenizer has a few less; one that was cut has many less."""
+    imported(str(copy))
+    assert "310 ids" in capsys.readouterr().err
+    plain = json.loads((copy / "tokenizer.json").read_text())
+    size = len(plain["model"]["vocab"])
+    edit(copy, "config.json", vocab_size=size)
+    weights = load_file(copy / "model.safetensors")
+    cut = {k: t[:size].clone() if t.shape[0] == 310 else t for k, t in weights.items()}
+    save_file(cut, copy / "model.safetensors", {"format": "pt"})
+    imported(str(copy))
+    assert "tokenizer" not in capsys.readouterr().err  # as many as there are
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_text_that_ends_with_no_token_is_refused(copy, file):
+    edit(copy, file, eos_token_id=309)
+    edit(copy, "tokenizer_config.json", eos_token=None)
+    assert "309" in refused(copy, DataError, "model.no_such_token")
+    edit(copy, file, eos_token_id=99_999)  # beyond the network: it can never be written
+    imported(str(copy))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(copy, value):
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert "model.norm.weight" in refused(copy, BundleError, "import.not_finite")
+
+
 def test_no_pickle_is_opened(copy):
     weights = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()

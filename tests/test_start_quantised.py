@@ -110,6 +110,14 @@ def test_batch_norms_that_were_folded_stand_again():
         floating.multiplied_out(integers, plain, {})
 
 
+@pytest.mark.parametrize("first", ["int8", "int4"])
+@pytest.mark.parametrize("second", ["int8", "int4"])
+def test_integers_are_not_made_integers_again(gpt, first, second):
+    small = methods.quantised(gpt, first)
+    with pytest.raises(Unsupported, match="no layer left"):
+        methods.quantised(small, second)
+
+
 @pytest.mark.parametrize("edit", ["prune_channels", "low_rank"])
 def test_a_model_that_was_made_smaller_is_refused(gpt, edit):
     with pytest.raises(Unsupported, match="made smaller"):

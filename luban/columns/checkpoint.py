@@ -109,11 +109,16 @@ def _written(
 
     `bare`: a text that was begun is read as it is, nothing stands before it; `behind`: what is written begins behind it, with the token
     that its tokenizer puts there (a text that is read before another is written). The network has `rows` ids, some perhaps of no token.
+    Raises DataError where the checkpoint begins or ends texts with an id that is none of its tokenizer's.
     """
     before, after = frame
     ids, said = made.get_vocab(with_added_tokens=True), _optional(folder, "generation_config.json")
     asked = next((e for e in (said.get("eos_token_id"), config.get("eos_token_id")) if e is not None), [])
     named = _id(about, ids, "eos_token", None)
+    given = [d.get(k) for d in (said, config) for k in ("bos_token_id", "eos_token_id")]
+    marks = [i for v in given for i in (v if isinstance(v, list) else [v])]
+    if gone := [i for i in marks if _is_id(i, rows) and i not in ids.values()]:
+        raise DataError(problem("model.no_such_token", place=str(folder), id=gone[0]))
     stops = [int(i) for i in (asked if isinstance(asked, list) else [asked]) if _is_id(i, rows)]
     end = named if named is not None else next(iter(stops), None)
     if end is None:

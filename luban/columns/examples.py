@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from luban.columns.base import Column, Encoded, Ragged, take, to_list
+from luban.data.halves import broken
 from luban.errors import DataError
 
 Pair = tuple[np.ndarray, np.ndarray]  # x (B, ...), mask (B,) or (B, T)
@@ -237,6 +238,8 @@ def encode_values(
 def _required(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
         raise DataError("data.value_absent", name=name)
+    if broken(record[name]):
+        raise DataError("data.lone_surrogate")
     return record[name]
 
 

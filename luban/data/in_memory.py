@@ -11,22 +11,37 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from luban.data.json_lines import from_objects, to_arrow
-from luban.data.rows import Rows
+from luban.data.halves import apart
+from luban.data.json_lines import from_objects, to_arrow, unusable
+from luban.data.rows import Quarantined, Rows
 from luban.errors import DataError, Problem, problem
 
 KINDS = ("path", "pandas", "polars", "pyarrow", "numpy", "datasets.Dataset", "dict", "[dict, ...]")
 
 
 def rows(source: Any) -> Rows:
-    """Rows of a Python object, in its order. Raises DataError for an object of another kind."""
+    """Rows of a Python object, in its order; those with half of a Unicode surrogate pair are quarantined.
+
+    Raises DataError for an object of another kind.
+    """
     if isinstance(source, Rows):
         return source
     name = type(source).__name__
     library = type(source).__module__.partition(".")[0]
-    table, notes = _table(source, library, name)
+    try:
+        table, notes = _table(source, library, name)
+        good, bad = range(len(table)), []
+    except UnicodeEncodeError as e:
+        source, good, bad = apart(source)
+        if not bad:  # in the name of a column
+            raise DataError(problem("data.lone_surrogate", place=name)) from e
+        if not good:
+            raise unusable([Quarantined(i + 1, "data.lone_surrogate") for i in bad], name) from e
+        table, notes = _table(source, library, name)
     notes = [p if p.place else Problem(p.id, name, p.values, p.allowed, p.nearest) for p in notes]
-    return Rows(table, np.arange(1, len(table) + 1, dtype=np.int64), name, rows_in=len(table), notes=tuple(notes))
+    gone = [Quarantined(i + 1, "data.lone_surrogate") for i in bad]
+    lines = np.asarray(good, np.int64) + 1
+    return Rows(table, lines, name, None, gone, len(good) + len(bad), tuple(notes))
 
 
 def _table(source: Any, library: str, name: str) -> tuple[pa.Table, list[Problem]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from luban.columns.examples import encode_values
 from luban.console import tell
+from luban.data.halves import broken
 from luban.errors import DataError, Unsupported
 from luban.generation.sampling import Sampling, checked, writes
 from luban.generation.writing import Text, streamed, written
@@ -75,6 +76,8 @@ def _ids(column: Any, prompt: Prompt | np.ndarray) -> np.ndarray:
     """The ids that are read before anything is written."""
     if isinstance(prompt, np.ndarray):
         return prompt
+    if broken(prompt):
+        raise DataError("data.lone_surrogate")
     if isinstance(prompt, str):
         return column.prompt(prompt)
     if column.chat is None:
