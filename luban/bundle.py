@@ -41,7 +41,7 @@ from luban import files, registry
 from luban.columns import answering, searching
 from luban.columns.base import Column, from_json, together
 from luban.columns.examples import Arrays
-from luban.errors import BundleError, RequestError, Unsupported, problem
+from luban.errors import BundleError, DataError, RequestError, Unsupported, problem
 from luban.generation.writing import respond
 from luban.nn.edits import replay
 from luban.nn.quantized import unpacked
@@ -130,20 +130,29 @@ class Bundle:
     def embed(self, values: Any, input: str | None = None) -> np.ndarray:
         """Vectors (N, D) of length 1 of some values of an input, the first unless named; for a model with `fusion: match`.
 
-        Their products are cosines. Raises Unsupported for another model, DataError for a value that cannot be read.
+        Their products are cosines. Raises Unsupported for another model, DataError for a value that cannot be read, and for none.
         """
-        return searching.vectors(self.engine, self._input(input), [values] if isinstance(values, str) else list(values))
+        if self.recipe.fusion.type == "skip_gram":
+            raise Unsupported("skip_gram.no_vectors")
+        name, values = self._input(input), [values] if isinstance(values, str) else list(values)
+        if not self.inputs or not hasattr(self.network, "vector"):
+            raise Unsupported("search.no_vectors")
+        if not values:
+            raise DataError("data.no_rows")
+        return searching.vectors(self.engine, name, values)
 
     def search(self, query: Any, top: int = 5, input: str | None = None) -> list[dict[str, Any]]:
         """The rows of this model's index (stage `index`) nearest to a value of an input, best first, each with its `score`.
 
-        Raises RequestError without an index, or with one that was made with other weights.
+        Raises RequestError without an index, with one that was made with other weights, or for a query with nothing in it.
         """
         table = self.tables.get("index")
         if table is None:
             raise RequestError("search.no_index")
         if table.schema.metadata.get(b"weights", b"").decode() != self._weights:
             raise RequestError("search.old_index")
+        if isinstance(query, str) and not query.strip():
+            raise RequestError("search.empty")
         return searching.nearest(table, self.embed([query], input)[0], top)
 
     @cached_property
@@ -153,7 +162,7 @@ class Bundle:
     def _input(self, name: str | None) -> str:
         if name is not None and name not in self.inputs:
             raise RequestError(problem("search.no_input", name=name, allowed=self.inputs))
-        return name or self.inputs[0]
+        return name or next(iter(self.inputs), "")
 
     def chat(self, messages: Any, **settings: Any) -> str:
         """The assistant's answer to a conversation [{role, content}, ...], or to one message of a user.
@@ -379,6 +388,8 @@ class TorchEngine:
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         if not self.outputs and hasattr(self.network, "vector"):
             raise Unsupported("match.no_answer")
+        if hasattr(self.network, "masked"):
+            raise Unsupported("masked.no_answer")
         return {n: o.float().cpu().numpy() for n, o in respond(self.network, Batch.of(arrays, self.device)).items()}
 
     @torch.inference_mode()

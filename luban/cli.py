@@ -360,7 +360,7 @@ def generate(
     set: list[str] = (),
     out: str | None = None,
 ) -> None:
-    from luban.generation.sampling import checked, writes
+    from luban.generation.sampling import checked, orderly, writes
     from luban.recipe import Recipe
 
     asked = {"tokens": tokens, "stop": stop, "seed": common["seed"]}
@@ -371,6 +371,7 @@ def generate(
     if n < 1 or tokens < 0:
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
+    orderly(**asked)
     exported = _folder(folder) is None  # texts are not written from one
     _sound(_folder(folder), out=out)
     recipe = None if exported else Recipe.load(_path(folder) / "recipe.yaml")

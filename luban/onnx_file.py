@@ -58,7 +58,9 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
     Raises ExportMismatch where the network cannot be written down for every batch size and length, MissingExtra.
     """
     if getattr(bundle.network, "written", None) or not (bundle.outputs or bundle.matches):
-        raise Unsupported("onnx.writes", outputs=list(bundle.outputs) or bundle.recipe.task())
+        if not getattr(bundle.network, "written", None):
+            raise Unsupported("onnx.answers_nothing", task=bundle.recipe.task())
+        raise Unsupported("onnx.writes", outputs=list(bundle.outputs))
     for module in ("onnx", "onnxscript"):
         need(module, "export")
     if bundle.bytes() > LARGEST:

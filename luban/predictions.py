@@ -61,6 +61,10 @@ def predict_file(
     rows = _typed(engine, given, reading)
     for note in rows.notes:
         console.block(str(note))
+    for name in (n for n in engine.inputs if engine.columns[n].form == "ids"):
+        column = engine.columns[name]
+        if lost := sum(column.overlong(rows.table[name].slice(a, chunk)) for a in range(0, len(rows), chunk)):
+            console.tell("predict.cut", name=name, count=lost, rows=len(rows), most=column.room)
     count = bad = 0
     seen = None
     if draw is not None:

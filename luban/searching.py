@@ -26,7 +26,7 @@ def embedded(bundle: Bundle, source: str, input: str | None, place: Path) -> tup
     import numpy as np
 
     data = data_of(source, bundle.columns, bundle.recipe)
-    name = input or bundle.inputs[0]
+    name = input or next(iter(bundle.inputs), None)
     if name in bundle.inputs and name not in data.table.column_names:
         raise DataError(problem("data.no_column", place=source, name=name, allowed=data.table.column_names))
     values = to_list(cells(data.table[name])) if name in bundle.inputs else []

@@ -26,6 +26,7 @@ LOOKED = 200_000  # rows by which a type is told, evenly spaced; fewer where the
 NUMBERS = 0.995  # share of the cells that must be numbers
 CLASSES = 20  # distinct whole numbers up to which a target is taken for classes
 FEW = 50  # distinct words up to which a column is a category whatever its length
+ALONG = 0.8  # share of the rows in which each word must have its tag
 LONG = 30  # characters on average from which strings are texts
 _NUMBER = r"^\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*$"
 _DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?\s*$"
@@ -58,7 +59,38 @@ def infer(rows: Rows, *, target: str | None = None) -> dict[str, Inferred]:
     if len(rows) > looked:
         tell("infer.sampled", count=looked, rows=len(rows))
         rows = rows.take(np.linspace(0, len(rows) - 1, looked).astype(np.int64))
-    return {name: _column(name, rows.table[name], name == target) for name in rows.columns}
+    found = {name: _column(name, rows.table[name], name == target) for name in rows.columns}
+    if (
+        target is not None
+        and found[target].type == "tags"
+        and _listed(rows.table[target].type)
+        and not _along(rows, target)
+    ):
+        found[target] = _because("labels", "infer.labels")
+    return found
+
+
+def _listed(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _along(rows: Rows, target: str) -> bool:
+    """Whether some other column has a word, or a character, for each entry of the lists of this one."""
+    wanted = pc.fill_null(pc.list_value_length(rows.table[target]), 0)
+    for name in (n for n in rows.columns if n != target):
+        column = rows.table[name]
+        if _listed(column.type):
+            counts = [pc.list_value_length(column)]
+        elif pa.types.is_string(column.type):
+            words = pc.split_pattern_regex(pc.utf8_trim_whitespace(column), r"\s+")
+            counts = [pc.list_value_length(words), pc.utf8_length(column)]
+        else:
+            continue
+        for count in counts:
+            same = pc.equal(pc.cast(count, pa.int64()), pc.cast(wanted, pa.int64()))
+            if pc.mean(pc.fill_null(same, False).cast(pa.float64())).as_py() > ALONG:
+                return True
+    return False
 
 
 def types(inferred: Mapping[str, Inferred]) -> dict[str, str]:

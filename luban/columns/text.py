@@ -118,6 +118,11 @@ class Text(Column):
         texts = [self._clean(v) for v in to_list(values)]
         return np.fromiter(map(len, self._ids(texts)), np.int64, len(texts))
 
+    def overlong(self, values: Any) -> int:
+        """How many of some values have more tokens than there is room for; a text has no more of them than bytes."""
+        long = [v for v in to_list(values) if len(self._joined(v).encode("utf-8", "replace")) > self.room]
+        return int((self.lengths_of(long) > self.room).sum()) if long else 0
+
     def _taken(self) -> Self:
         """With the tokenizer of the checkpoint. Raises DataError where there is none."""
         if self.vectors:

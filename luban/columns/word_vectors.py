@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from luban.console import tell
 from luban.errors import DataError, problem
 
 
@@ -37,15 +38,22 @@ def read(path: str, words: Sequence[str], column: str) -> tuple[np.ndarray, int]
 
 
 def _text(file: Path, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """`word v1 v2 ...` a line; a first line of two numbers is word2vec's header."""
-    size = None
+    """`word v1 v2 ...` a line; a first line of two whole numbers is word2vec's header, how many words and numbers of each."""
+    size = promised = None
+    count = 0
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             parts = line.rstrip().split(b" ")
-            if number == 1 and len(parts) == 2:
+            if number == 1 and len(parts) == 2 and all(p.isdigit() for p in parts):
+                promised, size = map(int, parts)
                 continue
-            size = size or len(parts) - 1
-            word = b" ".join(parts[:-size]).decode("utf-8", "replace") if size else ""
+            if parts == [b""]:
+                continue
+            count, size = count + 1, size or len(parts) - 1
+            if len(parts) - 1 < size or not size:
+                shown = parts[0].decode("utf-8", "replace")[:40]
+                raise DataError(problem("column.short_vector", place=f"{file}:{number}", word=shown, found=len(parts) - 1, size=size))  # fmt: skip
+            word = b" ".join(parts[:-size]).decode("utf-8", "replace")
             if word not in wanted:
                 continue
             try:
@@ -53,6 +61,8 @@ def _text(file: Path, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
             except ValueError:
                 raise DataError(problem("column.bad_vector", place=f"{file}:{number}", word=word[:40])) from None
             yield word, _finite(vector, f"{file}:{number}", word)
+    if promised not in (None, count):
+        tell("column.vectors_promised", place=str(file), promised=promised, count=count)
 
 
 def _binary(file: Path, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,6 +5,7 @@ Every finding has a level: `error` (training makes no sense), `warn` (look at it
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,6 +119,8 @@ def _one_column(rows: Rows, name: str, kind: str, target: bool) -> Iterator[Find
     cells = column.filter(pa.array(~gone))
     if not len(cells) or isinstance(column.type, pa.FixedShapeTensorType):
         return
+    if pa.types.is_nested(cells.type):  # lists of labels: nothing counts them as they are
+        cells = pa.chunked_array([[json.dumps(v, default=str) for v in cells.to_pylist()]])
     distinct = pc.count_distinct(cells).as_py()
     if distinct == 1:
         yield _finding("constant", "error" if target else "warn", name, rows, value=str(cells[0].as_py())[:40])

@@ -29,7 +29,7 @@ def likelihood(network: Any, name: str, examples: Examples) -> np.ndarray:
             pieces.append(piece)
             owners.append(i)
     cut, owner = Ragged.of(pieces), np.array(owners, np.int64)
-    device = next(network.parameters()).device
+    device = _device(network)
     for index in _batches(np.maximum(cut.lengths, _input_lengths(examples)[owner])):
         arrays = examples.arrays(owner[index])
         arrays.targets = {name: examples.columns[name].collate(take(cut, index))}
@@ -51,7 +51,7 @@ def hidden(network: Any, name: str, examples: Examples) -> np.ndarray:
         cut = [texts[i][a : a + most] for a in range(0, len(texts[i]), most)]
         pieces, owners = [*pieces, *cut], [*owners, *[i] * len(cut)]
     cut, owner = Ragged.of(pieces), np.array(owners, np.int64)
-    device = next(network.parameters()).device
+    device = _device(network)
     for index in _batches(cut.lengths):
         x, mask = column.collate(take(cut, index))
         batch = Batch({name: (torch.as_tensor(x, device=device), torch.as_tensor(mask, device=device))}, {}, len(index))
@@ -59,6 +59,11 @@ def hidden(network: Any, name: str, examples: Examples) -> np.ndarray:
         found = found if found.shape[1] else np.zeros((len(examples), told.shape[1]))
         np.add.at(found, owner[index], told)
     return found
+
+
+def _device(network: Any) -> torch.device:
+    """Where its weights lie; those stored as integers are buffers."""
+    return next((w.device for w in (*network.parameters(), *network.buffers())), torch.device("cpu"))
 
 
 def windows(ids: np.ndarray, most: int) -> Iterator[np.ndarray]:

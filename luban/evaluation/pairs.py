@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from luban.errors import Unsupported
 from luban.evaluation import answers, intervals, paired, views
 from luban.evaluation.entities import Counts
 from luban.evaluation.table import Predictions, Table, table
@@ -27,13 +28,28 @@ def between(before: Table, after: Table, output: str, metric: str = "auto", seed
     """As `difference`, of two models that have answered the same rows already."""
     first, second = before.outputs[output], after.outputs[output]
     kind = second.column.type
-    metric = views.MAIN[kind][0] if metric == "auto" else metric
-    compared = {"category": _classes, "tags": _tags, "span": _spans}.get(kind, _numbers)(first, second, seed)
+    if kind in COMPARED and second.losses is None:
+        name, compared, up = views.MAIN[kind][0], COMPARED[kind](first, second, seed), HIGHER[kind]
+    else:
+        name, compared, up = _viewed(before, after, output, seed)
+    metric = name if metric == "auto" else metric
     found = compared[metric]
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
-    said = verdict(low, high, HIGHER[kind][metric])
+    said = verdict(low, high, up[metric])
     return {"metric": metric, "value": found.value, "low": low, "high": high, "rows": len(after), "verdict": said}
+
+
+def _viewed(before: Table, after: Table, output: str, seed: int) -> tuple[str, dict[str, Any], dict[str, bool]]:
+    """The main metric, the differences and where higher is better, of kinds of answer that bring their own difference.
+
+    Raises Unsupported for one that brings none.
+    """
+    if after.outputs[output].column.form == "grid":  # pictures that were made are judged by a third model
+        raise Unsupported("compare.not_paired", output=output)
+    one, other = (views.view(output, t.outputs[output], t, resamples=500, seed=seed) for t in (before, after))
+    name, up = other.main
+    return name, one.difference(other), {**HIGHER.get(other.kind, {}), name: up}
 
 
 def verdict(low: float, high: float, higher: bool) -> str:
@@ -88,3 +104,6 @@ def _numbers(first: Predictions, second: Predictions, seed: int) -> dict[str, An
     truth = second.truth[known].astype(np.float64) * state["deviation"] + state["mean"]
     answers = [np.array([a.value for a in p.answers], float)[known] for p in (first, second)]
     return paired.of_numbers(truth, *answers, seed=seed)
+
+
+COMPARED = {"category": _classes, "tags": _tags, "span": _spans, "number": _numbers}

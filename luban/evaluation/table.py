@@ -10,6 +10,7 @@ import numpy as np
 from luban.columns import answering
 from luban.columns.base import Answer, Column, to_list
 from luban.columns.examples import Examples, cells, encode
+from luban.errors import DataError
 from luban.evaluation.likelihood import hidden, likelihood
 
 
@@ -108,6 +109,8 @@ def _texts(bundle: Any, written: str, framed: Any, examples: Any, engine: Any) -
     whole = encode({**bundle.columns, written: column}, bundle.inputs, bundle.outputs, framed)
     losses = None if written not in whole.targets else likelihood(bundle.engine.network, written, whole)
     if not bundle.inputs:
+        if losses is None:
+            raise DataError("data.columns_absent", columns=[written], found=framed.table.column_names)
         count = len(examples)
         return {written: Predictions(column, np.zeros((count, 0, 2)), np.zeros(count), losses[:, 1] > 0, [], losses)}
     raw = answering.outputs_of(engine or bundle.engine, examples)

@@ -13,7 +13,7 @@ from luban.columns.examples import cells
 from luban.errors import MissingExtra
 from luban.evaluation import text_metrics
 from luban.evaluation.baselines import Baseline
-from luban.evaluation.intervals import Metric, mean
+from luban.evaluation.intervals import Metric, bootstrap, mean, percentile
 from luban.evaluation.ngram import byte_model, xz_sizes
 from luban.evaluation.text_baselines import nearest_row, text_baselines
 from luban.evaluation.views import View
@@ -158,6 +158,9 @@ class HiddenView(View):
             "perplexity": text_metrics.perplexity(sums[0], tokens.lengths, **draws),
         }
 
+    def difference(self, other: HiddenView) -> dict[str, Metric]:
+        return {"accuracy": _apart(self.predictions.losses, other.predictions.losses, **self.draws)}
+
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         pass
 
@@ -196,6 +199,9 @@ class NearView(View):
             "accuracy": text_metrics.ratio(commoner, count, seed=self.seed, resamples=max(100, self.resamples // 5))
         }
 
+    def difference(self, other: NearView) -> dict[str, Metric]:
+        return {"accuracy": _apart(self.predictions.losses, other.predictions.losses, **self.draws)}
+
     def pictures(self, report: Any, rivals: list[Baseline]) -> None:
         pass
 
@@ -224,6 +230,14 @@ class NearView(View):
 
     def worst(self, count: int) -> np.ndarray:
         return np.zeros(0, np.int64)
+
+
+def _apart(before: np.ndarray, after: np.ndarray, **draws: int) -> Metric:
+    """By how much the second model is right more often, of all that was asked; losses (N, 3 or more) of both on the same rows."""
+    share = lambda w, losses: (w @ losses[:, 2]) / (w @ losses[:, 1]).clip(1)  # noqa: E731
+    both = lambda w: (share(w, after) - share(w, before))[:, None]  # noqa: E731
+    drawn = bootstrap(both, len(before), **draws)[:, 0]
+    return Metric(float(both(np.ones((1, len(before))))[0, 0]), *percentile(drawn))
 
 
 def unigram(column: Any, train: Any) -> list[Baseline]:

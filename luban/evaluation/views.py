@@ -12,6 +12,7 @@ from luban import plots
 from luban.columns.base import to_list
 from luban.columns.examples import cells
 from luban.data.spans import text_of
+from luban.errors import Unsupported
 from luban.evaluation import calibration, metrics, paired
 from luban.evaluation.baselines import Baseline, baselines
 from luban.evaluation.slices import slices as sliced
@@ -69,8 +70,8 @@ class View:
         raise NotImplementedError
 
     def difference(self, other: Any) -> dict[str, Any]:
-        """Of another model's view of the same rows: by how much its metrics are larger, paired."""
-        raise NotImplementedError
+        """Of another model's view of the same rows: by how much its metrics are larger, paired. Raises Unsupported where nothing says it."""
+        raise Unsupported("compare.not_paired", output=self.name)
 
     @property
     def draws(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from luban.columns.examples import encode_values
 from luban.console import tell
 from luban.data.halves import broken
 from luban.errors import DataError, Unsupported
-from luban.generation.sampling import Sampling, checked, writes
+from luban.generation.sampling import Sampling, checked, orderly, writes
 from luban.generation.writing import Text, streamed, written
 from luban.nn.tokens import Batch
 
@@ -22,6 +22,8 @@ def told(texts: Sequence[Text]) -> None:
     """Say what of a prompt was left out for lack of room."""
     if cut := max((t.cut for t in texts), default=0):
         tell("generate.cut", count=cut)
+    if lost := sum(t.lost > 0 for t in texts):
+        tell("generate.lost", count=lost, most=max(t.lost for t in texts))
 
 
 def generate(
@@ -38,9 +40,10 @@ def generate(
     language model, else the input (of several, a row).
 
     tokens: at most so many new ones, 0 = as many as there is room for. `sampling`: settings of `Sampling`. The texts of a
-    prompt differ by their seeds, `seed`, `seed + 1` ... Raises Unsupported for a model that writes nothing, DataError for
+    prompt differ by their seeds, `seed`, `seed + 1` ... Raises RequestError for settings that cannot be, Unsupported for a model that writes nothing, DataError for
     an input that it cannot read.
     """
+    orderly(n=n, tokens=tokens, stop=stop, seed=seed)
     seed, sampling = bundle.recipe.seed if seed is None else seed, checked(**sampling)
     network = writer_of(bundle)
     texts, batch = begun(network, bundle.columns, bundle.inputs, [p for p in prompts for _ in range(n)], tokens, stop)
@@ -60,6 +63,7 @@ def stream(
     **sampling: Any,
 ) -> Iterator[str]:
     """One text piece by piece, as `generate` writes it."""
+    orderly(tokens=tokens, stop=stop, seed=seed)
     network = writer_of(bundle)
     (text,), batch = begun(network, bundle.columns, bundle.inputs, [prompt], tokens, stop)
     text.sampling = Sampling(seed=bundle.recipe.seed if seed is None else seed, **checked(**sampling))
@@ -105,4 +109,9 @@ def begun(
         raise DataError("generate.bad_input", number=min(bad) + 1, reason=bad[min(bad)])
     batch = Batch.of(examples.arrays(np.arange(len(examples))), next(network.parameters()).device)
     most = tokens or min(column.length + 1, network.window - 1)
-    return [Text([column.begin], most, stop=tuple(stop)) for _ in rows], batch
+    texts = [Text([column.begin], most, stop=tuple(stop)) for _ in rows]
+    for name in (n for n in inputs if columns[n].form == "ids"):
+        lost = columns[name].lengths_of([r[name] for r in rows]) - columns[name].room
+        for t, more in zip(texts, lost):
+            t.lost = max(t.lost, int(more))
+    return texts, batch

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from luban.errors import RequestError, Unsupported, problem, raise_all
 from luban.recipe import Check, Recipe
-from luban.settings import Fraction, Natural, NonNegative, Positive, Range, schema_of
+from luban.settings import Count, Fraction, Natural, NonNegative, Positive, Range, schema_of
 
 Penalty = Annotated[float, Range(low=-2, high=2)]
 # Why a text ends: by itself, no more room, one of the words it was to stop at.
@@ -50,6 +50,25 @@ def checked(**sampling: Any) -> dict[str, Any]:
         wrong += Check().value(value, known[name], (name,))
     raise_all(RequestError, wrong)
     return sampling
+
+
+def _asked(
+    *,
+    n: Count = 1,
+    tokens: Natural = 0,
+    stop: list[str] = (),
+    seed: Annotated[int, Range(low=0, high=2**63 - 1)] | None = None,
+) -> None: ...
+
+
+def orderly(**asked: Any) -> None:
+    """How much is to be written, and until where. Raises RequestError with everything that cannot be."""
+    known = schema_of(_asked)["properties"]
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items() if v is not None}
+    wrong = [p for k, v in plain.items() for p in Check().value(v, known[k], (k,))]
+    if not wrong and "" in plain.get("stop", ()):
+        wrong = [problem("generate.empty_stop", place="stop")]
+    raise_all(RequestError, wrong)
 
 
 def writes(recipe: Recipe) -> None:

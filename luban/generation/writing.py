@@ -35,6 +35,7 @@ class Text:
     text: str = ""  # all that is sure to stay, without the word that ended it
     streamed: bool = False  # `text` is wanted after every token
     cut: int = 0  # tokens of the prompt that were left out at its beginning, for lack of room
+    lost: int = 0  # tokens of the input that were cut off at its end
     read: list[int] = field(default_factory=list)  # the prompt and what is written, once it has begun
 
 

@@ -84,7 +84,9 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     if data is None:
         return found
     found.part, rows = data.held_out()
-    if not before.inputs:  # a language model answers nothing: how likely it finds the texts is all there is to compare
+    if not before.inputs or hasattr(
+        before.network, "masked"
+    ):  # such answers nothing: how likely it finds the texts is all there is to compare
         found.rows = len(rows)
         if found.rows:
             _judge(found, before, after, data, rows, resamples)

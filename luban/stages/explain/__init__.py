@@ -178,6 +178,8 @@ def _rows(bundle: Bundle, data: Any, rows: Any) -> tuple[list[int], Any]:
         chosen = np.asarray(rows, np.int64)
     framed = data.framed(chosen, bundle.recipe.frame)
     if not len(framed):
+        if not there and data.rows.quarantine:  # there were rows, and none could be read
+            raise DataError(problem("explain.unread", place=data.rows.source, reason=data.rows.quarantine[0].reason))
         raise RequestError(problem("explain.no_rows", asked=str(rows), there=there))
     return [int(np.ravel(r)[0]) for r in framed.rows], framed
 
