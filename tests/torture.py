@@ -297,15 +297,17 @@ def tortured(job: dict, root: Path) -> dict:
     began = time.monotonic()
     assert attempt({**job, "sabotage": None}, whole, None) == "ended"
     length = time.monotonic() - began
-    while not wrong and (kills < job["kills"] or runs < job.get("least", 1)):
+    early = lambda: kills < 3 * job["kills"] and not newer  # noqa: E731  the machine is slower than it was: no checkpoint was met yet
+    while not wrong and (kills < job["kills"] or runs < job.get("least", 1) or early()):
         share = -(-job["kills"] // job.get("least", 1)) * (runs + 1)  # of the kills: each of the least runs has some
         place = root / f"run-{runs}"
         place.mkdir()
         outcome = "killed"
         while outcome == "killed":
             before = newest_step(place)
-            killing = kills < min(share, job["kills"])
-            after = rng.uniform(0.002, job.get("latest", 0.15) * length) if killing else None
+            late = kills >= job["kills"] and early()
+            latest = 0.9 if late else job.get("latest", 0.15)
+            after = rng.uniform(0.002, latest * length) if late or kills < min(share, job["kills"]) else None
             outcome = attempt(job, place, after)
             kills += outcome == "killed"
             newer += outcome == "killed" and newest_step(place) > before
