@@ -254,10 +254,13 @@ def tell_findings(found: list[Any], most: int = 6) -> None:
 
 
 def mixtures(recipe: Recipe) -> list[Problem]:
-    """What of a recipe, defaults included, cannot be trained with its strategy: known before anything is read."""
+    """What of a recipe, defaults included, cannot be trained with its strategy, or would do nothing: known before anything is read."""
     part = recipe.stage("train") or Part("train")
     train = recipe.with_stage(part).resolved().stage("train")
-    return list(clashes(chosen(recipe.scale)["strategy"], train.settings))
+    alone = recipe.outputs if not recipe.inputs else {}  # nothing is answered, so nothing is searched
+    unused = [n for n, p in alone.items() if p.settings.get("beams", 1) > 1]
+    found = [problem("text.beams_alone", place=f"outputs.{n}.{alone[n].type}.beams") for n in unused]
+    return [*found, *clashes(chosen(recipe.scale)["strategy"], train.settings)]
 
 
 def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:

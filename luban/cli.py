@@ -355,12 +355,13 @@ def generate(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
+    beams: int = 1,
     stop: list[str] = (),
     chat: bool = False,
     set: list[str] = (),
     out: str | None = None,
 ) -> None:
-    from luban.generation.sampling import checked, orderly, writes
+    from luban.generation.sampling import checked, orderly, searches, writes
     from luban.recipe import Recipe
 
     asked = {"tokens": tokens, "stop": stop, "seed": common["seed"]}
@@ -371,12 +372,13 @@ def generate(
     if n < 1 or tokens < 0:
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
-    orderly(**asked)
+    orderly(**asked, beams=beams)
+    searches(beams, n, sampling)
     exported = _folder(folder) is None  # texts are not written from one
     _sound(_folder(folder), out=out)
     recipe = None if exported else Recipe.load(_path(folder) / "recipe.yaml")
     if recipe is None or recipe.draws:
-        _drawn(folder, recipe, n, set, out, prompt or tokens or stop or chat)
+        _drawn(folder, recipe, n, set, out, prompt or tokens or stop or chat or beams > 1)
         return
     writes(recipe)
     if set or out:
@@ -389,12 +391,12 @@ def generate(
 
         given = messages(prompt, "--prompt") if prompt.lstrip().startswith("[") else []
         prompt = [m._asdict() for m in given] or [{"role": "user", "content": prompt}]
-    if n == 1 and not common["json"] and sys.stdout.isatty():
+    if n == 1 and beams == 1 and not common["json"] and sys.stdout.isatty():
         for piece in stream(bundle, prompt, **asked, **sampling):
             print(piece, end="", flush=True)
         print()
         return
-    (texts,) = generate(bundle, [prompt], n=n, **asked, **sampling)
+    (texts,) = generate(bundle, [prompt], n=n, beams=beams, **asked, **sampling)
     plain = [{"text": t.text, "tokens": len(t.ids), "reason": t.reason} for t in texts]
     told(texts)
     _result(plain[0] if n == 1 else plain, *(t.text for t in texts))

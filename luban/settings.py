@@ -99,6 +99,8 @@ class Weights:
 
 
 Device = Annotated[str, Pattern(DEVICE, "auto | cpu | cuda | cuda:N | mps")]
+MOST_BEAMS = 64  # beginnings of a text that a search keeps
+Beams = Annotated[int, Range(low=1, high=MOST_BEAMS)]
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]

@@ -6,7 +6,7 @@ import pytest
 import luban
 from luban.asking import Ask, check
 from luban.cli import main
-from luban.errors import DataError
+from luban.errors import DataError, RecipeError, RequestError, Unsupported
 from tests import tiny
 from tests.test_data_sources import idx
 
@@ -71,3 +71,20 @@ def test_judged_on_some_rows_that_chance_draws(tmp_path):
     assert scores[0] == scores[1] != scores[2]
     whole = model.evaluate(path, baselines=False, rows=40)
     assert "rows_of" not in whole.numbers and whole.numbers["rows"] == 40
+
+
+def test_beams_that_would_do_nothing_are_refused(tmp_path, capsys):
+    recipe = {"luban": 1, "data": {"rows": str(tiny.csv(tmp_path / "rows.csv"))}, "frame": {"pack": {"length": 16}}}
+    with pytest.raises(Unsupported, match=r"outputs\.review\.text\.beams.*luban generate --beams"):
+        check(recipe | {"outputs": {"review": {"text": {"beams": 4}}}})
+    with pytest.raises(RecipeError, match="64"):
+        check(recipe | {"outputs": {"review": {"text": {"beams": 1_000_000}}}})
+    model = luban.load(tiny.writer(tmp_path))
+    assert isinstance(model.generate("good", temperature=0, beams=4, tokens=4), str)
+    for wrong in ({"beams": 4}, {"beams": 4, "temperature": 0, "n": 2}, {"beams": 65, "temperature": 0}):
+        with pytest.raises(RequestError, match="beams"):
+            model.generate("good", **wrong)
+    ask = ["generate", str(tmp_path / "writer"), "--prompt", "good", "--tokens", "4", "--beams", "4"]
+    capsys.readouterr()
+    assert main([*ask, "--temperature", "0"]) == 0 and main(ask) != 0
+    assert "likeliest" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from luban.evaluation.likelihood import likelihood, windows
 from luban.generation.beams import beams
 from luban.generation.choosing import choose
 from luban.generation.sampling import Sampling, checked
-from luban.generation.writing import STOP, Writer, streamed, write, written
+from luban.generation.writing import STOP, Writer, searched, streamed, write, written
 from luban.generation.writing import Text as Asked
 from luban.nn import decoding
 from luban.nn.past import Past
@@ -332,6 +332,18 @@ def test_beams_find_the_likeliest_text(monkeypatch):
         assert tuple(found[0]) == brute(net, b, 3, penalty)[1]
     one = beams(net, b, 4, 1)[0][0]
     assert one == greedy(net, [column.begin], 4)
+
+
+@pytest.mark.parametrize("prompt", ["", "the cat", "a"])
+def test_a_search_goes_on_from_a_prompt(prompt):
+    """One beam writes what the likeliest token each time does; several find a text at least as likely, behind the same prompt."""
+    net = network("llama", seed=1)
+    ids = list(map(int, columns()["text"].prompt(prompt)))
+    asked = lambda: [Asked(list(ids), 5)]  # noqa: E731
+    (plain,), (one,), (wide,) = written(net, asked()), searched(net, asked(), 1), searched(net, asked(), 8)
+    assert one.ids == plain.ids and (one.text or columns()["text"].text(one.ids)) == columns()["text"].text(plain.ids)
+    mean = lambda t: sum(t.log_probabilities) / len(t.ids)  # noqa: E731
+    assert mean(wide) >= mean(one) - 1e-9 and wide.reason in ("end", "length")
 
 
 # -- choosing --------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from luban.data import talks
 from luban.data.rows import BadRow
 from luban.data.talks import ROLES, Said, missing
 from luban.errors import DataError, problem
-from luban.settings import Count, Dial, File, Fraction, Model  # noqa: F401, inherited settings are looked up here
+from luban.settings import Beams, Count, Dial, File, Fraction, Model  # noqa: F401, inherited settings are looked up here
 
 EXAMPLE = [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]
 

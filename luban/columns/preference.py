@@ -13,6 +13,7 @@ from luban.columns.base import Segments
 from luban.columns.chat import Chat, sequence, told_of
 from luban.data.talks import SIDES, Said, preferred
 from luban.settings import (  # noqa: F401, inherited settings are looked up here
+    Beams,
     Count,
     Dial,
     File,

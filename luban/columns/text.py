@@ -17,7 +17,7 @@ from luban.columns.base import GONE, Answer, Column, Ragged, Segments, coloured,
 from luban.columns.templates import template_of
 from luban.data.tagged import joined
 from luban.errors import DataError, problem
-from luban.settings import Count, Dial, File, Fraction, Model
+from luban.settings import Beams, Count, Dial, File, Fraction, Model
 
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
 WHOLE = 1 << 40  # tokens that no text has
@@ -64,7 +64,7 @@ class Text(Column):
         default=None, kw_only=True
     )  # checkpoint whose tokenizer cuts the text
     ends: bool = field(default=False, kw_only=True)  # an end token behind each text, as one that is written needs
-    beams: Count = field(
+    beams: Beams = field(
         default=1, kw_only=True
     )  # beginnings that are kept while it is written; 1 = the likeliest token each
 

@@ -11,8 +11,8 @@ from luban.columns.examples import encode_values
 from luban.console import tell
 from luban.data.halves import broken
 from luban.errors import DataError, Unsupported
-from luban.generation.sampling import Sampling, checked, orderly, writes
-from luban.generation.writing import Text, streamed, written
+from luban.generation.sampling import Sampling, checked, orderly, searches, writes
+from luban.generation.writing import Text, searched, streamed, written
 from luban.nn.tokens import Batch
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -34,19 +34,25 @@ def generate(
     tokens: int = 0,
     stop: Sequence[str] = (),
     seed: int | None = None,
+    beams: int = 1,
     **sampling: Any,
 ) -> list[list[Text]]:
     """`n` texts for each prompt: the beginning of the text, or a conversation to answer ([{role, content}, ...]), for a
     language model, else the input (of several, a row).
 
     tokens: at most so many new ones, 0 = as many as there is room for. `sampling`: settings of `Sampling`. The texts of a
-    prompt differ by their seeds, `seed`, `seed + 1` ... Raises RequestError for settings that cannot be, Unsupported for a model that writes nothing, DataError for
+    prompt differ by their seeds, `seed`, `seed + 1` ... `beams`: beginnings that are kept, for the likeliest text as a whole
+    (temperature 0, one text, no penalties). Raises RequestError for settings that cannot be, or not together, Unsupported for a model that writes nothing, DataError for
     an input that it cannot read.
     """
-    orderly(n=n, tokens=tokens, stop=stop, seed=seed)
+    orderly(n=n, tokens=tokens, stop=stop, seed=seed, beams=beams)
     seed, sampling = bundle.recipe.seed if seed is None else seed, checked(**sampling)
+    searches(beams, n, sampling)
     network = writer_of(bundle)
     texts, batch = begun(network, bundle.columns, bundle.inputs, [p for p in prompts for _ in range(n)], tokens, stop)
+    if beams > 1:
+        searched(network, texts, beams, batch)
+        return [[t] for t in texts]
     for i, t in enumerate(texts):
         t.sampling = Sampling(seed=seed + i % n, **sampling)
     written(network, texts, batch)

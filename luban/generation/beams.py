@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,16 +13,18 @@ Found = tuple[list[int], list[float]]  # ids, their log-probabilities
 
 
 @torch.inference_mode()
-def beams(network: Any, batch: Batch, most: int, width: int, length_penalty: float = 1.0) -> list[Found]:
+def beams(
+    network: Any, batch: Batch, most: int, width: int, length_penalty: float = 1.0, prompt: Sequence[int] = ()
+) -> list[Found]:
     """Per example the text with the highest sum of log-probabilities / length ** `length_penalty` that was found.
 
-    `width` beginnings of each are kept. A search ends when no beginning can become better than the worst of `width` whole
+    `width` beginnings of each are kept. `prompt`: ids that each begins with, the column's `begin` where nothing is given. A search ends when no beginning can become better than the worst of `width` whole
     texts, or at `most` tokens.
     """
     column = network.outputs[network.written]
     device, count = next(network.parameters()).device, batch.size
     state = network.start(batch)
-    ids = torch.full((count, 1), column.begin, dtype=torch.long, device=device)
+    ids = torch.tensor([list(prompt) or [column.begin]] * count, dtype=torch.long, device=device)  # (B, P)
     logits = network.advance(state, ids, torch.ones_like(ids, dtype=torch.bool))
     state = state.take(torch.arange(count, device=device).repeat_interleave(width))
     logits = logits.repeat_interleave(width, 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from luban.errors import RequestError, Unsupported, problem, raise_all
 from luban.recipe import Check, Recipe
-from luban.settings import Count, Fraction, Natural, NonNegative, Positive, Range, schema_of
+from luban.settings import Beams, Count, Fraction, Natural, NonNegative, Positive, Range, schema_of
 
 Penalty = Annotated[float, Range(low=-2, high=2)]
 # Why a text ends: by itself, no more room, one of the words it was to stop at.
@@ -58,6 +59,7 @@ def _asked(
     tokens: Natural = 0,
     stop: list[str] = (),
     seed: Annotated[int, Range(low=0, high=2**63 - 1)] | None = None,
+    beams: Beams = 1,
 ) -> None: ...
 
 
@@ -69,6 +71,13 @@ def orderly(**asked: Any) -> None:
     if not wrong and "" in plain.get("stop", ()):
         wrong = [problem("generate.empty_stop", place="stop")]
     raise_all(RequestError, wrong)
+
+
+def searches(beams: int, n: int, sampling: Mapping[str, Any]) -> None:
+    """Raises RequestError where a search is asked for, and something that it does not do."""
+    asked = Sampling(**sampling)
+    if beams > 1 and (n > 1 or asked.temperature != 0 or asked.penalised):
+        raise RequestError("generate.beams_alone", beams=beams)
 
 
 def writes(recipe: Recipe) -> None:

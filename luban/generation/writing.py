@@ -139,6 +139,21 @@ def written(network: Any, texts: Sequence[Text], batch: Batch | None = None) -> 
     return texts
 
 
+def searched(network: Any, texts: Sequence[Text], width: int, batch: Batch | None = None) -> Sequence[Text]:
+    """All of them, each the likeliest text that a search over `width` beginnings finds. Those with inputs begin alike."""
+    from luban.generation.beams import beams
+
+    writer = Writer(network)
+    for t in texts:
+        writer._fit(t)
+    groups = [(texts, batch)] if batch is not None else [([t], Batch({}, {}, 1)) for t in texts]
+    for some, inputs in groups:
+        for t, found in zip(some, beams(network, inputs, some[0].most, width, prompt=some[0].prompt)):
+            t.ids, t.log_probabilities = found
+            writer._look(t)
+    return texts
+
+
 def streamed(network: Any, text: Text, batch: Batch | None = None) -> Iterator[str]:
     """A text piece by piece, as soon as each is sure."""
     text.streamed = True
