@@ -194,7 +194,7 @@ def _with_columns(recipe: Recipe, rows: Any, ask: Ask) -> tuple[Recipe, dict[str
         outputs[name] = (
             given.get(name)
             or outputs.get(name)
-            or Part(kind if kind in ("number", "tags", "chat", "boxes") else "category")
+            or Part(kind if kind in ("number", "labels", "tags", "chat", "boxes") else "category")
         )
     alone = [registry.schema("columns", p.type).get("x-alone", False) for p in outputs.values()]
     inputs, packs = dict(recipe.inputs), recipe.frame.type == "pack" or alone == [True]  # they stand for themselves

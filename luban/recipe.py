@@ -643,7 +643,12 @@ class Check:
             of = settings.get("of")
             if names["inputs"] and of not in fitting and (of or len(fitting) != 1):
                 place = self.place(("outputs", name, kind, "of") if of else ("outputs", name))
-                yield problem(f"column.of.{wanted}", place=place, name=str(of), allowed=fitting)
+                told = problem(f"column.of.{wanted}", place=place, name=str(of), allowed=fitting)
+                yield (
+                    told
+                    if of is not None
+                    else problem("column.of.none", place=place, count=len(fitting), allowed=fitting)
+                )
                 continue
             of = of or next(iter(fitting), None)
             if not _mark_of("columns", kind, "x-along"):

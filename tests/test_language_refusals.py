@@ -15,7 +15,7 @@ from luban.columns.base import make
 from luban.data.prepare import data_of
 from luban.data.quality import check
 from luban.data.sources import read
-from luban.errors import DataError, RequestError, Unsupported
+from luban.errors import DataError, RecipeError, RequestError, Unsupported
 from luban.evaluation.pairs import difference
 from luban.predictions import predict_file
 from luban.searching import embedded
@@ -182,12 +182,23 @@ def test_lists_that_are_no_tags_are_labels(tmp_path):
         {"t": "green cat", "y": []},
         {"t": "red dog", "y": ["red", "dog", "b"]},
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows * 4))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows * 12))
     found = read(tmp_path / "rows.jsonl")
     assert infer.infer(found, target="y")["y"].type == "labels"
     assert isinstance(check(found, {"t": "text", "y": "labels"}, target="y"), list)
+    asked = ["--target", "y", "--set", "train.steps=1", "--out", str(tmp_path / "m")]
+    assert main(["train", str(tmp_path / "rows.jsonl"), *asked]) == 0
+    assert Bundle.load(tmp_path / "m").recipe.outputs["y"].type == "labels"
+    with pytest.raises(DataError, match="not a category"):
+        make("y", "category", {}).fit(found.table["y"])
     tagged = pa.table({"t": ["blue cat", "red dog sun"] * 4, "y": [["O", "B"], ["O", "B", "O"]] * 4})
     assert infer.infer(read(tagged), target="y")["y"].type == "tags"
+
+
+def test_tags_of_nothing_say_that_they_need_a_text():
+    for inputs, count in (({"a": "number"}, 0), ({"a": "text", "b": "text"}, 2)):
+        with pytest.raises(RecipeError, match=f"has {count} that would do"):
+            luban.Recipe.of({"luban": 1, "inputs": inputs, "outputs": {"y": "tags"}})
 
 
 # -- files of word vectors -------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ class Category(Column):
         """Learns the labels, in alphabetical (or numerical) order. Raises DataError when no value is present."""
         counts = Counter()
         for value, count in _counted(values):
+            if isinstance(value, (list, dict)):
+                raise DataError("column.not_a_category", name=self.name, value=str(value)[:60])
             if (label := text_of(value)) is not None and label != "":
                 counts[label] += count
         if not counts:
@@ -136,7 +138,7 @@ class Category(Column):
 
 def _counted(values: Any) -> Iterable[tuple[Any, int]]:
     """Distinct values in the order in which they come first, and how often each comes."""
-    if hasattr(values, "value_counts") and "string" in str(values.type):
+    if hasattr(values, "value_counts") and str(values.type) in ("string", "large_string"):
         found = values.value_counts()
         return zip(found.field("values").to_pylist(), found.field("counts").to_pylist())
     return ((v, 1) for v in to_list(values))

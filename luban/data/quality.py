@@ -204,7 +204,7 @@ _PATTERNS: dict[str, Callable[[str], bool]] = {
 
 
 def _target(rows: Rows, name: str, kind: str, splits: Splits | None) -> Iterator[Finding]:
-    if kind != "category":
+    if kind != "category" or pa.types.is_nested(rows.table[name].type):
         return
     counts = pc.value_counts(rows.table[name].drop_null()).to_pylist()
     if len(counts) < 2:
