@@ -84,9 +84,7 @@ def compared(before: Bundle, after: Bundle, data: Any, *, explain: int, resample
     if data is None:
         return found
     found.part, rows = data.held_out()
-    if not before.inputs or hasattr(
-        before.network, "masked"
-    ):  # such answers nothing: how likely it finds the texts is all there is to compare
+    if not before.inputs or hasattr(before.network, "masked"):  # answers nothing, and finds texts more or less likely
         found.rows = len(rows)
         if found.rows:
             _judge(found, before, after, data, rows, resamples)
