@@ -309,6 +309,7 @@ class Turns:
         self.gates = (threading.Semaphore(1), threading.Semaphore(0))
         self.spent: tuple[list[float], list[float]] = ([], [])
         self.results: list[nn.Module | None] = [None, None]
+        self.failed: list[BaseException] = []
 
     def play(self, who: int, side: Side, epochs: int) -> None:
         mine, other = self.gates[who], self.gates[1 - who]
@@ -323,8 +324,10 @@ class Turns:
 
         try:
             self.results[who] = side(epochs, tick)
+        except BaseException as e:
+            self.failed.append(e)
         finally:
-            other.release()
+            other.release(epochs + 1)  # nobody waits for a side that is at its end, or has failed
 
 
 def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[float], list[nn.Module]]:
@@ -339,7 +342,7 @@ def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[
             thread.join()
     networks = [n for n in turns.results if n is not None]
     if len(networks) < 2:
-        raise SystemExit("a side failed")
+        raise SystemExit(f"a side failed: {turns.failed[:1]}")
     return turns.spent[0][1:], turns.spent[1][1:], networks
 
 
