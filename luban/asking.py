@@ -123,7 +123,7 @@ def _lacking(recipe: Recipe) -> Iterator[Problem]:
                 yield wrong
 
 
-def unready(recipe: Recipe) -> list[Problem]:
+def unbuildable(recipe: Recipe) -> list[Problem]:
     """What stops encoders of a resolved recipe that lean on a library or on weights of others. Imports torch for such ones alone.
 
     Raises WorkError where weights cannot be had.
@@ -271,7 +271,7 @@ def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
     recipe, rows, inferred = recipe_from(source, ask)
     recipe = recipe.resolved()
     raise_all(Unsupported, mixtures(recipe))
-    raise_all(RequestError, unready(recipe))
+    raise_all(RequestError, unbuildable(recipe))
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)

@@ -322,9 +322,10 @@ def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw:
     from luban.showing import FILMED, checked, film, is_video
 
     filmed = data.lower().endswith(FILMED)
-    if not filmed or not out.endswith(
+    undecided = filmed and out.endswith(
         tuple(WRITERS)
-    ):  # only the model tells whether a video is one row, or a row a frame
+    )  # only the model tells whether a video is one row, or a row a frame
+    if not undecided:
         (checked if filmed else writer_for)(out)
     if processes < 1:
         raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want="integer >= 1"))
@@ -786,7 +787,9 @@ def _answering(path: str) -> Any:
 
 def _folder(path: str) -> str | None:
     """The path of a saved model; None for an exported file."""
-    return None if path.endswith((".onnx", ".xml")) and not os.path.isdir(path) else path
+    from luban.engines import exported
+
+    return None if exported(path) else path
 
 
 def _ranks(count: int | None) -> Any:

@@ -22,6 +22,7 @@ FORMAT = "1"
 LARGEST = 2**31 - 1  # bytes that a protobuf can have
 LONGEST = 64 * 2**20  # bytes of description
 DEEPEST = 24  # graphs within graphs
+EXPORTED = {".onnx": "onnx", ".xml": "openvino"}  # endings of files that answer by themselves, and what runs them
 TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -52,9 +53,14 @@ class Described:
         self.lacking = sorted({*self.inputs, *self.outputs} - self.columns.keys())
 
 
+def exported(path: str | Path) -> str | None:
+    """What runs an exported file, by its name; None for a saved model."""
+    return None if Path(path).is_dir() else EXPORTED.get(Path(path).suffix)
+
+
 def engine_of(path: str | Path, threads: int | None = None) -> Described:
     """The engine that answers from an exported file, by its name: OpenVINO's for `.xml`. Raises BundleError, MissingExtra."""
-    if Path(path).suffix != ".xml":
+    if exported(path) != "openvino":
         return OnnxEngine(path, threads)
     from luban.openvino_engine import OpenVinoEngine
 

@@ -29,7 +29,7 @@ from luban.asking import (
     show_columns,
     tell_findings,
     tell_ledger,
-    unready,
+    unbuildable,
 )
 from luban.columns.fitting import fit_columns
 from luban.comparing import compare
@@ -37,7 +37,7 @@ from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, Unsupported, need, raise_all
 from luban.pages import full_report, write_report
 from luban.recipe import DEFAULT, Part, Recipe, fill
-from luban.scale import unready as unstarted
+from luban.scale import unready
 from luban.scaling.joined import leading
 from luban.tuning import verbs
 
@@ -96,12 +96,12 @@ def train(
             recipe = _alike(recipe, start.recipe)
     stage = recipe.stage("train") or Part("train")
     recipe = recipe.with_stage(Part("train", {**stage.settings, **renamed(settings)}))
-    raise_all(RequestError, [*_bad_settings(recipe), *unstarted(recipe.scale)])
+    raise_all(RequestError, [*_bad_settings(recipe), *unready(recipe.scale)])
     if recipe.tune and not resume:
         console.tell("train.tune_left")
     recipe = recipe.resolved()
     raise_all(Unsupported, mixtures(recipe))
-    raise_all(RequestError, unready(recipe))
+    raise_all(RequestError, unbuildable(recipe))
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)
@@ -168,9 +168,9 @@ def run(recipe: Any, out: str | Path, *, set: Sequence[str] = ()) -> Bundle:
     asked, rows, inferred = recipe_from(recipe, Ask(changes=tuple(set)))
     plain = replace(asked, stages=asked.stages or DEFAULT)
     asked = plain.resolved()
-    raise_all(RequestError, unstarted(asked.scale))
+    raise_all(RequestError, unready(asked.scale))
     raise_all(Unsupported, () if asked.tune else mixtures(asked))  # trials are not spread
-    raise_all(RequestError, unready(asked))
+    raise_all(RequestError, unbuildable(asked))
     if asked.tune:
         need("optuna", "tune")
     if asked.curve:

@@ -22,7 +22,7 @@ from luban.columns.geometry import placement
 from luban.data import images
 from luban.errors import DataError, problem
 
-LARGEST = 64_000_000  # pixels: more is taken for a decompression bomb
+LARGEST = images.LARGEST
 STRANGER = 16_000_000  # pixels of a picture that comes over the network
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 

@@ -43,26 +43,27 @@ class Preference(Chat):
         """Raises DataError where a side lacks, is no conversation or ends with somebody else."""
         if value is None or value == "":
             return np.array([self.pad], np.int32)
-        both = [self._side(value, side) for side in SIDES]
+        talks = self._talks(value)
+        both = [self._side(talks[side]) for side in SIDES]
         return np.concatenate([both[0], [BETWEEN], both[1]]).astype(np.int32)
 
-    def _side(self, value: Any, side: str) -> np.ndarray:
-        talk = self._talk(value, side)
+    def _side(self, talk: list[Said]) -> np.ndarray:
         places = sequence(self, talk)[1 : self._most + 1]
         return np.array([p.id if p.learned and p.message == len(talk) - 1 else ~p.id for p in places], np.int64)
 
-    def _talk(self, value: Any, side: str) -> list[Said]:
+    def _talks(self, value: Any) -> dict[str, list[Said]]:
         with told_of(self.name):
-            return preferred(value)[side]
+            return preferred(value)
 
     def _clean(self, value: Any) -> str:
         if value is None or value == "":
             return ""
-        return super(Chat, self)._clean("\n".join(s.content for side in SIDES for s in self._talk(value, side)))
+        talks = self._talks(value)
+        return super(Chat, self)._clean("\n".join(s.content for side in SIDES for s in talks[side]))
 
     def said(self, value: Any) -> str:
         """The answer that is preferred."""
-        return self._talk(value, "chosen")[-1].content if value else ""
+        return self._talks(value)["chosen"][-1].content if value else ""
 
     def check(self) -> None:
         self.encode(EXAMPLE)
@@ -74,14 +75,15 @@ class Preference(Chat):
     def segments(self, value: Any) -> Segments:
         if value is None or value == "":
             return Segments([], np.array([-1]))
-        both = [len(self._side(value, side)) for side in SIDES]
+        talks = self._talks(value)
+        both = [len(self._side(talks[side])) for side in SIDES]
         return Segments(list(SIDES), np.repeat([0, -1, 1], [both[0], 1, both[1]]))
 
     def schema(self) -> dict[str, Any]:
         return {"type": ["object", "null"], "required": list(SIDES), "examples": [EXAMPLE]}
 
     def render(self, value: Any, weights: Sequence[float] | None = None) -> str:
-        talk = json.dumps([s._asdict() for s in self._talk(value, "chosen")]) if value else None
+        talk = json.dumps([s._asdict() for s in self._talks(value)["chosen"]]) if value else None
         return super().render(talk)
 
 
@@ -98,7 +100,9 @@ class Chosen(Preference):
         return replace(self, length=WHOLE)
 
     def encode(self, value: Any, of: Any = None) -> np.ndarray:
-        return np.array([self.pad], np.int32) if not value else self._side(value, "chosen").astype(np.int32)
+        return (
+            np.array([self.pad], np.int32) if not value else self._side(self._talks(value)["chosen"]).astype(np.int32)
+        )
 
     def whole(self) -> Chosen:
         return self.lengthened()

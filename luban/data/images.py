@@ -97,11 +97,7 @@ def opened(source: Any) -> Any:
     """
     from PIL import Image
 
-    for kind, module in (
-        (Image.DecompressionBombWarning, ""),
-        (Warning, r"PIL\."),
-    ):  # sizes are refused, damages told here anyway
-        warnings.filterwarnings("ignore", category=kind, module=module)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # sizes are refused, damages told here anyway
     with decoding():
         return Image.open(source, formats=_formats())
 

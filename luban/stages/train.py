@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from luban import machine
+from luban import machine, scale
 from luban.bundle import Bundle, build_network
 from luban.columns.base import Column
 from luban.columns.fitting import fit_columns, sampled
@@ -162,7 +162,7 @@ def train(
         network.refer()
     objective, step = _how(network, columns, bundle, asked)
     if here().world > 1:
-        raise_all(Unsupported, unfit(network, bundle.recipe.scale.get("strategy", "ddp")))
+        raise_all(Unsupported, unfit(network, scale.chosen(bundle.recipe.scale)["strategy"]))
     choices, chosen, batches = _choose(bundle.recipe, network, training, validation, objective, asked)
     beside = {k: asked[k] for k in BESIDE}
     recipe = _with_choices(bundle, chosen | beside)

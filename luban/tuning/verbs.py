@@ -12,7 +12,7 @@ from typing import Any
 
 from luban import console, files, scaling
 from luban.applying import apply, claimed
-from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings, tell_ledger, unready
+from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings, tell_ledger, unbuildable
 from luban.data.prepare import Data, prepare
 from luban.energy import Meter
 from luban.errors import RequestError, need, raise_all
@@ -117,7 +117,7 @@ def _curved(recipe: Recipe, data: Data, folder: Path, *, keep: bool) -> Any:
 
 
 def _prepared(recipe: Recipe, rows: Any, inferred: Mapping[str, Any]) -> Data:
-    raise_all(RequestError, unready(recipe.resolved()))
+    raise_all(RequestError, unbuildable(recipe.resolved()))
     prepared = prepare(recipe.resolved(), rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)

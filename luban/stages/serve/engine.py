@@ -17,11 +17,9 @@ import numpy as np
 from luban import files, machine, registry
 from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
-from luban.engines import engine_of, opened
+from luban.engines import engine_of, exported, opened
 from luban.errors import BundleError, DataError, Problem, RequestError, Unsupported, problem
 from luban.stages.serve.refusal import placed
-
-EXPORTED = {".onnx": "onnx", ".xml": "openvino"}  # endings of files that answer by themselves, and what runs them
 
 
 class Guarded:
@@ -99,8 +97,7 @@ def choose(source: Any, which: str = "auto", threads: int | None = None) -> Guar
         path = getattr(source, "path", None)
         return _fitting(path, threads) if which == "onnx" else _torch(source)
     path, device = Path(source), machine.wanted_device()
-    name = EXPORTED.get(path.suffix)
-    if name and not path.is_dir():
+    if name := exported(path):
         if which not in ("auto", name):
             raise Unsupported("serve.exported", path=str(path), engine=which)
         return Guarded(engine_of(path, threads), name)
