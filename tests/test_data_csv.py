@@ -2,7 +2,9 @@
 
 import csv
 import io
+import sys
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +67,18 @@ def test_control_arrow_alone_is_not_strict():
     lenient = csv_file._arrow(data, ["a", "b"], ",", ("",), False)
     assert lenient is not None and len(lenient) == 4
     assert fast(data, "x", ",", ("",)) is None and len(careful(data, "x", ",", ("",)).quarantine) == 2
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_threads_of_the_parser_hold_nothing_of_python(planted, monkeypatch):
+    """Held by a thread when the interpreter ends, a Python buffer aborts the process. Planted: the bytes themselves."""
+    data, given = b"a,b\n" + b"1,2\n" * 50, []
+    if planted:
+        monkeypatch.setattr(csv_file, "_copied", lambda data, start: pa.py_buffer(data).slice(start))
+    monkeypatch.setattr(csv_file, "_arrow", lambda body, *_: given.append(body))
+    before = sys.getrefcount(data)
+    fast(data, "x", ",", ("",))
+    assert given[0].size == 200 and (sys.getrefcount(data) > before) == planted
 
 
 @pytest.mark.parametrize("bad", ["a,b\n" + '1,"x\n' * 3000, "a,b\n" + '"x"y,1\n' * 3000, "a\n" + '"' * 20_001])

@@ -85,7 +85,7 @@ def fast(data: bytes, source: str, delimiter: str, missing: Sequence[str]) -> Ro
     header = Records(data[:start].decode("utf-8", "surrogateescape"), delimiter).header(source)
     if start >= len(data):
         return None
-    table = _arrow(pa.py_buffer(data).slice(start), header, delimiter, missing, bool(len(quotes)))
+    table = _arrow(_copied(data, start), header, delimiter, missing, bool(len(quotes)))
     if table is None:
         return None
     lines = _lines(data, start, quotes, len(table))
@@ -116,6 +116,17 @@ def end_of_first_record(data: bytes, quotes: np.ndarray | None = None) -> int:
     while end >= 0 and np.searchsorted(quotes, end) % 2:
         end = data.find(b"\n", end + 1)
     return end + 1 if end >= 0 else len(data)
+
+
+def _copied(data: bytes, start: int) -> pa.Buffer:
+    """The bytes from `start`, in memory of Arrow's own.
+
+    A thread of Arrow may let go of its input after `read_csv` has returned. Were that a Python object, a process that
+    ends just then would be aborted: the thread waits for a lock that an ending interpreter never gives.
+    """
+    body = pa.allocate_buffer(len(data) - start)
+    np.frombuffer(body, np.uint8)[:] = np.frombuffer(data, np.uint8, offset=start)
+    return body
 
 
 def _arrow(body: pa.Buffer, header: list[str], delimiter: str, missing: Sequence[str], quoted: bool) -> pa.Table | None:
