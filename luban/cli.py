@@ -357,6 +357,7 @@ def generate(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     beams: int = 1,
+    precision: str = "fp32",
     stop: list[str] = (),
     chat: bool = False,
     set: list[str] = (),
@@ -365,7 +366,7 @@ def generate(
     from luban.generation.sampling import checked, orderly, searches, writes
     from luban.recipe import Recipe
 
-    asked = {"tokens": tokens, "stop": stop, "seed": common["seed"]}
+    asked = {"tokens": tokens, "stop": stop, "seed": common["seed"], "precision": precision}
     sampling = checked(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
@@ -522,10 +523,14 @@ def serve(
     queue: int = 256,
     deadline: float = 30.0,
     body: int | None = None,
+    precision: str = "fp32",
 ) -> None:
     from luban.registry import find
 
-    asked = {"port": port, "engine": engine, "batch": batch, "queue": queue, "deadline": deadline, "body": body}
+    asked = {
+        "port": port, "engine": engine, "batch": batch, "queue": queue, "deadline": deadline, "body": body,
+        "precision": precision,
+    }  # fmt: skip
     _sound(_folder(folder), None, "serve", **asked)
     find("stages", "serve")(folder, host=host, api_key=api_key or os.environ.get("LUBAN_API_KEY"), **asked)
 

@@ -56,6 +56,20 @@ def wanted_device() -> str | None:
     return None if _wanted == "auto" else device(_wanted)
 
 
+def able(name: str, precision: str = "bf16") -> bool:
+    """Whether a precision is computed, not imitated, on a device of that name."""
+    if precision == "fp32":
+        return True
+    if name.startswith("cuda"):
+        import torch
+
+        generation = torch.cuda.get_device_capability(name)
+        first = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (5, 3)}
+        return precision in first and generation >= first[precision]
+    flags = {"avx512_bf16", "amx_bf16", "bf16"} & set(processor()["flags"])
+    return name == "cpu" and precision in ("bf16", "medium") and bool(flags)
+
+
 def threads(wanted: str | int | None = "auto") -> int:
     """How many threads to compute with: the given number, else the processors this process may use (container included)."""
     if wanted not in (None, "auto"):

@@ -10,8 +10,10 @@ import openai
 import pytest
 
 import luban
+from luban import machine
 from luban.bundle import Bundle, build_network
 from luban.columns.base import make
+from luban.errors import Unsupported
 from luban.generation.writing import Writer
 from luban.stages.serve.openai.desk import Desk
 from tests import tiny
@@ -535,3 +537,17 @@ def test_the_page_lists_what_there_is(served):
         assert served[1].post(path, json=content["example"]).status_code == 200
     text = served[1].get("/metrics").text
     assert 'luban_requests_total{path="/v1/completions",status="200"}' in text
+
+
+@pytest.mark.skipif(not machine.able("cpu"), reason="a processor that computes in bf16")
+def test_texts_are_written_in_the_precision_that_was_asked_for(folder, bundle):
+    asked = {"prompt": "the ", "temperature": 0, "max_tokens": 12}
+    with serving(folder, api_key=KEY, precision="bf16") as (server, _):
+        assert server.service.desk.precision == "bf16"
+        told = client_of(server).completions.create(model="writer", **asked).choices[0].text
+    assert told == bundle.generate("the ", tokens=12, temperature=0.0, precision="bf16")
+
+
+def test_a_precision_of_a_model_that_writes_nothing_is_refused():
+    with pytest.raises(Unsupported, match="neither writes"), serving(tiny_bundle(), precision="bf16"):
+        pass

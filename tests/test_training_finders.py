@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import luban
+from luban import machine
 from luban.columns.examples import encode
 from luban.data.prepare import data_of
 from luban.errors import Unsupported
@@ -210,7 +211,7 @@ def test_the_accuracy_test_measures_answers_and_gradients():
 
 def test_what_a_device_cannot_compute_is_refused(monkeypatch):
     flags = {"flags": ["avx2"]}
-    monkeypatch.setattr(precision.machine, "processor", lambda: flags)
+    monkeypatch.setattr(machine, "processor", lambda: flags)
     for name in ("bf16", "fp16", "tf32", "medium"):
         with pytest.raises(Unsupported, match=r"only imitate it.*Allowed: auto, fp32"):
             refuse(name, "cpu")

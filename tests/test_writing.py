@@ -8,15 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luban import machine
 from luban.columns.base import GONE, Ragged
 from luban.columns.examples import Examples
 from luban.columns.kept import packed
 from luban.columns.text import Text
 from luban.errors import RequestError, Unsupported
 from luban.evaluation.likelihood import likelihood, windows
+from luban.generation.asking import computes
 from luban.generation.beams import beams
 from luban.generation.choosing import choose
-from luban.generation.sampling import Sampling, checked
+from luban.generation.sampling import GREEDY, Sampling, checked, orderly
 from luban.generation.writing import STOP, Writer, searched, streamed, write, written
 from luban.generation.writing import Text as Asked
 from luban.nn import decoding
@@ -33,6 +35,7 @@ HEADS = [
     ("lstm", {"layers": 2}),
 ]
 every = pytest.mark.parametrize(("head", "settings"), HEADS, ids=str)
+bf16 = pytest.mark.skipif(not machine.able("cpu"), reason="a processor that computes in bf16")
 SOURCE = {"source": TEXTS[:4]}
 
 
@@ -131,6 +134,63 @@ def test_a_product_in_blocks_is_the_product(rows, bias, out):
     product = decoding.Product(layer.weight, layer.bias)
     assert (product.blocks is None) == (out == 64)
     assert torch.allclose(product(x), layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_product_is_the_product(rows, bias):
+    layer, x = torch.nn.Linear(384, 900, bias), torch.randn(rows, 384)
+    product, wanted = decoding.Product(layer.weight, layer.bias, packs=True), layer(x)
+    for _ in range(decoding.PATIENCE + 1):
+        assert torch.allclose(product(x), wanted, atol=1e-5)
+    assert product.packed is not None
+
+
+@bf16
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_in_bf16_is_nearly_the_product(rows, bias):
+    layer, x = torch.nn.Linear(384, 900, bias), torch.randn(rows, 384)
+    wanted = layer(x)
+    half = decoding.Product(layer.weight, layer.bias, half=True)
+    gap = (half(x) - wanted).abs().max()
+    assert half(x).dtype == torch.float32 and 1e-4 < gap < 0.03, "inputs and weights are rounded to 8 bits"
+
+
+@every
+def test_packed_weights_write_what_they_write_where_they_lie(head, settings, monkeypatch):
+    monkeypatch.setattr(decoding, "repays", lambda model: True)
+    monkeypatch.setattr(decoding, "PATIENCE", 1)
+    assert stepwise_gap(made(head, settings, ("source",)), SOURCE) < 2e-5
+
+
+@bf16
+@every
+def test_texts_in_bf16_are_nearly_as_likely(head, settings):
+    """The same ids, told their chances in both precisions; rows of different lengths, that come and leave."""
+    net = made(head, settings)
+    chances = {}
+    for precision in ("fp32", "bf16"):
+        texts = [Asked([net.writer.column.begin] + [5] * i, 9 - 2 * i, GREEDY) for i in range(3)]
+        logits, writer = [], Writer(net, precision)
+        writer.add(texts)
+        while writer.texts:
+            logits.append(writer.logits.log_softmax(-1)[:, 7].tolist())
+            writer.logits = torch.zeros_like(writer.logits)
+            writer.logits[:, 7] = 1.0  # forced: every text goes on with the same id
+            writer.step()
+        chances[precision] = np.concatenate(logits)
+    gap = np.abs(chances["fp32"] - chances["bf16"])
+    assert 0 < gap.max() < 0.1, gap
+
+
+def test_a_precision_that_is_only_imitated_is_refused(monkeypatch):
+    monkeypatch.setattr(machine, "processor", lambda: {"name": "old", "flags": ["avx2"]})
+    with pytest.raises(Unsupported, match="bf16"):
+        computes("cpu", "bf16")
+    computes("cpu", "fp32")
+    with pytest.raises(RequestError, match="fp23"):
+        orderly(precision="fp23")
 
 
 def test_a_layer_that_is_not_plain_is_called():

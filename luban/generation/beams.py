@@ -34,7 +34,7 @@ def beams(
     done: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     open_ = set(range(count))
     for length in range(1, most + 1):
-        chances = logits.log_softmax(-1).double().view(count, width, -1)
+        chances = logits.float().log_softmax(-1).double().view(count, width, -1)
         vocabulary = chances.shape[2]
         best = (total[..., None] + chances).flatten(1).topk(min(2 * width, width * vocabulary), 1)
         origin, token = best.indices // vocabulary, best.indices % vocabulary

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from luban.errors import RequestError, Unsupported, problem, raise_all
 from luban.recipe import Check, Recipe
 from luban.settings import Beams, Count, Fraction, Natural, NonNegative, Positive, Range, schema_of
 
+Precision = Literal["fp32", "bf16"]
 Penalty = Annotated[float, Range(low=-2, high=2)]
 # Why a text ends: by itself, no more room, one of the words it was to stop at.
 END, LENGTH, STOP = ("end", "length", "stop")
@@ -60,6 +61,7 @@ def _asked(
     stop: list[str] = (),
     seed: Annotated[int, Range(low=0, high=2**63 - 1)] | None = None,
     beams: Beams = 1,
+    precision: Precision = "fp32",
 ) -> None: ...
 
 

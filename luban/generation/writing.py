@@ -42,8 +42,8 @@ class Text:
 class Writer:
     """The texts that one network writes at this moment. Not for several threads at once."""
 
-    def __init__(self, network: Any):
-        self.network, self.column = network, network.outputs[network.written]
+    def __init__(self, network: Any, precision: str = "fp32"):
+        self.network, self.column, self.half = network, network.outputs[network.written], precision == "bf16"
         self.device = next(network.parameters()).device
         self.texts: list[Text] = []
         self.state: Any = None
@@ -61,11 +61,16 @@ class Writer:
         mask = torch.zeros(len(texts), longest, dtype=torch.bool)
         for i, t in enumerate(texts):
             ids[i, : len(t.prompt)], mask[i, : len(t.prompt)] = torch.as_tensor(np.asarray(t.prompt)), True
-        state = self.network.start(batch if batch is not None else Batch({}, {}, len(texts)))
-        logits = self.network.advance(state, ids.to(self.device), mask.to(self.device))
+        with self.autocast():
+            state = self.network.start(batch if batch is not None else Batch({}, {}, len(texts)))
+            logits = self.network.advance(state, ids.to(self.device), mask.to(self.device)).float()
         if self.texts:
             state, logits = self.state.join(state), torch.cat([self.logits, logits])
         self.state, self.logits, self.texts = state, logits, [*self.texts, *texts]
+
+    def autocast(self) -> Any:
+        """What the network computes in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def _fit(self, text: Text) -> None:
         """A prompt that leaves no room loses its beginning, all but the first id."""
@@ -95,7 +100,9 @@ class Writer:
             self._only(stay)
         if self.texts:
             tokens = torch.tensor(ids, device=self.device)[:, None]
-            self.logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))
+            with self.autocast():
+                logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))
+            self.logits = logits.float()
         return done
 
     def drop(self, text: Text) -> None:
@@ -130,34 +137,38 @@ def _unsure(text: str, stop: Sequence[str]) -> int:
     return max(broken, begun)
 
 
-def written(network: Any, texts: Sequence[Text], batch: Batch | None = None) -> Sequence[Text]:
+def written(network: Any, texts: Sequence[Text], batch: Batch | None = None, precision: str = "fp32") -> Sequence[Text]:
     """All of them, written to their ends."""
-    writer = Writer(network)
+    writer = Writer(network, precision)
     writer.add(texts, batch)
     while writer.texts:
         writer.step()
     return texts
 
 
-def searched(network: Any, texts: Sequence[Text], width: int, batch: Batch | None = None) -> Sequence[Text]:
+def searched(
+    network: Any, texts: Sequence[Text], width: int, batch: Batch | None = None, precision: str = "fp32"
+) -> Sequence[Text]:
     """All of them, each the likeliest text that a search over `width` beginnings finds. Those with inputs begin alike."""
     from luban.generation.beams import beams
 
-    writer = Writer(network)
+    writer = Writer(network, precision)
     for t in texts:
         writer._fit(t)
     groups = [(texts, batch)] if batch is not None else [([t], Batch({}, {}, 1)) for t in texts]
     for some, inputs in groups:
-        for t, found in zip(some, beams(network, inputs, some[0].most, width, prompt=some[0].prompt)):
+        with writer.autocast():
+            answers = beams(network, inputs, some[0].most, width, prompt=some[0].prompt)
+        for t, found in zip(some, answers):
             t.ids, t.log_probabilities = found
             writer._look(t)
     return texts
 
 
-def streamed(network: Any, text: Text, batch: Batch | None = None) -> Iterator[str]:
+def streamed(network: Any, text: Text, batch: Batch | None = None, precision: str = "fp32") -> Iterator[str]:
     """A text piece by piece, as soon as each is sure."""
     text.streamed = True
-    writer, told = Writer(network), 0
+    writer, told = Writer(network, precision), 0
     writer.add([text], batch)
     while not text.reason:
         writer.step()

@@ -79,7 +79,7 @@ class Past:
             values.narrow(2, self.longest, count).copy_(v)
         else:
             for kept, new in ((keys, k), (values, v)):
-                kept.scatter_(2, at[:, None, :, None].expand_as(new), new)
+                kept.scatter_(2, at[:, None, :, None].expand_as(new), new.to(kept.dtype))
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def read(self, mask: Tensor) -> None:

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luban import machine
 from luban.columns.examples import Examples
 from luban.errors import Unsupported, problem
+from luban.machine import able
 from luban.nn.tokens import Batch
 from luban.training.random import seed_torch
 
@@ -68,18 +68,6 @@ def products(precision: str, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
         if gpu:
             torch.backends.cudnn.allow_tf32 = convolutions
-
-
-def able(device: str, precision: str = "bf16") -> bool:
-    """Whether a precision is computed, not imitated, there."""
-    if precision == "fp32":
-        return True
-    if device.startswith("cuda"):
-        generation = torch.cuda.get_device_capability(device)
-        first = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (5, 3)}
-        return precision in first and generation >= first[precision]
-    flags = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine.processor()["flags"])
-    return device == "cpu" and precision in ("bf16", "medium") and bool(flags)
 
 
 def refuse(precision: str, device: str) -> None:

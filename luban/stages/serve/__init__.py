@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from luban.errors import RequestError, need
+from luban.errors import RequestError, Unsupported, need
+from luban.generation.sampling import Precision
 from luban.settings import Range
 
 BODY, BODY_OF_FILES = 2_000_000, 20_000_000  # bytes; the second lets a file of 15 MB through as base64
@@ -26,6 +27,7 @@ def serve(
     body: Annotated[int, Range(low=100, high=1_000_000_000)] | None = None,
     workers: Annotated[int, Range(low=0, high=1024)] = 0,
     hosts: list[str] = (),
+    precision: Precision = "fp32",
 ) -> None:
     """Answer HTTP requests until SIGTERM or Ctrl-C; requests that were accepted by then are answered first.
 
@@ -33,12 +35,13 @@ def serve(
     takes the model.onnx of the folder where it fits the model. `port` 0: any free one. `batch`: rows of one request, and
     rows that are run together. `queue`: requests in the house at once, above which 429 is answered. `deadline`: seconds
     for a request; `body`: bytes, otherwise 2 MB, and 20 MB (a camera's JPEG) where an input takes whole files. `workers`: threads that compute, 0 = one a processor. `hosts`: names besides this
-    machine's own that requests may ask for (a proxy's).
-    Raises RequestError where the host is not this machine and no key is set, or the port is taken; MissingExtra.
+    machine's own that requests may ask for (a proxy's). `precision`: what texts are written in, see `generate`.
+    Raises RequestError where the host is not this machine and no key is set, or the port is taken; MissingExtra; Unsupported
+    for a precision that the device imitates, or of a model that writes no text.
     """
     server = prepare(
         bundle, port=port, host=host, api_key=api_key, engine=engine, batch=batch, queue=queue,
-        deadline=deadline, body=body, workers=workers, hosts=hosts,
+        deadline=deadline, body=body, workers=workers, hosts=hosts, precision=precision,
     )  # fmt: skip
     server.run()
 
@@ -65,6 +68,17 @@ def prepare(
     from luban.stages.serve.service import Service
 
     chosen = choose(bundle, engine, limits.threads)
+    if limits.precision != "fp32":
+        _computes(chosen, limits.precision)
     files = any(chosen.columns[n].endings for n in chosen.inputs)
     limits = replace(limits, body=body or (BODY_OF_FILES if files else BODY))
     return Server(Service(chosen, limits, local=host in LOOPBACK), host, port)
+
+
+def _computes(chosen: Any, precision: Precision) -> None:
+    """Raises Unsupported where no text is written in that precision."""
+    from luban.generation.asking import computes
+
+    if not hasattr(getattr(chosen.engine, "network", None), "written"):
+        raise Unsupported("generate.writes_nothing", outputs=list(chosen.outputs))
+    computes(str(chosen.engine.device), precision)

@@ -37,6 +37,7 @@ class Limits:
     hosts: tuple[str, ...] = ()
     graceful: float = 30.0
     threads: int = 1  # of each worker
+    precision: str = "fp32"  # that texts are written in
 
     def settled(self) -> Limits:
         """With one worker a processor unless told otherwise, and each worker's share of the processors."""

@@ -47,7 +47,9 @@ class Api:
         self.reads = next((n for n in service.engine.inputs if reads(self.network, service.engine.columns[n])), None)
         if self.writes:
             self.column = self.network.outputs[self.network.written]
-            service.desk = Desk(self.network, self.limits.batch, partial(share_processors, machine.threads()))
+            service.desk = Desk(
+                self.network, self.limits.batch, partial(share_processors, machine.threads()), self.limits.precision
+            )
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -52,8 +52,8 @@ class Order:
 class Desk:
     """`submit` an Order, watch its `news`, `leave` it at the end. `rows`: texts that are written at once."""
 
-    def __init__(self, network: Any, rows: int, start: Callable[[], Any] = lambda: None):
-        self.network, self.rows, self.start = network, rows, start
+    def __init__(self, network: Any, rows: int, start: Callable[[], Any] = lambda: None, precision: str = "fp32"):
+        self.network, self.rows, self.start, self.precision = network, rows, start, precision
         self.waiting: deque[Order] = deque()
         self.inside: list[Order] = []
         self.changed = threading.Condition()
@@ -86,7 +86,7 @@ class Desk:
     # -- in the thread ---------------------------------------------------------------------------------------------------
     def _run(self) -> None:
         self.start()
-        writer = Writer(self.network)
+        writer = Writer(self.network, self.precision)
         while True:
             with self.changed:
                 while not (self.closed or self.waiting or self.inside):
@@ -130,7 +130,7 @@ class Desk:
             for order in self.inside:
                 order.fail(e)
             self.inside = []
-            return Writer(self.network)
+            return Writer(self.network, self.precision)
         self.steps += 1
         for order in self.inside:
             order.show()
