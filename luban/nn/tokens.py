@@ -59,7 +59,7 @@ class Batch:
     @classmethod
     def of(cls, arrays: Any, device: torch.device | str = "cpu") -> Batch:
         """From numpy (`luban.columns.examples.Arrays`)."""
-        put = _from_numpy if str(device) == "cpu" else lambda a: torch.as_tensor(a, device=device)
+        put = _from_numpy if str(device) == "cpu" else lambda a: brought(a, torch.device(device))
         found = arrays.inputs
         blocks, others = (found.blocks, found.others) if isinstance(found, Pairs) else ((), found)
         inputs = Pairs(
@@ -126,6 +126,15 @@ def _taken(pairs: Any, index: Any) -> Any:
 
 def _from_numpy(a: Any) -> Tensor:
     return torch.from_numpy(a if a.flags.writeable else a.copy()) if isinstance(a, np.ndarray) else torch.as_tensor(a)
+
+
+def brought(a: Any, device: torch.device) -> Tensor:
+    """An array as a tensor of a device. A GPU takes it from pinned memory while the processor goes on: from other memory every copy is waited for."""
+    if device.type == "cpu":
+        return _from_numpy(a)
+    if device.type != "cuda":
+        return torch.as_tensor(a, device=device)
+    return _from_numpy(a).pin_memory().to(device, non_blocking=True)
 
 
 class Encoder(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.errors import RequestError, Unsupported
-from luban.nn.tokens import Batch
+from luban.nn.tokens import Batch, brought
 
 Losses = dict[str, tuple[Tensor, Tensor]]
 Objective = Callable[[Any, Batch, np.random.Generator], Losses]
@@ -77,7 +77,7 @@ class Mixed:
         lookup = [n for n, e in embedded.items() if not e.is_floating_point()]
         if lookup:
             raise Unsupported("mix.no_embedding", inputs=lookup)
-        index = torch.as_tensor(rng.permutation(batch.size), device=next(iter(embedded.values())).device)
+        index = brought(rng.permutation(batch.size), next(iter(embedded.values())).device)
         cut = bool(self.cutmix) and (not self.mixup or rng.random() < 0.5)
         alpha = self.cutmix if cut else self.mixup
         share, both = float(rng.beta(alpha, alpha)), batch
@@ -86,7 +86,8 @@ class Mixed:
         else:
             embedded, both = blended(embedded, batch, index, share)
         o = network(both, embedded)
-        mine, theirs = network.loss(o, batch), network.loss(o, batch.take(index))
+        partners = replace(batch, rows=None).take(index)  # whose ids would have to be asked of the device
+        mine, theirs = network.loss(o, batch), network.loss(o, partners)
         mix = lambda a, b: share * a + (1 - share) * b  # noqa: E731
         return {n: (mix(mine[n][0], theirs[n][0]), mix(mine[n][1], theirs[n][1])) for n in mine}
 

@@ -13,6 +13,7 @@ from luban.nn.tokens import Batch
 from luban.training.plan import Plan
 from luban.training.ranks import ALONE, Ranks
 from luban.training.signals import Stopped
+from luban.training.sums import Sums
 
 
 @torch.no_grad()
@@ -38,8 +39,8 @@ def evaluate(
 def _sums(
     network: Any, examples: Examples, plan: Plan, ranks: Ranks, heard: Callable[[], int]
 ) -> dict[Any, list[float]]:
-    """{(kind, name): [sum, weight]} of this rank's share."""
-    sums: dict[Any, list[float]] = {}
+    """{(kind, name): [sum, weight]} of this rank's share. An accelerator is asked for them at the end."""
+    sums = Sums()
     for index in np.array_split(np.arange(len(examples)), max(1, len(examples) // max(plan.batch, 256))):
         asked = ranks.ask(heard)
         index, counts = ranks.share(index)
@@ -47,14 +48,11 @@ def _sums(
         o = network(batch)
         numbers = {("loss", n): pair for n, pair in network.loss(o, batch).items()}
         numbers |= {("glance", k): pair for k, pair in getattr(network, "glance", lambda *_: {})(o, batch).items()}
-        for key, (each, weight) in numbers.items():
-            pair = sums.setdefault(key, [0.0, 0.0])
-            pair[0] += float(each.sum()) * counts
-            pair[1] += float(weight.sum()) * counts
+        sums.add({key: (each.sum() * counts, weight.sum() * counts) for key, (each, weight) in numbers.items()})
         number = asked()
         if number:
             raise Stopped(number)
-    return sums
+    return sums.read()
 
 
 def _of_all(sums: dict[Any, list[float]], ranks: Ranks) -> dict[Any, list[float]]:

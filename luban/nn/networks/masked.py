@@ -105,8 +105,8 @@ class Guess(nn.Module):
         states = encoder(encoder.embed(shown, mask), mask).x
         if states.shape[1] != x.shape[1]:
             raise Unsupported("masked.no_places", input=self.name, encoder=type(encoder).__name__)
-        each, right = self(states[hidden], x[hidden])
-        row = hidden.nonzero()[:, 0]
+        row, place = hidden.nonzero(as_tuple=True)  # how many they are is asked of the device once
+        each, right = self(states[row, place], x[row, place])
         sums = [torch.zeros(len(x), device=x.device).index_add(0, row, t.float()) for t in (each, right)]
         return torch.stack([sums[0], hidden.sum(1).float(), sums[1]], 1)
 
