@@ -1,6 +1,6 @@
 """How fast an epoch of shuffled batches is read: Luban's kept examples beside HF datasets with a DataLoader.
 
-    python -m benchmarks.feed [--pairs 5] [--json FILE]
+    python -m benchmarks.feed [tokens numbers] [--pairs 5 | --quick] [--json FILE]
 
 | row | what is read |
 |---|---|
@@ -133,13 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", default=["tokens", "numbers"])
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="two pairs: good to a fifth")
     parser.add_argument("--json")
     asked = parser.parse_args()
     console.configure(quiet=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LUBAN_CACHE"] = folder
-        finish("feed", [row(n, asked.pairs) for n in asked.rows], asked.json)
+        finish("feed", [row(n, 2 if asked.quick else asked.pairs) for n in asked.rows], asked.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Images a second: Luban's `fit` beside the best loop that we can write by hand, and beside the naive one.
 
-    python -m benchmarks.images [--models cnn resnet] [--rows 7680] [--pairs 5] [--json FILE]
+    python -m benchmarks.images [--models cnn resnet] [--rows 7680] [--pairs 5 | --quick] [--json FILE]
 
 Fashion-MNIST, the default CNN and a ResNet-18, the same first weights on every side, batches of 128, AdamW at 2e-3, one
 thread; turns of one epoch as in `benchmarks.loop`. Accuracy on 2,000 test rows after the last epoch stands beside each.
@@ -54,15 +54,11 @@ def idx(path: Path) -> np.ndarray:
 
 
 class Work:
-    """The rows, the columns fitted on them, and the network with its first weights."""
+    """The rows, the columns fitted on them, and the network with its first weights. `model`: as in a recipe; x: (N, H, W)
+    or (N, H, W, C) bytes."""
 
-    def __init__(self, model: str, count: int):
-        with tempfile.TemporaryDirectory() as folder:
-            samples.save("fashion-mnist", Path(folder) / "f")
-            read = {n: idx(Path(folder) / "f" / f"{n}-ubyte.gz") for n in (
-                "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")}  # fmt: skip
-        self.x, self.y = read["train-images-idx3"][:count], read["train-labels-idx1"][:count].astype(np.int64)
-        self.test = read["t10k-images-idx3"][:TEST], read["t10k-labels-idx1"][:TEST].astype(np.int64)
+    def __init__(self, model: Any, x: np.ndarray, y: np.ndarray, device: str = "cpu"):
+        self.x, self.y, self.device = x, y, device
         plain = {"luban": 1, "inputs": {"image": "image"}, "outputs": {"label": "category"}, "stages": ["train"]}
         plain["model"] = {"image": model}
         self.recipe = Recipe.of(plain).resolved()
@@ -71,12 +67,25 @@ class Work:
         self.columns = {n: make(n, p.type, dict(p.settings)).fit(raw[n]) for n, p in parts.items()}
         torch.manual_seed(0)
         self.first = Composed(self.recipe, self.columns)
-        pixels = self.columns["image"].encode_all(self.x)
-        self.examples = Examples(self.columns, {"image": pixels}, {"label": self.y + 1}, np.arange(count), count)
-        self.precision = choose(self.first, self.examples, BATCH, "cpu", supervised).precision
+        self.pixels = self.columns["image"].encode_all(self.x)  # (N, C, H, W)
+        count = len(self.x)
+        self.examples = Examples(self.columns, {"image": self.pixels}, {"label": self.y + 1}, np.arange(count), count)
+        self.precision = choose(self.first, self.examples, BATCH, device, supervised).precision
 
     def network(self) -> Composed:
         return copy.deepcopy(self.first)
+
+
+class Fashion(Work):
+    """The first rows of Fashion-MNIST, and test rows."""
+
+    def __init__(self, model: str, count: int):
+        with tempfile.TemporaryDirectory() as folder:
+            samples.save("fashion-mnist", Path(folder) / "f")
+            read = {n: idx(Path(folder) / "f" / f"{n}-ubyte.gz") for n in (
+                "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")}  # fmt: skip
+        super().__init__(model, read["train-images-idx3"][:count], read["train-labels-idx1"][:count].astype(np.int64))
+        self.test = read["t10k-images-idx3"][:TEST], read["t10k-labels-idx1"][:TEST].astype(np.int64)
 
     def accuracy(self, network: Composed) -> float:
         pixels = torch.from_numpy(self.test[0].copy())[:, None]
@@ -109,7 +118,7 @@ def luban(work: Work) -> Side:
 
     def side(epochs: int, tick: Tick) -> nn.Module:
         network = work.network()
-        mine = {"epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": "cpu", "patience": 0}
+        mine = {"epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": work.device, "patience": 0}
         plan = Plan(**known | mine | {"precision": work.precision})
         with tempfile.TemporaryDirectory() as folder:
             fit(
@@ -123,14 +132,15 @@ def luban(work: Work) -> Side:
 
 def hand(work: Work) -> Side:
     def side(epochs: int, tick: Tick) -> nn.Module:
-        network = work.network().train()
+        network = work.network().train().to(work.device)
         model = Hand(network).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
-        x, y, low = torch.from_numpy(work.x.copy())[:, None], torch.from_numpy(work.y), work.precision == "bf16"
+        x, y = (torch.from_numpy(a.copy()).to(work.device) for a in (work.pixels, work.y))
+        low = work.precision == "bf16"
         for epoch in range(epochs):
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).to(work.device)
             for pixels, truth in zip(x[order].split(BATCH), y[order].split(BATCH)):
-                with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                with torch.autocast(work.device.split(":")[0], torch.bfloat16, enabled=low):
                     loss = nn.functional.cross_entropy(
                         model(pixels.contiguous(memory_format=torch.channels_last)), truth
                     )
@@ -169,13 +179,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["cnn", "resnet"])
     parser.add_argument("--rows", type=int, default=7680)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="2,560 rows and two pairs: good to a fifth")
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    rows, pairs = (2560, 2) if asked.quick else (asked.rows, asked.pairs)
     found: list[dict[str, Any]] = []
     for model, rival in itertools.product(asked.models, ("hand", "naive")):
-        work = Work(model, asked.rows)
-        mine, theirs, (network, other) = duel(luban(work), asked.pairs, {"hand": hand, "naive": naive}[rival](work))
+        work = Fashion(model, rows)
+        mine, theirs, (network, other) = duel(luban(work), pairs, {"hand": hand, "naive": naive}[rival](work))
         ratios = [b / a for a, b in zip(mine, theirs)]
         found.append({
             "model": model, "rival": rival, "images_per_second": round(len(work.x) / statistics.median(mine)),

@@ -1,6 +1,6 @@
 """What one training step costs around the arithmetic: Luban's `fit` beside bare loops and other trainers.
 
-    python -m benchmarks.loop [luban hf ...] [--pairs 5] [--json FILE]        needs the extra `rivals`
+    python -m benchmarks.loop [luban hf ...] [--pairs 5 | --quick] [--json FILE]        needs the extra `rivals`
 
 The work is the same everywhere: 12,800 rows of 64 numbers, a 64-64-4 network, batches of 32, AdamW at 1e-3, one thread.
 Each side is paired with the best bare loop: both train at the same time, in turns of one epoch (400 steps), A B A B, each
@@ -77,24 +77,30 @@ def loss_of(net: nn.Module) -> float:
         return float(nn.functional.cross_entropy(net(X), Y))
 
 
-def slices(epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def slices(epoch: int, device: str = "cpu") -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of an epoch as views of one permuted copy."""
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))
-    return list(zip(X[order].split(BATCH), Y[order].split(BATCH)))
+    return list(zip(X[order].to(device).split(BATCH), Y[order].to(device).split(BATCH)))
 
 
 # -- the sides: each trains for so many epochs and gives the network -------------------------------------------------------
-def bare(epochs: int, tick: Tick) -> nn.Module:
-    net, cross_entropy = network(), nn.functional.cross_entropy
-    optimizer = torch.optim.AdamW(net.parameters(), RATE, fused=True)
-    for epoch in range(epochs):
-        for x, y in slices(epoch):
-            loss = cross_entropy(net(x), y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        tick()
-    return net
+def bare_on(device: str) -> Side:
+    def side(epochs: int, tick: Tick) -> nn.Module:
+        net, cross_entropy = network().to(device), nn.functional.cross_entropy
+        optimizer = torch.optim.AdamW(net.parameters(), RATE, fused=True)
+        for epoch in range(epochs):
+            for x, y in slices(epoch, device):
+                loss = cross_entropy(net(x), y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            tick()
+        return net.cpu()
+
+    return side
+
+
+bare = bare_on("cpu")
 
 
 def naive(epochs: int, tick: Tick) -> nn.Module:
@@ -112,7 +118,8 @@ def naive(epochs: int, tick: Tick) -> nn.Module:
     return net
 
 
-def luban() -> Side:
+def luban(device: str = "cpu", step: Callable[..., Any] | None = None) -> Side:
+    """`step`: another way of making an update than the usual one."""
     import pyarrow as pa
 
     from luban.columns.base import make
@@ -122,6 +129,7 @@ def luban() -> Side:
     from luban.recipe import Recipe
     from luban.training.loop import Plan, fit
     from luban.training.objectives import supervised
+    from luban.training.steps import plain as usual
 
     names = [f"x{i}" for i in range(FEATURES)]
     table = pa.table({n: X[:, i].numpy() for i, n in enumerate(names)} | {"y": [str(int(v)) for v in Y]})
@@ -136,7 +144,7 @@ def luban() -> Side:
     def side(epochs: int, tick: Tick) -> nn.Module:
         net = network()
         own = Own(recipe, columns, net)
-        plan = Plan(**{**known, "epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": "cpu", "precision": "fp32", "patience": 0})  # fmt: skip
+        plan = Plan(**{**known, "epochs": epochs, "batch": BATCH, "rate": RATE, "tokens": 0, "device": device, "precision": "fp32", "patience": 0})  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             fit(
                 own,
@@ -144,11 +152,12 @@ def luban() -> Side:
                 None,
                 plan=plan,
                 objective=supervised,
+                step=step or usual,
                 folder=Path(folder),
                 title="train",
                 watch=lambda _: tick(),
             )
-        return net
+        return net.cpu()
 
     return side
 
@@ -303,9 +312,10 @@ SIDES: dict[str, Callable[[], Side]] = {
 
 
 class Turns:
-    """Two threads that work one after the other, an epoch each, and how much CPU time each of its turns took."""
+    """Two threads that work one after the other, an epoch each, and how much time by `clock` each of its turns took."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
+        self.clock = clock
         self.gates = (threading.Semaphore(1), threading.Semaphore(0))
         self.spent: tuple[list[float], list[float]] = ([], [])
         self.results: list[nn.Module | None] = [None, None]
@@ -314,13 +324,13 @@ class Turns:
     def play(self, who: int, side: Side, epochs: int) -> None:
         mine, other = self.gates[who], self.gates[1 - who]
         mine.acquire()
-        began = [time.thread_time()]
+        began = [self.clock()]
 
         def tick() -> None:
-            self.spent[who].append(time.thread_time() - began[0])
+            self.spent[who].append(self.clock() - began[0])
             other.release()
             mine.acquire()
-            began[0] = time.thread_time()
+            began[0] = self.clock()
 
         try:
             self.results[who] = side(epochs, tick)
@@ -330,9 +340,11 @@ class Turns:
             other.release(epochs + 1)  # nobody waits for a side that is at its end, or has failed
 
 
-def duel(side: Side, count: int, rival: Side = bare) -> tuple[list[float], list[float], list[nn.Module]]:
+def duel(
+    side: Side, count: int, rival: Side = bare, clock: Callable[[], float] = time.thread_time
+) -> tuple[list[float], list[float], list[nn.Module]]:
     """Seconds of each turn of a side and of its rival beside it, the first turn left out, and both networks."""
-    turns = Turns()
+    turns = Turns(clock)
     threads = [threading.Thread(target=turns.play, args=(i, s, count + 1)) for i, s in enumerate((side, rival))]
     with warnings.catch_warnings(), contextlib.redirect_stderr(Terminal()), contextlib.redirect_stdout(Terminal()):
         warnings.simplefilter("ignore")
@@ -360,12 +372,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sides", nargs="*", default=list(SIDES))
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="three pairs: good to a fifth")
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     for name in asked.sides:
-        found.append(row(name, asked.pairs))
+        found.append(row(name, 3 if asked.quick else asked.pairs))
         print(found[-1], file=sys.stderr, flush=True)
         finish("loop", found, asked.json)
 

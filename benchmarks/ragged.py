@@ -1,6 +1,6 @@
 """Real tokens per CPU-second of training on texts of different lengths, the same network on all sides.
 
-    python -m benchmarks.ragged [movie-sentences chinese-reviews] [--rows 1000] [--pairs 10] [--json FILE]
+    python -m benchmarks.ragged [movie-sentences chinese-reviews] [--rows 1000] [--pairs 10 | --quick] [--json FILE]
 
 | side | what it is |
 |---|---|
@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -177,7 +178,7 @@ def trainer(work: Work, strategy: str = "random") -> Side:
 RIVALS = {"hand": hand, "trainer": trainer, "trainer-grouped": lambda work: trainer(work, "group_by_length")}
 
 
-def row(name: str, rows: int, count: int) -> dict[str, Any]:
+def row(name: str, rows: int, count: int, rivals: Sequence[str] = tuple(RIVALS)) -> dict[str, Any]:
     work = Work(name, rows)
     real = int(work.training.lengths().sum())
     found = order(work.training, BATCH, 0, 0, tokens=work.tokens)
@@ -185,8 +186,8 @@ def row(name: str, rows: int, count: int) -> dict[str, Any]:
         "row": name, "rows": len(work.training), "real_tokens": real, "longest": int(work.training.lengths().max()),
         "padding": round(padding(work.training, found), 3), "epochs": count + 1, "n": count,
     }  # fmt: skip
-    for rival, make in RIVALS.items():
-        mine, theirs, (network, other) = duel(luban(work), count, make(work))
+    for rival in rivals:
+        mine, theirs, (network, other) = duel(luban(work), count, RIVALS[rival](work))
         ratios = [b / a for a, b in zip(mine, theirs)]
         result[rival] = {
             "tokens_per_cpu_second": round(real / statistics.median(theirs)),
@@ -206,11 +207,14 @@ def main() -> None:
     parser.add_argument("rows_of", nargs="*", default=list(DATA))
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--quick", action="store_true", help="400 rows and three pairs: good to a fifth")
     parser.add_argument("--json")
     asked = parser.parse_args()
     console.configure(quiet=True)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    finish("ragged", [row(n, asked.rows, asked.pairs) for n in asked.rows_of], asked.json)
+    rows, pairs = (400, 3) if asked.quick else (asked.rows, asked.pairs)
+    finish("ragged", [row(n, rows, pairs, asked.rivals) for n in asked.rows_of], asked.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,18 @@ import torch
 
 from benchmarks.common import finish
 from benchmarks.language import hf_generate
+from benchmarks.language.nanogpt_loop import clock as clock_of
 from luban.bundle import build_network
 from luban.columns.text import Text as Column
 from luban.generation.writing import Text, written
 from luban.machine import able
 from luban.recipe import Recipe, fill
 
-SIZES = {"10m": (384, 6, 6, 2000, 256), "gpt2": (768, 12, 12, 50_256, 256)}  # width, layers, heads, vocabulary, length
+SIZES = {
+    "nano": (32, 2, 2, 300, 64),
+    "10m": (384, 6, 6, 2000, 256),
+    "gpt2": (768, 12, 12, 50_256, 256),
+}  # width, layers, heads, vocabulary, length
 
 
 class Ids(Column):
@@ -82,49 +87,60 @@ def folder(made: Any, place: Path) -> Path:
 
 
 def mine(made: Any, ids: torch.Tensor, new: int, precision: str = "fp32") -> tuple[float, list[list[int]]]:
-    """CPU seconds, and the tokens of each."""
+    """Seconds (of the processor; of the wall on an accelerator), and the tokens of each."""
+    clock = partial(clock_of, str(next(made.parameters()).device))
     texts = [Text(row, new) for row in ids.tolist()]
     column, end = made.outputs["text"], made.outputs["text"].state["end"]
     column.state["end"] = -2  # nothing ends a text, as on the other side
-    started = time.process_time()
+    started = clock()
     written(made, texts, precision=precision)
-    seconds = time.process_time() - started
+    seconds = clock() - started
     column.state["end"] = end
     return seconds, [t.ids for t in texts]
 
 
 def theirs(model: Any, ids: torch.Tensor, new: int, more: dict[str, Any]) -> tuple[float, list[list[int]]]:
     settings = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0, **more}
-    started = time.process_time()
+    ids, clock = ids.to(model.device), partial(clock_of, str(model.device))
+    started = clock()
     out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    return time.process_time() - started, out[:, ids.shape[1] :].tolist()
+    return clock() - started, out[:, ids.shape[1] :].tolist()
 
 
-def bandwidth(values: int) -> float:
-    """Bytes a CPU second that a matrix of so many floats is read with, in a product with a vector."""
-    a, x = torch.randn(values // 1024, 1024), torch.randn(1024)
+def bandwidth(values: int, device: str = "cpu") -> float:
+    """Bytes a second (of the processor, or the wall) that a matrix of so many floats is read with, in a product with a vector."""
+    a, x = torch.randn(max(1, values // 1024), 1024, device=device), torch.randn(1024, device=device)
     found = []
     for _ in range(7):
-        started = time.process_time()
+        started = clock_of(device)
         for _ in range(4):
             a @ x
-        found.append(4 * a.numel() * 4 / max(time.process_time() - started, 1e-9))
+        found.append(4 * a.numel() * 4 / max(clock_of(device) - started, 1e-9))
     return max(found)
 
 
-def compared(made: Any, place: Path, batch: int, new: int, prompt: int, pairs: int) -> dict[str, Any]:
+# On an accelerator nothing is tried.
+PLAIN = {"default": ("float32", "dynamic"), "best": ("bfloat16", "dynamic")}
+
+
+def compared(
+    made: Any, place: Path, batch: int, new: int, prompt: int, pairs: int, device: str = "cpu", tried: bool = True
+) -> dict[str, Any]:
+    """`tried`: the rival's best setting by a trial of each, on a processor; else `PLAIN`."""
     from transformers import AutoModelForCausalLM
 
+    made.to(device)
     ids = hf_generate.prompts(batch, prompt, made.writer.embedding.num_embeddings - 1, 0)
-    sides = hf_generate.sides(str(place), ids, max(new // 4, 8), 1)
+    sides = hf_generate.sides(str(place), ids, max(new // 4, 8), 1) if tried else {}
+    sides |= {n: {"dtype": d, "cache": c} for n, (d, c) in PLAIN.items() if not tried}
     weights = sum(p.numel() for p in made.parameters())
-    limit = batch * bandwidth(weights) / (4 * weights)
+    limit = batch * bandwidth(weights, device) / (4 * weights)
     rows = {}
     for side in ("default", "best"):
         dtype, cache = sides[side]["dtype"], sides[side]["cache"]
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype)).eval()
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype)).eval().to(device)
         more = {"cache_implementation": "static"} if cache == "static" else {}
-        ours = "bf16" if side == "best" and able("cpu") else "fp32"
+        ours = "bf16" if side == "best" and able(device) else "fp32"
         mine(made, ids, new, ours), theirs(model, ids, 8, more)
         turns = [(mine(made, ids, new, ours), theirs(model, ids, new, more)) for _ in range(pairs)]
         ratios = [b[0] / a[0] for a, b in turns]
@@ -134,7 +150,8 @@ def compared(made: Any, place: Path, batch: int, new: int, prompt: int, pairs: i
         rows[side] = {
             "luban": speed, "rival": batch * new / statistics.median(b[0] for _, b in turns),
             "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": pairs,
-            "same": equal / (batch * new), "settings": ours, "rival_settings": f"{dtype}, {cache}", "trials": sides["trials"],
+            "same": equal / (batch * new), "settings": ours, "rival_settings": f"{dtype}, {cache}",
+            "trials": sides.get("trials", {}),
             "limit": limit, "fraction_of_limit": speed / limit,
         }  # fmt: skip
     return rows
