@@ -11,6 +11,7 @@ from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.latency import Timing, speedup
 from luban.evaluation.metrics import classification, regression
 from luban.nn.edits import replay
+from luban.recipe import Part
 from luban.stages.compress import methods
 from luban.stages.compress.compare import sample
 from luban.stages.train import train
@@ -193,6 +194,26 @@ def test_distilling_into_a_recipe_takes_its_model(trained, data, tmp_path):
     assert small.recipe.fusion.settings["layers"] == [6] and small.recipe.size == "nano"
     assert small.recipe.inputs == trained.recipe.inputs
     assert small.network.get_submodule("fusion.layers.0").weight.shape[0] == 6
+
+
+def test_a_student_learns_as_its_recipe_says(trained, data, tmp_path, monkeypatch):
+    seen = []
+    fit = methods.fit
+    monkeypatch.setattr(
+        methods, "fit", lambda *parts, plan, **rest: seen.append(plan) or fit(*parts, plan=plan, **rest)
+    )
+    path = tmp_path / "calm.yaml"
+    asked = "{epochs: 1, ema: 0.9, warmup: 0.5, schedule: constant, keep: last, precision: fp32}"
+    path.write_text(f"luban: 1\nsize: nano\nstages: [train: {asked}]\n")
+    quick(trained, data, distill=str(path))
+    (plan,) = seen
+    assert (plan.ema, plan.warmup, plan.keep, plan.precision) == (0.9, 0.5, "last", "fp32")
+    assert "constant" in str(plan.schedule)
+
+
+def test_a_student_of_another_size_looks_for_its_own_precision(trained):
+    student = methods.student_recipe(trained.recipe.with_stage(Part("train", {"precision": "bf16"})), "nano")
+    assert student.stage("train").settings["precision"] == "auto"
 
 
 def test_a_student_learns_its_teacher(trained, data):

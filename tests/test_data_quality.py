@@ -75,6 +75,7 @@ def planted(name: str) -> tuple[dict, dict]:
         "gives_away": {"k": (y == "a") * 1.0},
         "rare_class": {"y": ["c", *c["y"][1:]]},
         "imbalance": {"y": ["a"] * (N - 15) + ["b"] * 15},
+        "uneven": {"y": ["a"] * (N // 2) + ["b"] * (N - N // 2 - 5) + ["c"] * 5},
         "duplicates": {"x": [1.0, 1.0, *c["x"][2:]], "w": ["red", "red", *c["w"][2:]]},
         "conflicting": {"x": [1.0, 1.0, *c["x"][2:]], "w": ["red", "red", *c["w"][2:]]},
     }[name]
@@ -97,12 +98,17 @@ def planted(name: str) -> tuple[dict, dict]:
         "gives_away",
         "rare_class",
         "imbalance",
+        "uneven",
         "duplicates",
         "conflicting",
     ],
 )
 def test_planted_fault_is_found(name):
     assert name in ids(*planted(name))
+
+
+def test_a_rare_class_among_several_does_not_make_accuracy_useless():
+    assert "imbalance" not in ids(*planted("uneven")) and "imbalance" in ids(*planted("imbalance"))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from luban.errors import Problem, problem
 LOOKED = 200_000  # rows of a table that are looked at at all, evenly spaced; fewer where they are wide
 SAMPLE = 10_000  # rows that the slower looks take at most
 GIVES_AWAY = 0.99  # share of the rows whose target one column alone tells
+UNEVEN = 20  # times as many rows of the commonest class as of the rarest, from which on accuracy hides the rarest
 RARE = 10  # rows of a class below which its figures mean little
 PERSONAL_NAMES = re.compile(
     r"(^|[_\W])(e-?mail|phone|mobile|telephone|first_?name|last_?name|surname|full_?name|address|street|ssn|passport|"
@@ -215,8 +216,12 @@ def _target(rows: Rows, name: str, kind: str, splits: Splits | None) -> Iterator
         yield _finding("rare_class", "warn", name, rows, names=rare[:5], count=len(rare), limit=RARE)
     largest = max(sizes, key=lambda n: sizes[n])
     share = sizes[largest] / sum(sizes.values())
-    if share > 0.9 or (len(sizes) > 2 and share > 20 * min(sizes.values()) / sum(sizes.values())):
+    smallest = min(sizes, key=lambda n: sizes[n])
+    times = sizes[largest] / sizes[smallest]
+    if share > 0.9:
         yield _finding("imbalance", "warn", name, rows, name=largest, percent=round(100 * share, 1))
+    elif len(sizes) > 2 and times > UNEVEN:
+        yield _finding("uneven", "warn", name, rows, name=largest, times=round(times), rare=smallest)
     if splits is not None:
         cells = np.array([str(v) for v in rows.table[name].to_pylist()], object)
         for part in ("validation", "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,8 +47,8 @@ def compress(
 ) -> Bundle:
     """Distil, then prune, then quantise, whatever of it is asked for (int8 when nothing is); measured before and after.
 
-    `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains), `share` of the loss
-    against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
+    `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains) as its `train` says (rate, schedule,
+    averaged weights ...; mixed examples and LoRA left out), `share` of the loss against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
     weights (`magnitude`: zeros, which only pack better), then `healing` epochs of training on. `explain`: rows whose
     explanations are compared. `quantize`: int8, or int4 where weights are most of the file (one scale for 32 weights). `calibrate`: training rows that
     the scales of activations are learned from, 0 = weights alone: an engine then computes with integers (`export`); `aware`: epochs of
@@ -65,7 +66,7 @@ def compress(
         isinstance(m, Stored) and not isinstance(m, Quantized) for m in bundle.network.modules()
     ):
         raise Unsupported("compress.four_bits_pruned")
-    own, bundle = bundle, bundle.seeded(seed)
+    own, bundle, began = bundle, bundle.seeded(seed), time.process_time()
     data = (
         own_rows(own)
         if data is None
@@ -91,6 +92,7 @@ def compress(
     elif quantize is not None:
         result = methods.quantised(result, quantize)
         done.append(say("compress.did.quantize" if quantize == "int8" else "compress.did.groups"))
+    spent = round(time.process_time() - began, 3)
     tell("compress.measuring")
     zeros = prune is not None and kind == "magnitude" and distill is None and quantize is None
     found = compared(bundle, result, data, explain=explain, resamples=resamples, zeros=zeros)
@@ -98,6 +100,7 @@ def compress(
     settings = {"distill": distill, "prune": prune, "kind": kind if prune is not None else None, "quantize": quantize}
     settings |= {"calibrate": calibrate or None, "aware": aware or None}
     entry = {"settings": {k: v for k, v in settings.items() if v is not None}, "parameters": result.parameters()}
+    entry["cpu_seconds"] = spent  # of what was done, the measuring apart
     recipe = replace(result.recipe, seed=own.recipe.seed)
     return replace(result, recipe=recipe).with_report(report).with_history("compress", **entry)
 

@@ -29,7 +29,9 @@ from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
 from luban.recipe import BORROWED, Part, Recipe
 from luban.settings import SIZES
+from luban.training import growing
 from luban.training.batches import batch_for, epochs_for, patience_for
+from luban.training.choices import Choices
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import Distillation, supervised
 from luban.training.random import rng, seed_torch
@@ -39,6 +41,17 @@ from luban.training.steps import plain
 CALIBRATED = 64  # rows of a batch that is calibrated with
 CALM = 0.1  # of the first rate, for training with rounded weights
 BLOCK = 16  # channels that vector units take at once: with others left over, fewer channels are hardly faster
+COURSE = (
+    "schedule",
+    "warmup",
+    "clip_value",
+    "clip_weights",
+    "ema",
+    "layer_decay",
+    "progressive",
+    "keep",
+    "on_divergence",
+)  # of a student's recipe
 LEAST = 64  # weights that a layer needs for int8 to be worth its scales
 
 
@@ -210,10 +223,17 @@ def distilled(
     recipe = student_recipe(bundle.recipe, target)
     seed_torch(recipe.seed, "weights")
     student = build_network(recipe, bundle.columns)
-    plan = plan_of(recipe, len(training), epochs, 1.0, student)
+    settings = (recipe.stage("train") or Part("train")).settings
+    course = {k: settings[k] for k in COURSE if k in settings}
+    growing.check(student, training, course.get("progressive", ()))
+    plan = replace(plan_of(recipe, len(training), epochs, 1.0, student), **course)
     teacher = bundle.copy_network().to(plan.device)
     objective = Distillation(teacher, share=share, temperature=temperature)
-    history = fit(student, training, validation, plan=plan, objective=objective, title=say("compress.distilling"))
+    choices = Choices(student, training, objective, plan, plan.tokens)
+    choices.precision(settings.get("precision", "auto"))
+    history = fit(
+        student, training, validation, plan=choices.plan, objective=objective, title=say("compress.distilling")
+    )
     return replace(bundle, recipe=recipe, network=_finished(student, history), edits=[])
 
 
@@ -243,6 +263,9 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     train = _undialled("stages", recipe.stage("train") or Part("train"))
     if any(model[n].type != p.type for n, p in recipe.model.items()):  # what learned slowly is no longer there
         train = Part("train", {k: v for k, v in train.settings.items() if k != "rates"})
+    train = Part(
+        "train", {k: v for k, v in train.settings.items() if k != "precision"}
+    )  # it was found for another network
     fusion = _undialled("fusions", recipe.fusion)
     return replace(recipe, model=model, fusion=fusion, size=size).with_stage(train).resolved()
 

@@ -41,7 +41,7 @@ def _sizes(report: Report, found: Comparison) -> None:
         if key in found.before
     ]
     head = ["", say("compress.before"), say("compress.after"), say("compress.ratio")]
-    report.table(say("compress.table"), head, rows)
+    report.table(say("compress.table"), head, rows, "lrrr")
     if found.rows:
         as_file = f"file_milliseconds_{BATCHES[0]}" in found.after
         report.text(say("compress.how_timed_file" if as_file else "compress.how_timed"))
@@ -73,13 +73,15 @@ def _metrics(report: Report, name: str, metrics: dict[str, Any]) -> None:
             before.to_json(),
             after.to_json(),
             difference.to_json(),
-            say("compress.told") if _told(difference) else "",
+            "*" if _told(difference) else "",
         ]
         for metric, (before, after, difference) in metrics.items()
         if before.value == before.value
     ]
     head = [say("evaluate.metric"), say("compress.before"), say("compress.after"), say("compress.difference"), ""]
     report.heading(say("evaluate.output", name=name), 3).table(say("compress.metrics"), head, rows)
+    if any(row[-1] for row in rows):
+        report.text(say("compress.told"))
 
 
 def _told(difference: Any) -> bool:
