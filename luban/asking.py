@@ -255,8 +255,7 @@ def tell_findings(found: list[Any], most: int = 6) -> None:
 
 def mixtures(recipe: Recipe) -> list[Problem]:
     """What of a recipe, defaults included, cannot be trained with its strategy, or would do nothing: known before anything is read."""
-    part = recipe.stage("train") or Part("train")
-    train = recipe.with_stage(part).resolved().stage("train")
+    train = recipe.with_stage_default("train").resolved().stage("train")
     alone = recipe.outputs if not recipe.inputs else {}  # nothing is answered, so nothing is searched
     unused = [n for n, p in alone.items() if p.settings.get("beams", 1) > 1]
     found = [problem("text.beams_alone", place=f"outputs.{n}.{alone[n].type}.beams") for n in unused]

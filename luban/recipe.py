@@ -202,8 +202,8 @@ class Recipe:
         return replace(self, stages=tuple(kept if self.stage(part.type) else [*kept, part]))
 
     def with_stage_default(self, name: str) -> Recipe:
-        """The same recipe, with that stage where it names none."""
-        return self if self.stage(name) else self.with_stage(fill("stages", Part(name), self.size))
+        """The same recipe, with that stage where it names none; `resolved` gives it the settings that the stage would have."""
+        return self if self.stage(name) else self.with_stage(Part(name))
 
     def task(self) -> str:
         """The usual name of the task that this recipe describes, as Hugging Face names it."""
@@ -251,7 +251,7 @@ class Recipe:
             frame=frame,
             model=model,
             fusion=fill("fusions", self.fusion, self.size),
-            stages=tuple(fill("stages", self._learning(s), self.size) for s in self.stages),
+            stages=tuple(fill("stages", self.learning(s), self.size) for s in self.stages),
             scale=_filled("run", "scale", self.scale, self.size),
         )
 
@@ -376,7 +376,7 @@ class Recipe:
         """Whether the head of an output reads an encoder's feature maps, not its Tokens."""
         return registry.schema("heads", self.head(name).type).get("x-reads") == "maps"
 
-    def _learning(self, stage: Part) -> Part:
+    def learning(self, stage: Part) -> Part:
         """Networks that write, or say hidden words, learn several times faster by Muon; a network with a rival learns otherwise.
         What a recipe names comes first.
         """

@@ -310,6 +310,7 @@ def _with_value(recipe: Recipe, path: str, value: Any, columns: Mapping[str, Any
         return replace(recipe, size=value)
     if head == "train":
         stage = recipe.stage("train") or Part("train")
+        stage = recipe.learning(stage) if rest == "rate" else stage  # a drawn rate is one for the usual optimiser
         return recipe.with_stage(Part("train", {**stage.settings, rest: value}))
     if head == "fusion":
         old = recipe.fusion

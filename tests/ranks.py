@@ -21,6 +21,15 @@ model: {words: {transformer: {dropout: 0}}}
 fusion: {concat: {dropout: 0}}
 stages: [{train: {epochs: 3, precision: fp32, augment: false, batch: 32}}]
 """
+PICTURES = """luban: 1
+data: {rows: pictures.csv}
+inputs: {photo: image}
+outputs: {y: category}
+size: nano
+model: {photo: {resnet: {width: 4}}}
+fusion: {concat: {dropout: 0}}
+stages: [{train: {epochs: 2, precision: fp32, augment: false, batch: 32, optimizer: sgd, rate: 0.05}}]
+"""
 LINUX = sys.platform == "linux"
 
 
@@ -34,6 +43,24 @@ def place(folder: Path) -> Path:
         lines.append(f"{a:.3f},{b:.3f},{words},{'yes' if a + words.count('a') + random.normal() * 0.3 > 0.5 else 'no'}")
     (folder / "rows.csv").write_text("\n".join(lines) + "\n")
     (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def pictures(folder: Path, count: int = 123) -> Path:
+    """A folder with `pictures.csv`, its files and `pictures.yaml`: a network with batch norms. The last batch is a smaller one."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    (folder / "files").mkdir()
+    lines = ["photo,y"]
+    for i in range(count):
+        kind = int(random.integers(2))
+        pixels = random.integers(0, 120, (12, 12, 3), np.uint8)
+        pixels[:, 6 * kind : 6 * kind + 6] += 90
+        Image.fromarray(pixels).save(folder / "files" / f"{i}.png")
+        lines.append(f"files/{i}.png,{'right' if kind else 'left'}")
+    (folder / "pictures.csv").write_text("\n".join(lines) + "\n")
+    (folder / "pictures.yaml").write_text(PICTURES)
     return folder
 
 

@@ -17,7 +17,7 @@ from luban.errors import RequestError
 from luban.planning import hardware, layout
 from luban.planning.calibrate import new_network_of
 from luban.planning.layout import Measured, Setup, bytes_on, lay
-from luban.planning.pages import changes
+from luban.planning.pages import changes, page
 from luban.planning.plan import planning
 from luban.planning.subject import of_recipe, of_shape
 from luban.planning.trace import Trace, _counted, fakes
@@ -291,6 +291,39 @@ def test_a_strategy_that_cannot_be_is_marked_and_another_one_named(tmp_path, cap
     assert numbers["plan"]["strategy"] == "ddp" and numbers["changes"]["scale.strategy"] == "ddp"
 
 
+SHARDED = {**GPT2, "layers": 48, "width": 2560, "heads": 32, "length": 256}  # its optimiser alone fills a device
+
+
+def test_a_plan_that_only_sharding_makes_fit_names_it(capsys):
+    """A recipe that names no strategy is trained with ddp: that this has to be changed is said, and it does not fit as it stands."""
+    words = [
+        "--shape",
+        ",".join(f"{k}={v}" for k, v in SHARDED.items()),
+        "--gpus",
+        "8xA100-40",
+        "--set",
+        "train.batch=8",
+    ]
+    assert main(["plan", *words]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ddp needs" in said and "scale.strategy: fsdp" in said
+    numbers = luban.plan(shape=SHARDED, gpus="8xA100-40", set=["train.batch=8"]).numbers
+    assert numbers["changes"] == {"scale.ranks": 8, "scale.strategy": "fsdp"} and not numbers["fits"]
+    assert numbers["plan"]["strategy"] == "fsdp"
+    assert main(["plan", *words, "--strategy", "fsdp"]) == 0
+    assert "scale.strategy" not in capsys.readouterr().out, "who has named it need not be told"
+
+
+def test_a_faster_strategy_is_named_too():
+    """Where both fit, minutes are told of the faster one: then it has to be set."""
+    planned = planning(of_shape({**GPT2, "length": 64}, Recipe.of({"luban": 1, "stages": [{"train": {"batch": 8}}]}), 8),
+                       hardware.device("H100"), 8)  # fmt: skip
+    assert planned.stands.fits and not planned.named
+    quick = replace(planned, asked=planned.laid["fsdp"])
+    assert changes(quick) == {"scale.ranks": 8, "scale.strategy": "fsdp"} and page(quick).numbers["fits"]
+    assert changes(replace(planned, asked=planned.laid["ddp"])) == {}
+
+
 def test_devices_that_would_have_nothing_to_do_are_left_out():
     numbers = luban.plan(NETWORKS["mlp"] | {"stages": [{"train": {"batch": 15}}]}, gpus="64xH100", rows=1000).numbers
     assert not numbers["fits"] and numbers["changes"] == {"scale.ranks": 15, "scale.strategy": "ddp"}
@@ -306,11 +339,11 @@ def test_the_batch_grows_where_fewer_devices_would_not_hold_the_network():
 
 def test_what_ranks_cannot_train_is_planned_for_one_device():
     recipe = {
-        "luban": 1, "inputs": {"photo": {"image": {"side": 32}}}, "outputs": {"y": "category"}, "size": "nano",
-        "model": {"photo": "resnet"}, "stages": [{"train": {"batch": 32}}],
+        "luban": 1, "inputs": {"a": {"text": {"length": 8}}, "b": {"text": {"length": 8}}}, "fusion": "match", "size": "nano",
+        "stages": [{"train": {"batch": 32}}],
     }  # fmt: skip
     planned = planning(of_recipe(recipe, Ask(), 100), hardware.device("H100"), 4)
-    assert [p.id for p in planned.asked.refused] == ["scale.not_separable"]
+    assert [p.id for p in planned.asked.refused] == ["scale.compares"]
     best = planned.nearest.setup
     assert (best.devices, best.accumulate) == (1, 1) and changes(planned)["scale.ranks"] == 1
     (pieces,) = layout.refusals(planned.measured, replace(best, accumulate=2))

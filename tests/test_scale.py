@@ -113,15 +113,17 @@ def test_the_optimisers_of_whole_matrices_are_those_that_are_named():
 
 
 def test_a_network_that_ranks_cannot_train_is_told_before_any_starts(monkeypatch):
-    """From its structure, no row being read: BatchNorm under both strategies."""
+    """From its structure, no row being read: one that compares the rows of a batch, under both strategies. BatchNorm is trained."""
     monkeypatch.setattr(scaling, "_launch", lambda *_: pytest.fail("a rank was started"))
-    plain = {"luban": 1, "inputs": {"photo": "image"}, "outputs": {"y": "category"}, "model": {"photo": "resnet"}}
+    plain = {"luban": 1, "inputs": {"a": "text", "b": "text"}, "fusion": "match"}
     for strategy in ("ddp", "fsdp"):
         recipe = Recipe.of(plain | {"scale": {"ranks": 2, "strategy": strategy}})
         with pytest.raises(Unsupported) as e:
             scaling.train(Bundle(recipe), None)
-        assert e.value.id == "scale.not_separable" and " more mix" in str(e.value)
-    assert not scaling._unfit(Bundle(Recipe.of(plain | {"model": {"photo": "vit"}})), "fsdp")
+        assert e.value.id == "scale.compares"
+        picture = {"luban": 1, "inputs": {"photo": "image"}, "outputs": {"y": "category"}}
+        for encoder in ("resnet", "vit"):
+            assert not scaling._unfit(Bundle(Recipe.of(picture | {"model": {"photo": encoder}})), strategy)
 
 
 # -- shares ---------------------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def test_a_job_is_all_that_a_rank_needs(tmp_path):
         WorkError("io.failed", path="x", reason="full"),
         BundleError("ranks.differ", what="data", world=2),
         Unsupported("scale.ddp_only", settings=["ema", "accumulate"]),
-        Unsupported("scale.not_separable", modules=[f"norm{i}" for i in range(20)]),
+        Unsupported("scale.scalar", names=[f"norm{i}" for i in range(20)]),
     ],
 )
 def test_a_mistake_of_a_rank_is_raised_in_the_launcher(tmp_path, error):

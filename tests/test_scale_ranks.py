@@ -10,6 +10,8 @@ import time
 from importlib.util import find_spec
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests import ranks
 
@@ -69,6 +71,39 @@ def test_control_dividing_by_the_weight_of_ones_own_rows(place, tmp_path):
     fault = "import luban.training.state as s\ns.totals = lambda ranks, sums, counts=True: sums"
     ranks.run(place, "local", "--ranks", "2", "--overwrite", **plant(tmp_path / "fault", fault))
     assert ranks.apart(place / "one", place / "local") > 1e-5
+
+
+PICTURES = ("run", "pictures.yaml")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """One process trained a network with batch norms in `one`. The last batch has two rows, of which the third rank has none."""
+    folder = ranks.pictures(tmp_path_factory.mktemp("pictures"))
+    ranks.run(folder, "one", verb=PICTURES)
+    return folder
+
+
+@pytest.mark.parametrize("strategy, count", [("ddp", 2), ("fsdp", 2), ("ddp", 3), ("fsdp", 3)])
+def test_batch_norms_see_the_whole_batch(pictures, strategy, count):
+    out = f"{strategy}{count}"
+    ranks.run(pictures, out, "--ranks", str(count), "--set", f"scale.strategy={strategy}", verb=PICTURES)
+    assert ranks.apart(pictures / "one", pictures / out) < 1e-5
+    one, several = (load_file(pictures / n / "model.safetensors") for n in ("one", out))
+    assert one.keys() == several.keys() and any("running_mean" in n for n in one), "an ordinary model"
+    for name, tensor in one.items():
+        assert torch.allclose(tensor.float(), several[name].float(), atol=1e-4), name
+
+
+def test_control_batch_norms_of_ones_own_rows(pictures, tmp_path):
+    """Each rank with the statistics of its own part is another curve, and ranks that no longer hold the same besides."""
+    fault = "import luban.training.norms as n\nn._BatchNorm = type('None', (), {})"
+    words = ("--ranks", "2", "--overwrite")
+    said = ranks.run(pictures, "local", *words, verb=PICTURES, code=1, **plant(tmp_path / "fault", fault))
+    assert "do not hold the same weights" in said
+    fault += "\nimport luban.training.ranks as r\nr.Replicated.check = lambda self: None"
+    ranks.run(pictures, "local", *words, verb=PICTURES, **plant(tmp_path / "silent", fault))
+    assert ranks.apart(pictures / "one", pictures / "local") > 1e-3
 
 
 def test_ranks_of_ones_own_torchrun_are_joined(place):

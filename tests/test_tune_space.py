@@ -152,6 +152,25 @@ def test_the_space_where_none_is_given():
     assert default_search(finding)["train.rate"] == space["train.rate"]
 
 
+@pytest.mark.parametrize("stages", [[], ["train"]])
+def test_a_search_begins_at_what_training_takes(stages):
+    """Networks that write learn by muon at a rate of its own where nothing is said: the first trial is that very run."""
+    asked = Recipe.of({"luban": 1, "inputs": {}, "outputs": {"b": "text"}, "size": "nano", "stages": stages})
+    taken = asked.with_stage(Part("train")).resolved().stage("train").settings
+    assert list(taken["optimizer"]) == ["muon"] and taken["rate"] == 0.01
+    assert [value_at(asked, f"train.{k}") for k in ("optimizer", "rate")] == [taken["optimizer"], 0.01]
+    space = default_search(asked)
+    assert space["train.rate"] == [0.001, 0.1, "log"]
+    first = with_values(asked, {path: value_at(asked, path) for path in space})
+    assert first.with_stage_default("train").resolved().stage("train").settings == {
+        **taken, "weight_decay": value_at(asked, "train.weight_decay")
+    }  # fmt: skip
+    drawn = with_values(asked, {"train.rate": 0.03, "train.optimizer": "adamw"}).resolved().stage("train").settings
+    assert (list(drawn["optimizer"]), drawn["rate"]) == (["adamw"], 0.03), "what is drawn comes first"
+    other = with_values(asked, {"train.optimizer": "adamw"}).with_stage_default("train").resolved().stage("train")
+    assert other.settings["rate"] < 0.01, "another optimiser has another rate"
+
+
 def test_ranges_and_choices():
     assert is_range([1, 2, "log"]) and not is_range([1, 2, 3]) and not is_range(["a", "b", "log"])
     assert {p: v for p, v, _ in flat({"a": {"b": [1], "c": {"d": [2]}}, "e.f": [3]})} == {

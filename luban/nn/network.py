@@ -27,10 +27,12 @@ class Network(Protocol):
     """What every stage may ask of a network. All is keyed by input or by output name.
 
     `separable`: an example's loss does not depend on its neighbours (False with BatchNorm, GAN, contrastive losses).
+    `compares`: it is told from all others of its batch (GAN, contrastive losses), which several ranks do not see.
     `lacks` names what it does not have of the rest: a stage that needs it says so.
     """
 
     separable: bool
+    compares: bool
 
     def embed(self, batch: Batch) -> dict[str, Tensor]: ...
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]: ...
@@ -47,13 +49,14 @@ class Headed(nn.Module):
 
     heads: nn.ModuleList
     outputs: dict[str, Column]
+    compares = False
 
     def _heads(self) -> list[tuple[str, Any]]:
         return list(zip(self.outputs, self.heads))
 
     @property
     def separable(self) -> bool:
-        return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+        return not (self.compares or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules()))
 
     def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Per output: loss of each example (B,), and its weight (B,), 0 where the truth is missing."""

@@ -59,7 +59,7 @@ def numbers(p: Planned, price: float | None = None, carbon: float | None = None)
         "device": {"name": setup.device.name, "title": setup.device.title, "count": setup.devices},
         "strategies": {name: _layout(e) for name, e in p.laid.items()},
         "plan": _plan(p, p.best, price, carbon),
-        "fits": p.asked.able(s.update),
+        "fits": p.stands.able(s.update),
         "changes": changes(p),
     }  # fmt: skip
     return plain | {"assumptions": assumptions(p, price, carbon)}
@@ -110,10 +110,8 @@ def formula(p: Planned) -> float | None:
 
 
 def changes(p: Planned) -> dict[str, Any]:
-    """Recipe keys that make the nearest plan, with their values; {} where the plan fits as it stands."""
-    if p.nearest is None:
-        return {}
-    a, b = p.asked.setup, p.nearest.setup
+    """Recipe keys that make the plan that minutes are told of, with their values; {} where that is how training would go."""
+    a, b = p.stands.setup, p.best.setup
     keys: dict[str, Any] = {}
     if (a.devices, a.strategy) != (b.devices, b.strategy):
         keys["scale.ranks"] = b.devices
@@ -197,28 +195,29 @@ def _fits(e: Layout) -> str:
 
 
 def _verdict(report: Report, p: Planned) -> None:
-    batch, e = p.subject.update, p.asked
+    batch, e, best = p.subject.update, p.stands, p.best
     for reason in dict.fromkeys(str(r) for each in p.laid.values() for r in each.refused):
         report.note("bad" if reason in map(str, e.refused) else "warn", reason)
     if not e.fits:
         report.note("bad", say("plan.too_large", strategy=e.setup.strategy, wanted=large(e.total, "B"), found=large(e.limit, "B")))  # fmt: skip
     if e.idle(batch):
         report.note("bad", say("plan.idle", idle=e.idle(batch), count=e.setup.devices, batch=batch))
+    keys = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in changes(p).items())
     if e.able(batch):
+        if keys:
+            report.note("good", say("plan.faster", keys=keys, share=f"{1 - best.seconds / e.seconds:.0%}"))
         return
-    if p.nearest is None:
+    if not best.able(p.aim.update):
         report.note("bad", say("plan.nothing_fits"))
         return
-    keys = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in changes(p).items())
-    report.note(
-        "good", say("plan.nearest", keys=keys, devices=p.nearest.setup.devices, total=large(p.nearest.total, "B"))
-    )
-    if p.nearest.setup.strategy == "tensor":
+    report.note("good", say("plan.nearest", keys=keys, devices=best.setup.devices, total=large(best.total, "B")))
+    if best.setup.strategy == "tensor":
         report.note("warn", say("plan.tensor_elsewhere"))
 
 
 def _cost(report: Report, p: Planned, n: dict[str, Any]) -> None:
-    title = say("plan.cost") if p.nearest is None else say("plan.cost_nearest")
+    other = changes(p) and not p.stands.able(p.subject.update)
+    title = say("plan.cost_nearest") if other else say("plan.cost")
     report.heading(title)
     rows = [
         [say("plan.update_time"), duration(n["update_seconds"])],

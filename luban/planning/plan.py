@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch comes when all that was asked for is known to be righ
     from luban.planning.subject import Subject
 
 CHOICES = ("auto", "ddp", "fsdp", "tensor")
+UNNAMED = "ddp"  # the strategy of a recipe that names none
 BARELY = 1.1  # times slower, and the simpler strategy is still taken
 PATIENCE = 20.0  # seconds that an update may take by estimate and still be timed here
 
@@ -69,8 +70,8 @@ def plan(
 
 @dataclass(frozen=True)
 class Planned:
-    """What was found: `asked` is the setup as it stands, `laid` each strategy's layout, `nearest` what fits instead, of a
-    `larger` batch where every device is to have something to do.
+    """What was found: `asked` is the setup as it was asked for, `laid` each strategy's layout, `nearest` what fits instead, of a
+    `larger` batch where every device is to have something to do. `named`: whether somebody has said which strategy.
     """
 
     subject: Subject
@@ -81,6 +82,12 @@ class Planned:
     timed: Timed | None
     achieved: float | None
     larger: Subject | None = None
+    named: bool = True
+
+    @property
+    def stands(self) -> Layout:
+        """The layout that training would take with nothing changed: ddp, where no strategy is named."""
+        return self.asked if self.named else self.laid.get(UNNAMED, self.asked)
 
     @property
     def best(self) -> Layout:
@@ -143,12 +150,13 @@ def planning(
         return layout.nearest(of, asked.setup, laid if of is measured else several, ways, beside)
 
     found = {way: laid(replace(first, strategy=way)) for way in (layout.STRATEGIES if devices > 1 else ("one",))}
-    ways = layout.OWN if strategy == "auto" else (strategy,)
+    named = strategy != "auto"
+    ways = (strategy,) if named else layout.OWN
     able = [found[way] for way in (ways if devices > 1 else ("one",))]
     fitting = [e for e in able if e.able(subject.update)]
     if fitting:
         asked = next(e for e in fitting if e.seconds <= BARELY * min(f.seconds for f in fitting))
-        return Planned(subject, measured, found, asked, None, timed, achieved)
+        return Planned(subject, measured, found, asked, None, timed, achieved, named=named)
     asked = next((e for e in able if not e.refused), able[0])
     ways = layout.OWN if asked.refused or not fixed else ways
     other, larger = near(measured, ways), None
@@ -158,7 +166,7 @@ def planning(
         larger = larger if other else None
     if other is None and not fixed:
         other = near(measured, ("tensor",))
-    return Planned(subject, measured, found, asked, other, timed, achieved, larger)
+    return Planned(subject, measured, found, asked, other, timed, achieved, larger, named)
 
 
 def _precision(subject: Subject, device: Device) -> str:

@@ -23,13 +23,14 @@ from luban.errors import RequestError, shortened
 from luban.messages import say
 from luban.nn.tokens import Batch
 from luban.planning import shape as shapes
-from luban.recipe import Part, Recipe
+from luban.recipe import Recipe
 from luban.training.batches import batch_for, epochs_for, order, tokens_for
 from luban.training.loop import Plan
 
 SAMPLE = 20_000  # training rows that are encoded to learn how long they are
 FEWEST, MOST = 64, 4096  # rows that are made up where there are none: a batch, if it may be
 NEARLY = 0.95
+UNANSWERED = ("match",)  # fusions that learn without an output
 ROWS = 10_000  # rows that a plan counts with where nothing says how many
 
 
@@ -106,7 +107,8 @@ def of_recipe(source: Any, ask: Ask, rows: int | None = None) -> Subject:
     if readable:
         recipe, found, _ = recipe_from(source, ask)
         return _with_data(recipe.resolved(), found, rows)
-    if not recipe.inputs or not recipe.outputs:
+    reads, answers = recipe.inputs or recipe.writes, recipe.outputs or recipe.fusion.type in UNANSWERED
+    if not (reads and answers):
         raise RequestError("plan.no_columns", path=str(recipe.data.get("rows") or source))
     return _without_data(recipe.resolved(), rows)
 
@@ -218,8 +220,7 @@ def _subject(
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    part = recipe.stage("train") or Part("train")
-    return dict(recipe.with_stage(part).resolved().stage("train").settings)  # what writes learns otherwise by default
+    return dict(recipe.with_stage_default("train").resolved().stage("train").settings)
 
 
 def _plan(settings: Mapping[str, Any], seed: int) -> Plan:

@@ -11,9 +11,8 @@ from luban.errors import Problem, problem
 
 def unfit(network: nn.Module, strategy: str) -> Iterator[Problem]:
     """Why ranks cannot train a network, from its structure alone: a network on the meta device will do."""
-    if not getattr(network, "separable", True):
-        mixing = [n for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        yield problem("scale.not_separable", modules=mixing or [type(network).__name__])
+    if getattr(network, "compares", False):
+        yield problem("scale.compares")
     if strategy == "fsdp" and (found := scalars(network)):
         yield problem("scale.scalar", names=found)
 

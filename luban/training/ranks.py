@@ -3,6 +3,7 @@
     ranks = here()                       Alone, or the Group that `join` made, inside of `together`
     index, counts = ranks.share(index)   this rank's rows of a global batch
     ranks.add(tensor)                    the sum over all ranks, in place, on every rank the same bits
+    ranks.gather(tensor)                 those of all ranks, in their order
     asked = ranks.ask(flag); asked()     the largest flag of any rank: the same decision everywhere, at the same step
     ranks.told(value)                    rank 0's value (JSON)
 
@@ -44,6 +45,7 @@ class Ranks(Protocol):
 
     def share(self, index: np.ndarray) -> tuple[np.ndarray, bool]: ...
     def add(self, tensor: Tensor) -> Tensor: ...
+    def gather(self, tensor: Tensor) -> Tensor: ...
     def ask(self, flag: Callable[[], Flag]) -> Callable[[], int]: ...
     def total(self, numbers: list[float]) -> list[float]: ...
     def told(self, value: Any) -> Any: ...
@@ -62,6 +64,9 @@ class Alone:
 
     def add(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor[None]
 
     def ask(self, flag: Callable[[], Flag]) -> Callable[[], int]:
         return lambda: int(flag())
@@ -101,6 +106,12 @@ class Group:
     def add(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor, group=self.tensors)
         return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(C,) of each rank -> (W, C)"""
+        each = tensor.new_empty(self.world * len(tensor))
+        dist.all_gather_into_tensor(each, tensor, group=self.tensors)
+        return each.view(self.world, -1)
 
     def ask(self, flag: Callable[[], Flag]) -> Callable[[], int]:
         """Starts the question; calling what it gives ends it. In between the step is computed."""

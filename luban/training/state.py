@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luban.errors import Diverged
 from luban.training import optimizers
 from luban.training.average import Average
+from luban.training.norms import Norms
 from luban.training.plan import Plan
 from luban.training.precision import Scaler, autocast
 from luban.training.random import later
@@ -32,6 +33,7 @@ class State:
         self.frozen = freeze(network, plan.freeze)
         self.weights = ranks.spread(network)
         self.network, self.parameters = self.weights.network, self.weights.parameters
+        self.norms = Norms(self.network, ranks)
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), device=plan.device)
         start = 0
         for p in self.parameters:

@@ -33,10 +33,11 @@ def plain(state: Any, batch: Batch, objective: Callable[..., Any]) -> Numbers:
     """One batch, one update. Each output's loss is its sum over the global batch divided by its weight over it."""
     if state.pieces > 1:
         return accumulated(state, batch, objective)
-    with state.autocast():
-        losses = objective(state.network, batch, state.rng())
-    numbers = state.whole(summed(losses), batch.counts)
-    backward(losses, numbers, batch.counts, state.scaler)
+    with state.norms(batch.counts):
+        with state.autocast():
+            losses = objective(state.network, batch, state.rng())
+        numbers = state.whole(summed(losses), batch.counts)
+        backward(losses, numbers, batch.counts, state.scaler)
     state.update()
     return numbers
 

@@ -26,7 +26,7 @@ class Adversarial(Composed):
 
     updates = 6000  # that `epochs: auto` comes to
     lacks = ("loss", "score", "divergence")
-    separable = False  # type: ignore[assignment]  # a picture is judged beside the others of its batch
+    compares = True  # a picture is judged beside the others of its batch
 
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
         nn.Module.__init__(self)

@@ -21,16 +21,13 @@ NAME = "match"  # of its loss, and of the closeness of two inputs
 class Matching(Composed):
     """Inputs -> vectors of length 1, (B, D) each. To be trained it needs two inputs; one is enough to search."""
 
+    compares = True  # the other rows of a batch are what each is told from
+
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
         super().__init__(recipe, columns)
         sizes = {v.size for v in self.fusion.vectors}
         if len(sizes) > 1:
             raise Unsupported("match.sizes", sizes=sorted(sizes))
-
-    @property
-    def separable(self) -> bool:
-        """The other rows of a batch are what each is told from."""
-        return False
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         x = self.fusion(self.tokens(batch, embedded)).x.float()
