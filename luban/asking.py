@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luban import console, registry
 from luban.data.prepare import Data, gathered, prepare, read_for
@@ -14,6 +14,9 @@ from luban.errors import DataError, Problem, RecipeError, RequestError, Unsuppor
 from luban.messages import say
 from luban.recipe import BORROWED, KEYS, UNTOLD, Part, Recipe, usual_fusion
 from luban.scale import chosen, clashes
+
+if TYPE_CHECKING:
+    from luban.data.quality import Finding
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,17 @@ def _lacking(recipe: Recipe) -> Iterator[Problem]:
         if library and find_spec(library) is None:
             yield problem("extra.missing", place=place, module=library, extra=library)
         for key in _named("encoders", part, "weights"):
-            if wrong := models.weightless(part.settings[key], f"{place}.{part.type}.{key}"):
+            named, at = part.settings[key], f"{place}.{part.type}.{key}"
+            if wrong := models.weightless(named, at):
                 yield wrong
+            elif not Path(named).exists() and named not in models.MODELS and find_spec("huggingface_hub") is None:
+                yield problem("extra.missing", place=at, module="huggingface_hub", extra="transformers")
 
 
-def unbuildable(recipe: Recipe) -> list[Problem]:
+def unbuildable(recipe: Recipe, fetch: bool = True) -> list[Problem]:
     """What stops encoders of a resolved recipe that lean on a library or on weights of others. Imports torch for such ones alone.
 
-    Raises WorkError where weights cannot be had.
+    `fetch` False: weights that are not on this machine are not looked at. Raises WorkError where weights cannot be had.
     """
     leaning = {
         name
@@ -139,21 +145,40 @@ def unbuildable(recipe: Recipe) -> list[Problem]:
     from luban.nn.vision.trial import mistakes
 
     columns = {n: make(n, recipe.inputs[n].type, dict(recipe.inputs[n].settings)) for n in sorted(leaning)}
-    return [wrong for n, column in columns.items() for wrong in mistakes(recipe.model[n], column, f"model.{n}")]
+    return [wrong for n, column in columns.items() for wrong in mistakes(recipe.model[n], column, f"model.{n}", fetch)]
 
 
-def _absent_files(recipe: Recipe) -> list[Problem]:
-    """Files that columns are to learn from, and models, that are not there: told before anything is read."""
+def unfetched(recipe: Recipe) -> list[Finding]:
+    """Weights and models that are not on this machine, so that training would fetch them first."""
     from luban.data import models
+    from luban.data.quality import Finding
 
+    asked = _models(recipe)
+    asked += [
+        (f"{place}.{p.type}.{k}", p.settings[k])
+        for _, place, p in _encoders(recipe)
+        for k in _named("encoders", p, "weights")
+    ]
+    absent = [(place, name) for place, name in dict.fromkeys(asked) if not models.here(name)]
+    return [Finding("model.to_fetch", "info", "", models.to_fetch(name, place)) for place, name in absent]
+
+
+def _models(recipe: Recipe) -> list[tuple[str, str]]:
+    """The pretrained models that columns, encoders and heads name: (place, name)."""
     places = [(f"inputs.{n}", "columns", p) for n, p in recipe.inputs.items()]
     places += [
         (f"model.{n}", "heads" if n in recipe.outputs else "encoders", p)
         for n, p in recipe.model.items()
         if p.type not in BORROWED
     ]
-    asked = [(f"{place}.{p.type}.{k}", p.settings[k]) for place, room, p in places for k in _named(room, p, "model")]
-    return [models.absent(v, place) for place, v in asked if not models.possible(v)] + [
+    return [(f"{place}.{p.type}.{k}", p.settings[k]) for place, room, p in places for k in _named(room, p, "model")]
+
+
+def _absent_files(recipe: Recipe) -> list[Problem]:
+    """Files that columns are to learn from, and models, that are not there: told before anything is read."""
+    from luban.data import models
+
+    return [models.absent(v, place) for place, v in _models(recipe) if not models.possible(v)] + [
         problem("recipe.no_file", place=f"inputs.{n}.{p.type}.{k}", name=Path(p.settings[k]).name, path=p.settings[k], allowed=_beside_it(p.settings[k]))
         for n, p in recipe.inputs.items() for k in _files(p) if not Path(p.settings[k]).is_file()
     ]  # fmt: skip
@@ -263,18 +288,18 @@ def mixtures(recipe: Recipe) -> list[Problem]:
 
 
 def check(source: Any, ask: Ask = Ask()) -> tuple[Recipe, list[Any], Data]:
-    """Everything that can be said before training: the recipe, what the data check found, the prepared data.
+    """Everything that can be said before training: the recipe, what the data check found, the prepared data. No weights are fetched.
 
     Raises Unsupported where the recipe mixes what cannot be trained together.
     """
     recipe, rows, inferred = recipe_from(source, ask)
     recipe = recipe.resolved()
     raise_all(Unsupported, mixtures(recipe))
-    raise_all(RequestError, unbuildable(recipe))
+    raise_all(RequestError, unbuildable(recipe, fetch=False))
     prepared = prepare(recipe, rows)
     show_columns(recipe, inferred)
     tell_ledger(prepared)
-    return recipe, findings(recipe, prepared), prepared
+    return recipe, [*findings(recipe, prepared), *unfetched(recipe)], prepared
 
 
 def show_columns(recipe: Recipe, inferred: Mapping[str, Any]) -> None:

@@ -354,6 +354,7 @@ BAD = {
     "boxes.no_label": [[{"box": [1, 2, 3, 4]}], [{"label": " ", "box": [1, 2, 3, 4]}], [{"label": None, "box": [1, 2, 3, 4]}]],
     "boxes.not_a_box": [[{"label": "cat", "box": b}] for b in ([1, 2, 3], "1 2 3 4", None, [1, 2, 3, float("nan")], [1, 2, True, 4])],
     "boxes.empty": [[{"label": "cat", "box": b}] for b in ([1, 2, 0, 4], [1, 2, 3, -4])],
+    "boxes.not_an_area": [[{"label": "cat", "box": [1, 2, 3, 4], "area": a}] for a in (-1, "12", True, float("nan"), [12])],
 }  # fmt: skip
 
 
@@ -364,6 +365,17 @@ def test_a_bad_cell_is_told(id, value):
     assert e.value.id == id
     with pytest.raises(DataError, match="objects"):
         pair()[1].encode(value, of=np.zeros((48, 64, 3), np.uint8))
+
+
+def test_an_area_is_kept_where_it_is_told():
+    cell = [
+        {"label": "cat", "box": [1, 2, 30, 40], "area": 700.5},
+        {"label": "cat", "box": [1, 2, 30, 40], "area": None},
+    ]
+    told, untold = written.plain(written.text_of(written.plain(cell)))
+    assert (told.area, told.pixels, untold.area, untold.pixels) == (700.5, 700.5, None, 1200)
+    cut, _ = written.inside([told, untold], (30, 20))
+    assert cut.box == (1, 2, 19, 28) and cut.area == 700.5  # as the file has it
 
 
 def test_a_box_outside_of_its_image():

@@ -47,6 +47,17 @@ def view(tmp_path_factory):
     return DetectionView("objects", predictions, 60, 0, Table(np.arange(5), cells, {"objects": predictions}))
 
 
+def test_sizes_go_by_the_area_that_is_told(view):
+    truth = [[{**one, "area": 100.0} for one in TRUTH[0]]] + [
+        text_of(t) if t else t for t in view.predictions.truth[1:]
+    ]
+    told = [view.predictions.column.truth(t) for t in truth]
+    predictions = Predictions(view.predictions.column, view.predictions.raw, told, view.predictions.known, view.predictions.answers)  # fmt: skip
+    smaller = DetectionView("objects", predictions, 60, 0, view.judged)
+    assert view.judged_boxes.matches[0].truths[1].sum() == 1 and smaller.judged_boxes.matches[0].truths[1].sum() == 2
+    assert np.isnan(smaller.metrics["map_medium"].value) and not np.isnan(view.metrics["map_medium"].value)
+
+
 def test_the_numbers(view):
     metrics = view.metrics
     assert metrics["map_50"].value == pytest.approx(

@@ -117,6 +117,24 @@ def test_weights_that_go_with_a_size_are_left_to_training_where_it_is_not_known(
     luban.check(recipe(rows, asked, side="auto"))
 
 
+def test_a_check_fetches_no_weights_and_says_what_training_will_fetch(rows, monkeypatch, tmp_path):
+    from luban.data import models
+
+    def fetched(*_, **__):
+        raise AssertionError("was fetched")
+
+    monkeypatch.setattr(models, "found", fetched)
+    monkeypatch.setattr(models, "cache", lambda: tmp_path / "empty")
+    told = lambda model: [str(f) for f in asking.check(recipe(rows, model))[1] if f.id == "model.to_fetch"]  # noqa: E731
+    (said,) = told({"efficientnet": {"weights": "efficientnet-lite0"}})
+    assert "model.image.efficientnet.weights" in said and "17.4 MB" in said
+    (said,) = told({"resnet": {"weights": "some/where"}})
+    assert "some/where" in said and "MB" not in said
+    assert told({"resnet": {"weights": str(rows.parent / "fits.safetensors")}}) == []
+    with pytest.raises(AssertionError, match="was fetched"):  # the control: training does fetch
+        luban.train(recipe(rows, {"efficientnet": {"weights": "efficientnet-lite0"}}))
+
+
 # -- timm --------------------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +199,7 @@ def test_a_hub_that_says_no_is_quoted_by_the_sentence(rows, untouched, monkeypat
 
     hub = need("huggingface_hub", "transformers")
     monkeypatch.setattr(hub, "snapshot_download", refuse)
-    said = refused(luban.check, recipe(rows, {"resnet": {"weights": "some/where"}}))
+    said = refused(luban.train, recipe(rows, {"resnet": {"weights": "some/where"}}))
     assert "nobody reads" not in said and " ...)" in said and "efficientnet-lite0" in said and "MiniLM" not in said
     with pytest.raises(RequestError, match="MiniLM"):  # where a language model is asked for, those are offered
         models.found("some/where")

@@ -156,7 +156,8 @@ def _coco(path: Path, root: Path, found: Found, source: str, part: str | None) -
             picture.fault = picture.fault or ("boxes.no_category", values)
         elif picture.objects is not None:
             crowd = bool(one.get("iscrowd") or one.get("ignore"))
-            picture.objects.append({"label": names[one["category_id"]], "box": one.get("bbox"), "crowd": crowd})
+            told = {"box": one.get("bbox"), "crowd": crowd, "area": one.get("area")}
+            picture.objects.append({"label": names[one["category_id"]], **told})
     if lost:
         found.notes.append(problem("boxes.lost", place=source, count=lost))
 

@@ -2,7 +2,8 @@
 
 A cell is a list of `{"label": "cat", "box": [x, y, width, height]}` in pixels of the image as it is looked at, x and y of the upper left corner
 (COCO's convention; `bbox` and `category` are read, too), or that list as JSON. `"crowd": true` (COCO's `iscrowd`) and `"difficult": true`
-(Pascal VOC) mark a region that is neither learned nor judged. An empty list says that nothing is there; an empty cell says nothing.
+(Pascal VOC) mark a region that is neither learned nor judged. `"area"`: the pixels of the object itself where that is known, as COCO's outlines
+tell it; scores by size go by it, otherwise by width times height. An empty list says that nothing is there; an empty cell says nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +22,29 @@ from luban.errors import DataError, problem
 
 LABELS, BOXES = ("label", "category"), ("box", "bbox")
 PASSED = ("crowd", "iscrowd", "difficult", "ignore")
+AREA = 1e18  # square pixels that no image has
 ROUNDING = 0.01  # pixels that a box may stick out without being cut: shares of a side are rounded
 
 
 class Region(NamedTuple):
-    """One object: its class and x, y, width, height in pixels. `crowd`: neither learned nor judged."""
+    """One object: its class and x, y, width, height in pixels. `crowd`: neither learned nor judged. `area`: of the object in pixels, None
+    where nobody told it.
+    """
 
     label: str
     box: tuple[float, float, float, float]
     crowd: bool = False
+    area: float | None = None
+
+    @property
+    def pixels(self) -> float:
+        """How large it is: its area, without one that of its box."""
+        return self.box[2] * self.box[3] if self.area is None else self.area
 
     def plain(self) -> dict[str, Any]:
-        return {"label": self.label, "box": list(self.box), **({"crowd": True} if self.crowd else {})}
+        more = {"crowd": True} if self.crowd else {}
+        more |= {} if self.area is None else {"area": self.area}
+        return {"label": self.label, "box": list(self.box), **more}
 
 
 def plain(value: Any) -> list[Region] | None:
@@ -75,12 +87,21 @@ def _region(value: Any) -> Region:
     x, y, width, height = (float(n) for n in numbers)
     if width <= 0 or height <= 0:
         raise BadRow("boxes.empty", value=str(box)[:60], label=label[:40])
-    return Region(label.strip(), (x, y, width, height), any(value.get(k) not in (None, False, 0, "0") for k in PASSED))
+    crowd = any(value.get(k) not in (None, False, 0, "0") for k in PASSED)
+    return Region(label.strip(), (x, y, width, height), crowd, _area(value.get("area"), label))
 
 
-def _finite(value: Any) -> bool:
+def _area(value: Any, label: str) -> float | None:
+    if value is None:
+        return None
+    if not _finite(value, AREA) or value < 0:
+        raise BadRow("boxes.not_an_area", value=str(value)[:60], label=label[:40])
+    return float(value)
+
+
+def _finite(value: Any, most: float = 1e9) -> bool:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and abs(value) < 1e9 and math.isfinite(value)
+    return number and abs(value) < most and math.isfinite(value)
 
 
 def inside(regions: Sequence[Region], size: tuple[int, int]) -> list[Region]:

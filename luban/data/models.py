@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from luban.data import gguf
-from luban.data.samples import Sample, cache, installed
+from luban.data.samples import Sample, cache, installed, whole
 from luban.data.samples.catalogue import Package
 from luban.data.samples.clients import download, zip_member
 from luban.data.samples.content import Content
@@ -84,11 +85,41 @@ def found(name: str, samples: Sequence[str] = tuple(MODELS)) -> Path:
     if gguf.is_one(name):
         return gguf.folder(name)
     if name in MODELS:
-        kept = installed(MODELS[name], cache() / "models" / name, _content)
+        kept = installed(MODELS[name], _kept(name), _content)
         return next((gguf.folder(kept / file) for file in MODELS[name].files if gguf.is_one(file)), kept)
     if not possible(name):
         raise DataError(absent(name, "", samples=samples))
     return _from_hub(name, samples)
+
+
+def here(name: str) -> Path | None:
+    """The file or folder of a model that is on this machine already; None of one that would be fetched. Fetches nothing."""
+    if Path(name).exists():
+        return Path(name)
+    if name in MODELS:
+        return _kept(name) if whole(_kept(name), MODELS[name]) else None
+    if not possible(name) or find_spec("huggingface_hub") is None:
+        return None
+    hub = need("huggingface_hub", "transformers")
+    try:
+        folder = Path(hub.snapshot_download(name, allow_patterns=list(WANTED), local_files_only=True))
+    except (OSError, ValueError):  # what the library raises where nothing of that name is kept
+        return None
+    return folder if any(f.suffix in WEIGHTS for f in folder.iterdir()) else None
+
+
+def to_fetch(name: str, place: str) -> Problem:
+    """The sentence that a model is not here yet, with its size where that is known."""
+    size = (
+        say("sample.fetched", megabytes=f"{MODELS[name].size / 1e6:.1f}")
+        if name in MODELS
+        else say("model.size_unknown")
+    )
+    return problem("model.to_fetch", place=place, name=name, size=size)
+
+
+def _kept(name: str) -> Path:
+    return cache() / "models" / name
 
 
 def said(sample: Sample) -> str:

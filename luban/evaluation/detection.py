@@ -26,15 +26,20 @@ TINY = np.spacing(1)
 
 
 class Boxes(NamedTuple):
-    """Of one image: x, y, width, height (n, 4), class numbers (n,) from 0, and scores (n,) or, of true ones, whether it is a crowd."""
+    """Of one image: x, y, width, height (n, 4), class numbers (n,) from 0, and scores (n,) or, of true ones, whether it is a crowd.
+
+    `areas`: pixels of the objects (n,), None: those of the boxes.
+    """
 
     boxes: np.ndarray
     kinds: np.ndarray
     marks: np.ndarray
+    areas: np.ndarray | None = None
 
-    def of(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, kind: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         mine = self.kinds == kind
-        return self.boxes[mine], self.marks[mine]
+        areas = self.boxes[:, 2:].prod(1) if self.areas is None else self.areas
+        return self.boxes[mine], self.marks[mine], areas[mine]
 
 
 class Matches(NamedTuple):
@@ -59,10 +64,14 @@ def overlaps(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarr
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
-def _matched(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes of one image and class, the surest first -> right and counts (A, T, D), which true ones are to be found (A, G)."""
+def _matched(
+    found: np.ndarray, true: np.ndarray, crowd: np.ndarray, area: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes of one image and class, the surest first -> right and counts (A, T, D), which true ones are to be found (A, G).
+
+    area: of the true ones (G,); a box found has that of its sides.
+    """
     low, high = np.array(list(SIDES.values())).T
-    area = true[:, 2:].prod(1)
     passed = crowd | (area < low[:, None]) | (area > high[:, None])  # (A, G)
     shape = (len(SIDES), len(THRESHOLDS))
     right, counts = np.zeros((*shape, len(found)), bool), np.ones((*shape, len(found)), bool)
@@ -95,12 +104,12 @@ def _of_class(truth: Sequence[Boxes], found: Sequence[Boxes], kind: int) -> Matc
     images, scores, rights, counts = [], [], [], []
     truths = np.zeros((len(SIDES), len(truth)))
     for i, (true, mine) in enumerate(zip(truth, found)):
-        boxes, crowd = true.of(kind)
-        answers, sure = mine.of(kind)
+        boxes, crowd, areas = true.of(kind)
+        answers, sure, _ = mine.of(kind)
         if not len(boxes) and not len(answers):
             continue
         order = np.argsort(-sure, kind="stable")[:MOST]
-        right, count, wanted = _matched(answers[order], boxes, crowd.astype(bool))
+        right, count, wanted = _matched(answers[order], boxes, crowd.astype(bool), areas)
         truths[:, i] = wanted.sum(1)
         images.append(np.full(len(order), i))
         scores.append(sure[order])

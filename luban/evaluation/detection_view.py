@@ -43,7 +43,10 @@ class DetectionView(View):
 
     def _judge(self, answers: Sequence[Sequence[dict[str, Any]]]) -> Judged:
         number = {k: i for i, k in enumerate(self.labels)}
-        truth = [_boxes([(r.box, number[r.label], r.crowd) for r in t]) for t in self.truth]
+        truth = [
+            _boxes([(r.box, number[r.label], r.crowd) for r in t])._replace(areas=np.array([r.pixels for r in t]))
+            for t in self.truth
+        ]
         found = [_boxes([(v["box"], number[v["label"]], v["score"]) for v in a]) for a in answers]
         return Judged(truth, found, len(number))
 

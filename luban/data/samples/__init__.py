@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from luban.data.rows import Rows
     from luban.data.samples.content import Content
 
-__all__ = ["SAMPLES", "Sample", "cache", "copy", "fetch", "installed", "load", "save"]
+__all__ = ["SAMPLES", "Sample", "cache", "copy", "fetch", "installed", "load", "save", "whole"]
 
 
 def cache() -> Path:
@@ -49,7 +49,7 @@ def fetch(name: str) -> Path:
         raise DataError(problem("sample.unknown", name=name, allowed=SAMPLES))
     sample = SAMPLES[name]
     folder = cache() / "samples" / name
-    if not _whole(folder, sample):
+    if not whole(folder, sample):
         from luban.data.samples import classics, language, pictures, tux_paint
 
         content = classics.CONTENT | language.CONTENT | pictures.CONTENT | {"tux-paint": tux_paint.tux_paint}
@@ -59,7 +59,7 @@ def fetch(name: str) -> Path:
 
 def installed(sample: Sample, folder: Path, content_of: Callable[[Sample, Path], Content]) -> Path:
     """The folder of what `content_of(sample, work folder)` gives, made where it is not whole. Raises WorkError."""
-    if not _whole(folder, sample):
+    if not whole(folder, sample):
         _install(folder, sample, content_of)
     return folder
 
@@ -84,7 +84,8 @@ def copy(source: Path, out: str | Path, *, overwrite: bool = False) -> Path:
     return target
 
 
-def _whole(folder: Path, sample: Sample) -> bool:
+def whole(folder: Path, sample: Sample) -> bool:
+    """Whether a folder holds all of a sample, so that nothing has to be fetched."""
     if not sample.files:  # made here, not fetched
         return (folder / sample.source).exists()
     return _other(folder, sample) is None

@@ -35,24 +35,28 @@ class Table:
         return found
 
 
-def file(name: str, place: str) -> Path:
-    """The file of tensors behind a name. Raises RequestError where there is none, WorkError where it cannot be had."""
+def file(name: str, place: str, folder: Path | None = None) -> Path:
+    """The file of tensors behind a name, in `folder` or where it is found. Raises RequestError where there is none, WorkError
+    where it cannot be had.
+    """
     raise_all(RequestError, filter(None, [models.weightless(name, place)]))
     if Path(name).is_file():
         return Path(name)
-    folder = models.found(name, models.IMAGES)
+    folder = folder or models.found(name, models.IMAGES)
     for ending in models.WEIGHTS:
         if inside := sorted(folder.glob(f"*{ending}")):
             return inside[0]
     raise RequestError(problem("vision.no_weights", place=place, name=name, allowed=models.WEIGHTS))
 
 
-def fitting(net: nn.Module, name: str, place: str, tables: Sequence[Table]) -> dict[str, Tensor]:
+def fitting(
+    net: nn.Module, name: str, place: str, tables: Sequence[Table], folder: Path | None = None
+) -> dict[str, Tensor]:
     """The weights of that name for a network; of the layouts that are known the one that fits best is taken.
 
     Raises RequestError with every name that lacks or has another shape.
     """
-    theirs, wanted = read(file(name, place)), net.state_dict()
+    theirs, wanted = read(file(name, place, folder)), net.state_dict()
     fits = [t.ours(theirs) for t in tables]
     best = max(fits, key=lambda found: sum(k in wanted for k in found))
     lacking = [k for k in wanted if k not in best and not k.endswith(COUNTER)]
