@@ -277,9 +277,11 @@ def evaluate(
     json: file = None,  # noqa: F821
     slices: list[str] = (),
     judge: str | None = None,
+    corruptions: bool = False,
+    rows: int = 0,
 ) -> None:
-    _sound(folder, data, "evaluate", seed=common["seed"])
-    asked = {"judge": judge} if judge else {}
+    asked = {"corruptions": corruptions, "rows": rows} | ({"judge": judge} if judge else {})
+    _sound(folder, data, "evaluate", seed=common["seed"], **asked)
     if judge:
         _sound(judge)
     report = _load(folder).evaluate(data, slices=slices, baselines=False, seed=common["seed"], **asked)
@@ -319,7 +321,7 @@ def shots(
 
 def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw: str | None = None) -> None:
     from luban.predictions import WRITERS, predict_file, writer_for
-    from luban.showing import FILMED, checked, film, is_video
+    from luban.showing import FILMED, VIDEOS, checked, film, is_video
 
     filmed = data.lower().endswith(FILMED)
     undecided = filmed and out.endswith(
@@ -332,6 +334,8 @@ def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw:
     _sound(_folder(folder), data, out=None if out == "-" else out)
     model = _answering(folder)
     if filmed and is_video(getattr(model, "engine", model), data):
+        if draw is not None:
+            raise RequestError(problem("predict.draw_video", place="--draw", allowed=tuple(VIDEOS)))
         found = film(model, data, out)
         console.tell("predict.filmed", **{k: f"{v:.1f}" if isinstance(v, float) else v for k, v in found.items()})
         return _result({**found, "out": out}) if out != "-" else None
@@ -480,11 +484,15 @@ def compress(
     prune: float | None = None,
     distill: str | None = None,
     calibrate: int = 0,
+    aware: int = 0,
+    accept: float = 0.01,
+    healing: int = 3,
     out: str = "",
 ) -> None:
     from luban.requests import named, own
 
-    ways = {"quantize": quantize, "prune": prune, "distill": distill, "calibrate": calibrate, "seed": common["seed"]}
+    ways = {"quantize": quantize, "prune": prune, "distill": distill, "calibrate": calibrate, "aware": aware,
+            "accept": accept, "healing": healing, "seed": common["seed"]}  # fmt: skip
     place = _sound(folder, data, "compress", out=named(out, "compress"), **ways)
     own(place)
     small = _load(folder, move=False).compress(data, **ways)
@@ -497,9 +505,18 @@ def compress(
     _result(plain, report.to_text() + say("train.saved", folder=out, report=os.path.join(out, "report.html")))
 
 
-def audit(folder: str, data: str, *, sensitive: str | None = None, json: file = None) -> None:  # noqa: F821
-    _sound(folder, data, "audit", seed=common["seed"])
-    report = _load(folder).audit(data, sensitive=sensitive, seed=common["seed"])
+def audit(
+    folder: str,
+    data: str,
+    *,
+    sensitive: str | None = None,
+    positive: str | None = None,
+    output: str | None = None,
+    json: file = None,  # noqa: F821
+) -> None:
+    asked = {"sensitive": sensitive, "positive": positive, "output": output, "seed": common["seed"]}
+    _sound(folder, data, "audit", **asked)
+    report = _load(folder).audit(data, **asked)
     _numbers(getattr(report, "reports", {}).get("audit", report), json)
 
 
@@ -523,13 +540,14 @@ def serve(
     queue: int = 256,
     deadline: float = 30.0,
     body: int | None = None,
+    pixels: int = 16_000_000,
     precision: str = "fp32",
 ) -> None:
     from luban.registry import find
 
     asked = {
         "port": port, "engine": engine, "batch": batch, "queue": queue, "deadline": deadline, "body": body,
-        "precision": precision,
+        "pixels": pixels, "precision": precision,
     }  # fmt: skip
     _sound(_folder(folder), None, "serve", **asked)
     find("stages", "serve")(folder, host=host, api_key=api_key or os.environ.get("LUBAN_API_KEY"), **asked)

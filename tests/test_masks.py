@@ -15,6 +15,7 @@ from luban.asking import Ask
 from luban.columns.answering import answer
 from luban.columns.base import make
 from luban.columns.mask import NOTHING, coloured, restored, sampled
+from luban.data.prepare import raw
 from luban.engines import OnnxEngine
 from luban.errors import DataError, RecipeError, RequestError
 from luban.evaluation import mask_view
@@ -122,6 +123,46 @@ def test_what_is_no_mask_is_refused():
     file = io.BytesIO()
     palette.save(file, "PNG")
     assert own.truth(file.getvalue()).shape == (2, 2)
+
+
+def test_masks_that_cannot_be_meant_go_aside_with_what_is_wrong(tmp_path):
+    blurred, stray = scene((60, 80))[0] * 100, scene((60, 80))[0]
+    stray[3, 4:6] = 7, 255
+    files = {f"{i}.png": scene((60, 80), i)[0] for i in range(8)} | {"stray.png": stray, "small.png": stray[:30] % 3}
+    for name, array in files.items():
+        Pillow.fromarray(array).save(tmp_path / name)
+    Pillow.fromarray(blurred).save(tmp_path / "blurred.jpg", quality=70)
+    Pillow.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "photo.png")
+    Pillow.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "colour.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:-60])
+    masks = [*files, "blurred.jpg", "colour.png", "broken.png"]
+    (tmp_path / "rows.csv").write_text("photo,mask\n" + "".join(f"photo.png,{m}\n" for m in masks))
+    column = make("mask", "mask", {"of": "photo", "labels": ["none", "a", "b"]})
+    columns = {"photo": make("photo", "image", {}), "mask": column}
+    rows = raw(tmp_path / "rows.csv", columns)
+    told = {q.raw.strip().rsplit("/", 1)[-1]: q for q in rows.quarantine}
+    assert {k: q.reason_id for k, q in told.items()} == {
+        "stray.png": "mask.no_class", "small.png": "mask.other_size", "blurred.jpg": "mask.lossy", "colour.png": "mask.colour",
+        "broken.png": "mask.unreadable",
+    }  # fmt: skip
+    assert "class: 7. Classes are 0 to 2, and 255" in told["stray.png"].reason
+    assert "JPEG" in told["blurred.jpg"].reason and "PNG" in told["blurred.jpg"].reason
+    assert len(rows) == 8
+    open_ended = raw(tmp_path / "rows.csv", {**columns, "mask": make("mask", "mask", {"of": "photo"})})
+    assert len(open_ended) == 9  # without names any number may be a class
+    (tmp_path / "rows.csv").write_text("photo,mask\nphoto.png,blurred.jpg\n")
+    with pytest.raises(DataError, match="compression"):
+        raw(tmp_path / "rows.csv", columns)
+
+
+def test_arrays_and_names_with_spaces_are_masks(tmp_path):
+    Pillow.fromarray(scene((60, 80))[0]).save(tmp_path / "a mask of it.png")
+    Pillow.fromarray(scene((60, 80))[1]).save(tmp_path / "photo.png")
+    columns = {"photo": make("photo", "image", {}), "mask": make("mask", "mask", {"of": "photo"})}
+    (tmp_path / "rows.csv").write_text("photo,mask\nphoto.png,a mask of it.png\nphoto.png,\n")
+    assert len(raw(tmp_path / "rows.csv", columns)) == 2
+    photo = str(tmp_path / "photo.png")
+    assert len(raw({"photo": [photo], "mask": [scene((60, 80))[0].tolist()]}, columns)) == 1
 
 
 # -- the head ------------------------------------------------------------------------------------------------------------

@@ -210,6 +210,18 @@ def test_what_is_no_picture_is_told(client, name):
     assert answered(client, file(half("L")))["corner"] < 12
 
 
+def test_how_many_pixels_is_a_setting_and_the_sentence_names_it():
+    small = file(half("L"))
+    with serving(Colour(), pixels=1_000) as (_, client):
+        reply = asked(client, small)
+        assert reply.status_code == 422 and "--pixels" in reply.text and "1000" in reply.text
+    with serving(Colour(), pixels=17_000_000) as (_, client):
+        assert asked(client, bomb(4_100)).status_code == 200
+    with serving(Colour()) as (_, client):
+        reply = asked(client, bomb(4_100))
+        assert reply.status_code == 422 and "16000000" in reply.text and "--pixels" in reply.text
+
+
 MEMORY = """
 import resource, sys
 from luban.columns.base import make

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from luban.columns.base import make
+from luban.columns.answering import answer
+from luban.columns.base import Answer, make
+from luban.columns.mask import PALETTE, painted
 from luban.data.sources import read
-from luban.errors import DataError, RequestError
+from luban.errors import DataError, RequestError, problem
 from luban.predictions import predict_file
-from luban.showing import Pictures, checked, film, is_video
+from luban.showing import VIDEOS, Pictures, checked, film, is_video
 
 SIZE = (48, 64)
 
@@ -83,6 +85,58 @@ def test_a_video_gets_its_boxes(engine, clip, tmp_path):
     assert not [p for p in tmp_path.iterdir() if ".tmp" in p.name]
 
 
+class Redness(Red):
+    """An engine that gives every pixel that is red the class 1, others the class 0."""
+
+    def __init__(self, image, mask):
+        super().__init__(image, mask)
+        self.columns, self.outputs = {"photo": image, "mask": mask}, ("mask",)
+
+    def run(self, arrays):
+        x = arrays.inputs["photo"][0]
+        red = (x[:, 0] > 150) & (x[:, 1] < 100)
+        return {"mask": np.stack([~red, red], 1).astype(np.float32) * 9}
+
+
+@pytest.fixture(scope="module")
+def painter(engine):
+    mask = make("mask", "mask", {"of": "photo", "labels": ["none", "ball"]}).beside({"photo": engine.columns["photo"]})
+    return Redness(engine.columns["photo"], mask.supposed())
+
+
+def test_masks_are_laid_over_pictures_and_said_below(painter, tmp_path):
+    Image.fromarray(frame(10)).save(tmp_path / "p.png")
+    (tmp_path / "rows.csv").write_text("photo\np.png\n")
+    assert predict_file(painter, read(tmp_path / "rows.csv"), tmp_path / "out.jsonl", draw=tmp_path / "drawn") == (1, 0)
+    shown = np.asarray(Image.open(tmp_path / "drawn" / "00002-p.jpg")).astype(int)
+    height, width = SIZE[0] * 4, SIZE[1] * 4  # made larger, so that the letters can be read
+    assert shown.shape[1] == width and height < shown.shape[0] < height + 40 and not shown.shape[0] % 2
+    inside, beside = shown[18 * 4, 20 * 4], shown[18 * 4, 50 * 4]
+    assert np.abs(inside - (np.array([230, 20, 20]) + PALETTE[1]) // 2).max() < 12 and np.abs(beside - 90).max() < 8
+    below = shown[height:].reshape(-1, 3)
+    assert (np.abs(below - PALETTE[1]).max(1) < 30).sum() > 40 and (below.min(1) > 240).mean() > 0.5
+
+
+def test_a_video_gets_its_masks(painter, clip, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    for ending in (".avi", ".mp4"):
+        assert film(painter, clip, str(tmp_path / f"out{ending}"))["frames"] == 20
+        reader = cv2.VideoCapture(str(tmp_path / f"out{ending}"))
+        frames = [frame[..., ::-1].astype(int) for good, frame in (reader.read() for _ in range(20)) if good]
+        reader.release()
+        assert len(frames) == 20 and frames[0].shape[1] == SIZE[1] * 4 and frames[0].shape[0] > SIZE[0] * 4
+        assert np.abs(frames[10][18 * 4, 30 * 4] - (np.array([230, 20, 20]) + PALETTE[1]) // 2).max() < 40
+    film(painter, clip, str(tmp_path / "out.jsonl"))
+    told = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[3])
+    assert 250 < painted(Answer(told["mask"], 1.0)).sum() < 400
+
+
+def test_what_another_process_answered_is_drawn(painter):
+    (row,) = answer(painter, [{"photo": frame(10)}])
+    plain = Answer(row.answers["mask"].value, 0.9)
+    assert (painted(plain) == painted(row.answers["mask"])).all() and painted(plain).sum() == 320
+
+
 def test_a_line_for_each_frame(engine, clip, tmp_path):
     film(SimpleNamespace(engine=engine), clip, str(tmp_path / "out.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -93,10 +147,11 @@ def test_a_line_for_each_frame(engine, clip, tmp_path):
 
 def test_what_cannot_be_drawn_is_told(engine, tmp_path):
     other = SimpleNamespace(columns={"y": SimpleNamespace(form="index")}, outputs=("y",), inputs=("photo",))
-    with pytest.raises(RequestError, match="no boxes"):
+    with pytest.raises(RequestError, match="no boxes and no masks"):
         Pictures(other, tmp_path / "x")
     with pytest.raises(RequestError, match="mp4"):
         checked("out.gif")
+    assert ".mp4" in str(problem("predict.draw_video", place="--draw", allowed=tuple(VIDEOS)))
     (tmp_path / "no.avi").write_bytes(b"RIFF....AVI nothing")
     with pytest.raises(DataError):
         film(engine, str(tmp_path / "no.avi"), "-")

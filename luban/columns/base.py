@@ -232,8 +232,10 @@ class Column:
         """What an earlier model's column is in one that starts from it, where `fresh` stands; None where it cannot be."""
         return self if self.type == fresh.type else None
 
-    def guarded(self) -> Self:
-        """The column as a server uses it: values come from strangers, so none of them may name a file to open."""
+    def guarded(self, pixels: int = 0) -> Self:
+        """The column as a server uses it: values come from strangers, so none of them may name a file to open, and a picture has no
+        more than so many pixels (0: what is usual).
+        """
         return self
 
     def outside(self, values: Any) -> bytes:

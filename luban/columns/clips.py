@@ -20,7 +20,7 @@ LONGEST = 200_000  # frames of one clip that are looked through
 STRANGER = 2_000  # of one that comes over the network
 
 
-def frames(value: Any, count: int, *, files: bool = True) -> list[Any]:
+def frames(value: Any, count: int, *, files: bool = True, most: int = 0) -> list[Any]:
     """`count` frames of a clip, evenly spaced from the first to the last, each as `Image.encode` takes it; a shorter clip repeats some.
 
     value: path of a video file, of an animated image or of a folder of images (in the order of their names); bytes or base64 of one of the
@@ -43,7 +43,7 @@ def frames(value: Any, count: int, *, files: bool = True) -> list[Any]:
             file.write(content.getvalue())
             file.flush()
             return _of_video(file.name, place, count, LONGEST if files else STRANGER)
-    return _of_animation(value, count, files)
+    return _of_animation(value, count, files, most)
 
 
 def pick(there: int, count: int) -> np.ndarray:
@@ -68,9 +68,9 @@ def _of_folder(folder: Path, count: int) -> list[str]:
     return [str(names[i]) for i in pick(len(names), count)]
 
 
-def _of_animation(value: Any, count: int, files: bool) -> list[np.ndarray]:
+def _of_animation(value: Any, count: int, files: bool, most: int) -> list[np.ndarray]:
     """Of a GIF, WebP or PNG that moves; a still one is a clip of one frame."""
-    with picture.opened(value, files=files) as image:
+    with picture.opened(value, files=files, most=most) as image:
         there = min(getattr(image, "n_frames", 1), LONGEST if files else STRANGER)
         found: dict[int, np.ndarray] = {}
         for i in np.unique(pick(there, count)):

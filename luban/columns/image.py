@@ -102,12 +102,13 @@ class Image(Column):
         return self.size * self.hw[0] * self.hw[1]
 
     @property
-    def strangers(self) -> bool:
-        return self.__dict__.get("_strangers", False)
+    def strangers(self) -> int:
+        """0: values may name files; otherwise how many pixels a picture that is sent may have."""
+        return self.__dict__.get("_strangers", 0)
 
-    def guarded(self) -> Self:
+    def guarded(self, pixels: int = 0) -> Self:
         copy = replace(self)
-        object.__setattr__(copy, "_strangers", True)
+        object.__setattr__(copy, "_strangers", pixels or picture.STRANGER)
         return copy
 
     # -- raw value <-> array ---------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ class Image(Column):
         if isinstance(value, np.ndarray):
             array = _depth(_bytes(_last(value), self.state["top"]), self.size)
         else:
-            with picture.opened(value, files=not self.strangers) as image:
+            with picture.opened(value, files=not self.strangers, most=self.strangers) as image:
                 whole = picture.upright(image)
                 array = picture.pixels(image, self.size, self.hw)
             return np.ascontiguousarray(picture.fitted(array, self.hw, self.shape, whole).transpose(2, 0, 1))
@@ -133,7 +134,7 @@ class Image(Column):
         if isinstance(value, (list, np.ndarray)):
             source = _last(_listed(value) if isinstance(value, list) else value).shape[:2]
         else:
-            with picture.opened(value, files=not self.strangers) as image:
+            with picture.opened(value, files=not self.strangers, most=self.strangers) as image:
                 source = picture.upright(image)
         return placement(source, self.hw, self.shape)
 
@@ -144,7 +145,7 @@ class Image(Column):
         if isinstance(value, (list, np.ndarray)):
             array = _last(_listed(value) if isinstance(value, list) else value)
             return _depth(_bytes(array, self.state["top"]), 3)
-        with picture.opened(value, files=not self.strangers) as image:
+        with picture.opened(value, files=not self.strangers, most=self.strangers) as image:
             return picture.pixels(image, 3)
 
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:

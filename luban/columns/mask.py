@@ -25,9 +25,9 @@ from luban.settings import Natural
 
 NOTHING = 255  # stands in x where a pixel counts for nothing
 TOLD = 4  # classes of an answer in a table
-PALETTE = np.array([
-    (40, 40, 40), (230, 75, 53), (77, 187, 213), (0, 160, 135), (240, 190, 60), (145, 100, 200), (140, 200, 90),
-    (120, 80, 60), (240, 130, 190), (60, 84, 136), (200, 200, 200), (0, 110, 60),
+PALETTE = np.array([  # Okabe and Ito 2008, and four more that people who see two colours tell apart
+    (40, 40, 40), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167), (90, 30, 130), (120, 60, 20), (200, 200, 200), (0, 80, 60),
 ], np.uint8)  # fmt: skip
 
 
@@ -96,12 +96,13 @@ class Mask(Column):
         return len(self.classes)
 
     @property
-    def strangers(self) -> bool:
-        return self.__dict__.get("_strangers", False)
+    def strangers(self) -> int:
+        """0: values may name files; otherwise how many pixels a picture that is sent may have."""
+        return self.__dict__.get("_strangers", 0)
 
-    def guarded(self) -> Self:
+    def guarded(self, pixels: int = 0) -> Self:
         copy = replace(self)
-        object.__setattr__(copy, "_strangers", True)
+        object.__setattr__(copy, "_strangers", pixels or picture.STRANGER)
         return copy
 
     # -- raw value <-> array -----------------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ class Mask(Column):
         if isinstance(value, (list, tuple, np.ndarray)):
             found = self._numbers(value)
         else:
-            found = picture.indices(value, files=not self.strangers)
+            found = picture.indices(value, files=not self.strangers, most=self.strangers)
         if found.ndim != 2 or not found.size:
             raise DataError("mask.no_mask", name=self.name, found=str(found.shape))
         known = found != self.ignore
@@ -273,13 +274,19 @@ class Mask(Column):
 
         if answer.own is None:
             return drawn
-        colours = {k: "rgb({},{},{})".format(*PALETTE[i % len(PALETTE)]) for i, k in enumerate(self.classes)}
-        meant = "".join(
-            tag("span", tag("span", "■ ", style=f"color:{colours[k]}"), escape(_share(k, s)), style="margin-right:1em")
-            for k, s in answer.details["shares"].items()
-            if s
+        shares = answer.details["shares"]
+        return (
+            drawn
+            + " "
+            + image(coloured(answer.own))
+            + legend([_share(k, s) if (s := shares[k]) else "" for k in self.classes])
         )
-        return drawn + " " + image(coloured(answer.own)) + tag("div", meant)
+
+
+def painted(answer: Answer) -> np.ndarray:
+    """uint8 (H, W): the classes of an answer, of one that came from another process too."""
+    classes = getattr(answer, "classes", None)
+    return picture.indices(answer.value).astype(np.uint8) if classes is None else classes
 
 
 def _share(label: str, share: float) -> str:
@@ -311,12 +318,30 @@ def restored(own: np.ndarray, place: Placement) -> np.ndarray:
 
 
 def coloured(classes: np.ndarray, over: np.ndarray | None = None) -> np.ndarray:
-    """uint8 (H, W, 3): a colour for each class, `NOTHING` white; half over a picture (H, W, 3) where one is given."""
+    """uint8 (H, W, 3): a colour for each class, `NOTHING` white; half over a picture (H, W, 3) where one is given, whole where a class ends."""
     colours = PALETTE[classes % len(PALETTE)]
     colours[classes == NOTHING] = 255
     if over is None:
         return colours
-    return np.where((classes == 0)[..., None], over, (over.astype(np.uint16) + colours) // 2).astype(np.uint8)
+    half = np.where(_edges(classes)[..., None], colours, (over.astype(np.uint16) + colours) // 2)
+    return np.where((classes == 0)[..., None], over, half).astype(np.uint8)
+
+
+def _edges(classes: np.ndarray) -> np.ndarray:
+    """Where a pixel's neighbour above, below, left or right is of another class; the frame of the picture is no end. bool (H, W)."""
+    near = np.pad(classes, 1, mode="edge")
+    sides = (near[:-2, 1:-1], near[2:, 1:-1], near[1:-1, :-2], near[1:-1, 2:])
+    return np.logical_or.reduce([side != classes for side in sides])
+
+
+def legend(labels: Sequence[str]) -> str:
+    """HTML: each name behind a square of its class's colour, in the order of the classes; empty names are left out."""
+    marks = [
+        tag("span", tag("span", "■ ", style="color:rgb({},{},{})".format(*PALETTE[i % len(PALETTE)])), escape(label))
+        for i, label in enumerate(labels)
+        if label
+    ]
+    return tag("div", " &emsp; ".join(marks))
 
 
 def png(classes: np.ndarray) -> bytes:

@@ -23,18 +23,19 @@ from luban.data import images
 from luban.errors import DataError, problem
 
 LARGEST = images.LARGEST
-STRANGER = 16_000_000  # pixels of a picture that comes over the network
+STRANGER = 16_000_000  # pixels of a picture that comes over the network, unless a server is told otherwise
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 
 
-def open_image(value: Any, *, files: bool = True) -> Any:
+def open_image(value: Any, *, files: bool = True, most: int = 0) -> Any:
     """A PIL image of an encoded one, its header read and its size checked; pixels still to come.
 
     value: path, bytes, base64 (plain or `data:` URI), {"bytes", "path"}, or a PIL image. `files` False (a server): no
-    path is opened. Raises DataError.
+    path is opened. `most`: pixels of one that is opened, 0 = `LARGEST`, from strangers `STRANGER`. Raises DataError.
     """
     from PIL import Image
 
+    limit, too_large = most or (LARGEST if files else STRANGER), f"image.too_large{'' if files else '_sent'}"
     place, source = source_of(value, files)
     try:
         image = source if isinstance(source, Image.Image) else images.opened(source)
@@ -43,19 +44,18 @@ def open_image(value: Any, *, files: bool = True) -> Any:
     except OSError as e:
         raise DataError(problem("image.unknown", place=place, formats=list(images.FORMATS))) from e
     except Image.DecompressionBombError as e:
-        raise DataError(problem("image.too_large", place=place, width="?", height="?", limit=LARGEST)) from e
+        raise DataError(problem(too_large, place=place, width="?", height="?", limit=limit)) from e
     width, height = image.size
-    limit = LARGEST if files else STRANGER
     if width * height > limit:
-        raise DataError(problem("image.too_large", place=place, width=width, height=height, limit=limit))
+        raise DataError(problem(too_large, place=place, width=width, height=height, limit=limit))
     image.luban_place = place
     return image
 
 
 @contextmanager
-def opened(value: Any, *, files: bool = True) -> Iterator[Any]:
+def opened(value: Any, *, files: bool = True, most: int = 0) -> Iterator[Any]:
     """What `open_image` gives, for a while: what was opened for it is closed again. Raises DataError."""
-    image = open_image(value, files=files)
+    image = open_image(value, files=files, most=most)
     try:
         yield image
     finally:
@@ -132,9 +132,9 @@ def pixels(image: Any, channels: int, about: tuple[int, int] | None = None) -> n
     return array[..., None] if channels == 1 else array
 
 
-def indices(value: Any, *, files: bool = True) -> np.ndarray:
+def indices(value: Any, *, files: bool = True, most: int = 0) -> np.ndarray:
     """The numbers (H, W) that stand in a grey or palette picture, as they are. Raises DataError for one in colour."""
-    image = open_image(value, files=files)
+    image = open_image(value, files=files, most=most)
     with _whole(image):
         image.load()
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):

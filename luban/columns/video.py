@@ -14,6 +14,7 @@ import numpy as np
 from luban.columns import clips
 from luban.columns.base import Column, Segments, to_list
 from luban.columns.image import DECODERS, Image
+from luban.columns.picture import STRANGER
 from luban.data.images import VIDEOS
 from luban.errors import DataError
 from luban.settings import Count, Dial, Fraction
@@ -52,15 +53,16 @@ class Video(Column):
         """The column of one frame."""
         given = {k: v for k, v in self.settings().items() if k != "frames"}
         found = Image(self.name, state=self.state, **given)
-        return found.guarded() if self.strangers else found
+        return found.guarded(self.strangers) if self.strangers else found
 
     @property
-    def strangers(self) -> bool:
-        return self.__dict__.get("_strangers", False)
+    def strangers(self) -> int:
+        """0: values may name files; otherwise how many pixels a picture that is sent may have."""
+        return self.__dict__.get("_strangers", 0)
 
-    def guarded(self) -> Self:
+    def guarded(self, pixels: int = 0) -> Self:
         copy = replace(self)
-        object.__setattr__(copy, "_strangers", True)
+        object.__setattr__(copy, "_strangers", pixels or STRANGER)
         return copy
 
     def fit(self, values: Iterable[Any]) -> Self:
@@ -88,7 +90,7 @@ class Video(Column):
         """uint8 (T, C, H, W). Raises DataError for what is no clip or is damaged, MissingExtra for a video file without OpenCV."""
         if _missing(value):
             return np.repeat(self.picture.encode(None)[None], self.frames, 0)
-        shots = clips.frames(value, self.frames, files=not self.strangers)
+        shots = clips.frames(value, self.frames, files=not self.strangers, most=self.strangers)
         return np.stack([self.picture.encode(shot) for shot in shots])
 
     def encode_all(self, values: Any, of: Any = None) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from luban import registry
 from luban.data.boxes import boxed
 from luban.data.frames import Framed
+from luban.data.masks import CLASSES, masked
 from luban.data.rows import Rows
 from luban.data.sources import read, typed
 from luban.data.spans import spanned
@@ -115,7 +116,7 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Se
 
 
 def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str, Any]], learned: bool = False) -> Rows:
-    """Typed rows with files located, lists of words as text, tags and boxes held against their text or image. `alongs`: settings by column.
+    """Typed rows with files located, lists of words as text, tags, boxes and masks held against their text or image. `alongs`: settings by column.
 
     `learned`: these rows are to be learned from, so that a conversation must have something to learn.
     """
@@ -125,6 +126,8 @@ def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str
     for name, settings in alongs.items():
         if types[name] == "boxes":
             rows = boxed(rows, name, settings["of"])
+        elif types[name] == "mask":
+            rows = masked(rows, name, settings["of"], settings.get("labels") or (), settings.get("ignore", CLASSES))
         elif types[name] == "span":
             rows = spanned(rows, name, settings["of"], settings.get("empty") or "missing")
         else:
@@ -133,9 +136,10 @@ def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str
 
 
 def _as_fitted(column: Any) -> dict[str, Any]:
-    """How a fitted column of tags, or of answers, reads them, whatever these rows look like."""
+    """How a fitted column of tags, of answers or of masks reads them, whatever these rows look like."""
     kept = {k: column.state.get(k) for k in ("unit", "scheme")}
-    return {"of": column.of, "empty": getattr(column, "empty", None), **kept}
+    own = {k: getattr(column, k) for k in ("empty", "labels", "ignore") if hasattr(column, k)}
+    return {"of": column.of, **own, **kept}
 
 
 def gathered(rows: Rows, types: Mapping[str, str]) -> Rows:

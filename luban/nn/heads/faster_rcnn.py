@@ -79,10 +79,29 @@ class FasterRCNN(Found):
             nn.init.normal_(layer.weight, 0, deviation)
             nn.init.zeros_(layer.bias)
         self.register_buffer("anchors", anchors(*self.fpn.points(), SIZE, RATIOS), persistent=False)
+        self.held: Tensor | None = (
+            None  # regions (B, R, 4) that are looked at whatever is proposed, see `Mapped.holding`
+        )
+
+    def choose(self, maps: list[Tensor]) -> Tensor:
+        """The regions (B, R, 4) that are looked at again, the likeliest first."""
+        return self._proposed(self.fpn(maps))[2]
 
     def forward(self, maps: list[Tensor], truth: tuple[Tensor, Tensor] | None = None) -> Any:
         """The answer (B, N, 4 + K); with the truth of the batch `Proposed`."""
         levels = self.fpn(maps)
+        if truth is None and self.held is not None:
+            return self.answer(self.held, *self._told(levels, self.held))
+        objectness, moves, regions = self._proposed(levels)
+        if truth is not None and self.training:
+            regions = self._chosen(regions, Truth(*truth))
+        logits, said = self._told(levels, regions)
+        if truth is None:
+            return self.answer(regions, logits, said)
+        return Proposed(objectness, moves, regions, logits, said)
+
+    def _proposed(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The first stage: objectness (B, A), moves (B, A, 4), regions (B, R, 4)."""
         looked = [F.relu(self.look(level)) for level in levels]
         # (B, n A, H, W) -> (B, H W A, n): the anchors of a position side by side
         flat = lambda layer, n: torch.cat(  # noqa: E731
@@ -93,14 +112,13 @@ class FasterRCNN(Found):
             objectness.detach(), self.anchors, moves.detach(), self.side,
             candidates=self.candidates, count=self.proposals, threshold=self.nms,
         )  # fmt: skip
-        if truth is not None and self.training:
-            regions = self._chosen(regions, Truth(*truth))
+        return objectness, moves, regions
+
+    def _told(self, levels: list[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The second stage: logits (B, R, K + 1), shifts (B, R, 4)."""
         cut = roi_align(levels, self.side, regions, level_of(regions, self.fpn.strides), self.cells)
         h = self.hidden(cut.flatten(2))
-        logits, said = self.kind(h).float(), self.shift(h).float()
-        if truth is None:
-            return self.answer(regions, logits, said)
-        return Proposed(objectness, moves, regions, logits, said)
+        return self.kind(h).float(), self.shift(h).float()
 
     def answer(self, regions: Tensor, logits: Tensor, said: Tensor) -> Tensor:
         own = torch.eye(1 + self.classes, dtype=torch.bool, device=logits.device)[1:]  # (K, K + 1)

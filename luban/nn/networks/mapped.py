@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,12 +49,7 @@ class Mapped(Composed):
         self.heads = nn.ModuleList(build("heads", recipe.head(n), c, sizes[n]) for n, c in self.outputs.items())
 
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-        maps: dict[int, list[Tensor]] = {}
-        known: dict[int, Tokens] = {}
-        for i in set(self.at.values()):
-            (name,), encoder = self.groups[i], self.encoders[i]
-            x, mask = batch.inputs[name]
-            maps[i], known[i] = encoder.read(encoder.embed(x, mask) if embedded is None else embedded[name], mask)
+        maps, known = self._maps(batch, embedded)
         fused = self.fused(self.tokens(batch, embedded, known)) if self.places else {}
         places = iter(self.places)
         found = {}
@@ -63,6 +59,35 @@ class Mapped(Composed):
             else:
                 found[name] = head(fused[next(places)]).float()
         return found
+
+    def _maps(
+        self, batch: Batch, embedded: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[int, list[Tensor]], dict[int, Tokens]]:
+        maps: dict[int, list[Tensor]] = {}
+        known: dict[int, Tokens] = {}
+        for i in set(self.at.values()):
+            (name,), encoder = self.groups[i], self.encoders[i]
+            x, mask = batch.inputs[name]
+            maps[i], known[i] = encoder.read(encoder.embed(x, mask) if embedded is None else embedded[name], mask)
+        return maps, known
+
+    def choices(self, batch: Batch) -> dict[str, Tensor]:
+        """What heads choose by looking at an input, such as the regions to look at again: output -> (B, ...); {} where none chooses."""
+        choosing = [(n, head) for n, head in self._heads() if n in self.at and hasattr(head, "choose")]
+        maps = self._maps(batch)[0] if choosing else {}
+        return {n: head.choose(maps[self.at[n]]) for n, head in choosing}
+
+    @contextmanager
+    def holding(self, choices: Mapping[str, Tensor]) -> Iterator[None]:
+        """Batches are answered by these choices of `choices`, whatever their inputs would make a head choose."""
+        heads = {n: head for n, head in self._heads() if n in choices}
+        for name, head in heads.items():
+            head.held = choices[name]
+        try:
+            yield
+        finally:
+            for head in heads.values():
+                head.held = None
 
     def feature_layer(self, name: str, output: str) -> nn.Module | None:
         """A head over maps may have a layer of its own, such as the levels of its pyramid."""

@@ -145,7 +145,7 @@ def explain_rows(
     with still(network), torch.random.fork_rng(devices=[]):
         answers, own = given or _answers(network, columns, values, output, raw)
         numbers, explained = _fixed(columns[output], answers, own, target, raw, rows)
-        scorer = Scorer(network, columns, output, numbers)
+        scorer = Scorer(network, columns, output, numbers, _choices(network, columns, values))
         games = [
             [example(columns, r, record, x, other) for r, record, x in zip(rows, raw, values)]
             for other in _backgrounds(columns, values, background)
@@ -219,6 +219,20 @@ def _answers(
     if column.of_form:
         return answering.decoded(column, whole, lambda of: [r[of] for r in raw]), None
     return column.decode_all(whole), column.numbered(whole)
+
+
+@torch.no_grad()
+def _choices(
+    network: Any, columns: Mapping[str, Column], values: Sequence[Mapping[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """What the network chooses by looking at each row, 64 at a time, by output (see `luban.nn.networks.mapped`)."""
+    if not hasattr(network, "choices"):
+        return {}
+    scorer, found = Scorer(network, columns, "", np.zeros(0)), []
+    for start in range(0, len(values), 64):
+        part = values[start : start + 64]
+        found.append(network.choices(scorer.batch({n: [v[n] for v in part] for n in part[0]}, len(part))))
+    return {n: torch.cat([f[n] for f in found]) for n in found[0]} if found else {}
 
 
 def _as_arrays(batch: Any) -> Arrays:

@@ -7,8 +7,9 @@ S segments of a row over all its columns, n masks of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,23 @@ def _instead(column: Column, blank: np.ndarray, other: np.ndarray, index: np.nda
 
 
 class Scorer:
-    """The score of one output's fixed answers, for batches in numpy. Use inside `still`."""
+    """The score of one output's fixed answers, for batches in numpy. Use inside `still`.
 
-    def __init__(self, network: Any, columns: Mapping[str, Column], output: str, answers: Any):
+    `choices`: what the network chose by looking at each whole row (R, ...), by output. It is held while parts of the row are gone: the
+    n-th region of what is left would be another one.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        columns: Mapping[str, Column],
+        output: str,
+        answers: Any,
+        choices: Mapping[str, Tensor] = MappingProxyType({}),
+    ):
         self.network, self.columns, self.output = network, columns, output
         # of each row what `score` takes: (R,) numbers, (R, T) ids of a text, or R arrays that differ in length
-        self.answers = answers
+        self.answers, self.choices = answers, choices
         first = next(network.parameters(), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
@@ -102,7 +114,9 @@ class Scorer:
     def score(self, batch: Batch, rows: np.ndarray, embedded: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B,): the score of the answers of `rows`, one for each example of the batch."""
         answers = torch.as_tensor(self.fixed(rows), device=self.device)
-        o = self.network(batch.answered(self.output, answers), embedded)
+        held = {n: c[torch.as_tensor(rows, device=c.device)] for n, c in self.choices.items()}
+        with self.network.holding(held) if held else nullcontext():
+            o = self.network(batch.answered(self.output, answers), embedded)
         return self.network.score(o, {self.output: answers})[self.output]
 
     def fixed(self, rows: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ def serve(
     queue: Annotated[int, Range(low=1, high=100_000)] = 256,
     deadline: Annotated[float, Range(above=0, high=3600)] = 30.0,
     body: Annotated[int, Range(low=100, high=1_000_000_000)] | None = None,
+    pixels: Annotated[int, Range(low=1, high=64_000_000)] = 16_000_000,
     workers: Annotated[int, Range(low=0, high=1024)] = 0,
     hosts: list[str] = (),
     precision: Precision = "fp32",
@@ -34,14 +35,15 @@ def serve(
     bundle: a Bundle, its folder, or an `.onnx` file (then torch is never imported); `data` is not used. `engine` auto
     takes the model.onnx of the folder where it fits the model. `port` 0: any free one. `batch`: rows of one request, and
     rows that are run together. `queue`: requests in the house at once, above which 429 is answered. `deadline`: seconds
-    for a request; `body`: bytes, otherwise 2 MB, and 20 MB (a camera's JPEG) where an input takes whole files. `workers`: threads that compute, 0 = one a processor. `hosts`: names besides this
+    for a request; `body`: bytes, otherwise 2 MB, and 20 MB (a camera's JPEG) where an input takes whole files. `pixels`: of
+    a picture that a request may send, whatever its bytes: one of 16 million may take 300 MB for a moment. `workers`: threads that compute, 0 = one a processor. `hosts`: names besides this
     machine's own that requests may ask for (a proxy's). `precision`: what texts are written in, see `generate`.
     Raises RequestError where the host is not this machine and no key is set, or the port is taken; MissingExtra; Unsupported
     for a precision that the device imitates, or of a model that writes no text.
     """
     server = prepare(
-        bundle, port=port, host=host, api_key=api_key, engine=engine, batch=batch, queue=queue,
-        deadline=deadline, body=body, workers=workers, hosts=hosts, precision=precision,
+        bundle, port=port, host=host, api_key=api_key, engine=engine, batch=batch, queue=queue, deadline=deadline,
+        body=body, pixels=pixels, workers=workers, hosts=hosts, precision=precision,
     )  # fmt: skip
     server.run()
 
@@ -53,6 +55,7 @@ def prepare(
     host: str = "127.0.0.1",
     engine: str = "auto",
     body: int | None = None,
+    pixels: int = 0,
     **limits: Any,
 ) -> Any:
     """The `Server` of `serve`, bound to its port and not yet running: `run()` blocks, `url` says where."""
@@ -70,6 +73,7 @@ def prepare(
     chosen = choose(bundle, engine, limits.threads)
     if limits.precision != "fp32":
         _computes(chosen, limits.precision)
+    chosen.limit(pixels)
     files = any(chosen.columns[n].endings for n in chosen.inputs)
     limits = replace(limits, body=body or (BODY_OF_FILES if files else BODY))
     return Server(Service(chosen, limits, local=host in LOOPBACK), host, port)

@@ -28,9 +28,15 @@ class Guarded:
     def __init__(self, engine: Engine, name: str, explainer: Explainer | None = None, model: str = ""):
         self.engine, self.name, self.explainer = engine, name, explainer
         self.model = model or "model"  # what it is called, its folder's name
-        self.columns = {n: c.guarded() for n, c in engine.columns.items()}
+        self.limit()
         self.inputs, self.outputs = tuple(engine.inputs), tuple(engine.outputs)
         self.explained = self.inputs or self.outputs  # what goes on from a text reads the beginning of that text
+
+    def limit(self, pixels: int = 0) -> None:
+        """How many pixels a picture may have that is sent; 0: what is usual."""
+        self.columns = {n: c.guarded(pixels) for n, c in self.engine.columns.items()}
+        if self.explainer is not None:
+            self.explainer.pixels = pixels
 
     def run(self, arrays: Any) -> dict[str, np.ndarray]:
         return self.engine.run(arrays)
@@ -68,13 +74,13 @@ class Explainer:
     most = 8  # rows of one request
 
     def __init__(self, made: Callable[[], Any]):
-        self.made, self.lock = made, Lock()
+        self.made, self.lock, self.pixels = made, Lock(), 0
 
     @cached_property
     def bundle(self) -> Any:
         """The served Bundle again, with guarded columns, so that hooks and gradients touch no network that answers."""
         served = self.made()
-        columns = {n: c.guarded() for n, c in served.columns.items()}
+        columns = {n: c.guarded(self.pixels) for n, c in served.columns.items()}
         return replace(served, columns=columns, network=served.copy_network())
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
