@@ -29,6 +29,7 @@ from luban.messages import language, say
 FORMAT = 1
 LEVELS = ("info", "warn", "bad", "good")
 NONE = "'none'"
+LONG = 60  # letters from which on a cell keeps room for its words
 SOURCES = {
     "default-src": NONE,
     "style-src": "'unsafe-inline'",
@@ -332,7 +333,9 @@ def _paragraphs(text: str) -> str:
 def _table_html(table: Table) -> str:
     sides = _sides(table)
     head = tag("tr", *(tag("th", escape(c), class_=s) for c, s in zip(table.columns, sides)))
-    body = "\n".join(tag("tr", *(tag("td", _cell_html(c), class_=s) for c, s in zip(row, sides))) for row in table.rows)
+    body = "\n".join(
+        tag("tr", *(tag("td", _cell_html(c), class_=_class(c, s)) for c, s in zip(row, sides))) for row in table.rows
+    )
     title = tag("div", escape(table.title), class_="caption") if table.title else ""
     return tag("div", title, tag("table", tag("thead", head), tag("tbody", body)), class_="wide")
 
@@ -361,6 +364,11 @@ def _cell(value: Any) -> tuple[str, str]:
     if isinstance(value, (int, float)) or value is None:
         return number(value), ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), ""
+
+
+def _class(cell: Any, side: str | None) -> str | None:
+    """A cell of many words keeps room for them beside many columns of numbers."""
+    return "long" if not side and isinstance(cell, str) and len(cell) > LONG else side
 
 
 def _cell_html(value: Any) -> str:

@@ -50,7 +50,7 @@ def full(word: str) -> Report:
 
 
 def test_nothing_a_user_writes_becomes_markup():
-    evil, tame = tags(full(EVIL).to_html()), tags(full("tame\nword").to_html())
+    evil, tame = tags(full(EVIL).to_html()), tags(full("tame\nword".ljust(len(EVIL), "x")).to_html())
     assert evil.seen == tame.seen
     assert [k for k, _ in evil.attributes] == [k for k, _ in tame.attributes]
     assert "\x00" not in full(EVIL).to_html() and "\u202e" not in full(EVIL).to_html()
@@ -224,3 +224,10 @@ def test_a_terminal_says_where_pictures_are():
     report.heading("Nothing")
     assert report.to_text().count("Shown on the HTML page") == 1
     assert "Worst\n-----\n\nShown on the HTML page" in report.to_text()
+
+
+def test_a_long_answer_keeps_room_beside_numbers():
+    report = Report("explain", "t")
+    report.table("", ["answer", "score"], [["word " * 20, 1.0], ["short", 2.0]])
+    page = report.to_html()
+    assert page.count('<td class="long">') == 1 and ".long { min-width" in page
