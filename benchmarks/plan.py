@@ -1,10 +1,11 @@
 """What `luban plan` predicts beside what is measured on this machine.
 
-    python -m benchmarks.plan [memory seconds] [--only NAME] [--repeat 5] [--json FILE]
+    python -m benchmarks.plan [memory ranks seconds] [--only NAME] [--repeat 5] [--json FILE]
 
 | row | predicted | measured |
 |---|---|---|
 | memory | bytes of weights, gradients, optimiser, activations, copy of the best weights | in a process of its own, the largest resident memory during `fit` less that before it |
+| ranks | the same for one of two devices, under ddp and under fsdp | the same in two gloo processes on this machine; the larger of the two |
 | seconds | CPU seconds of a run, from a few timed updates | CPU seconds that `fit` then takes for all of them, median of the ratios |
 
 Goals: memory within 15 %, seconds within 25 % (median of 5). Recipes whose tensors outweigh everything else; rows are made up.
@@ -21,6 +22,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,8 @@ LARGE: dict[str, dict[str, Any]] = {
     "text, transformer, bf16": texts(DEEP, 256, 32, precision="bf16"),
     "text, transformer, recompute": texts(DEEP, 256, 32, recompute=True),
 }  # fmt: skip
+SPREAD = ("table, mlp", "images, cnn", "text, transformer")  # of these, over ranks
+RANKS = 2
 SMALL: dict[str, dict[str, Any]] = {
     "table, mlp": TABLE | {"fusion": {"concat": {"layers": [256, 128]}}, "stages": [{"train": {"batch": 64, "steps": 1500}}]},
     "images, cnn": pictures({"cnn": {"width": 16}}, 28, 32, steps=150, precision="auto"),
@@ -78,16 +82,16 @@ def subject_of(recipe: dict[str, Any]) -> Any:
     return replace(subject, validation=len(subject.examples))  # they are judged too
 
 
-def predicted_bytes(recipe: dict[str, Any]) -> dict[str, float]:
+def predicted_bytes(recipe: dict[str, Any], strategy: str = "one") -> dict[str, float]:
     from luban.planning.hardware import Device
     from luban.planning.layout import Measured, Setup, bytes_on
 
     subject = subject_of(recipe)
     here = Device("cpu", "cpu", 1e12, 1e10, 1, {"fp32": 1e11, "bf16": 1e11}, cores=1)
     measured = Measured(subject, fused=False)
-    setup = Setup(here, 1, "one", subject.precision, subject.accumulate, subject.recompute)
-    best = measured.standing.weights + measured.standing.buffers
-    return bytes_on(measured, setup, {"best": best})
+    devices = 1 if strategy == "one" else RANKS
+    setup = Setup(here, devices, strategy, subject.precision, subject.accumulate, subject.recompute)
+    return bytes_on(measured, setup)
 
 
 def measured_bytes(recipe: dict[str, Any]) -> float:
@@ -96,6 +100,7 @@ def measured_bytes(recipe: dict[str, Any]) -> float:
     from luban.planning.calibrate import new_network_of
     from luban.training.loop import fit
     from luban.training.objectives import supervised
+    from luban.training.ranks import here
     from luban.training.recompute import recomputed
 
     warm = subject_of(SMALL["table, mlp"])
@@ -110,12 +115,31 @@ def measured_bytes(recipe: dict[str, Any]) -> float:
     with (
         tempfile.TemporaryDirectory() as folder
     ):  # as `luban train --out` has one: nothing is kept in memory to go back to
-        network, place = new_network_of(subject), Path(folder)
+        network, place = new_network_of(subject), Path(here().told(folder))  # one folder for all ranks
         with recomputed(network) if subject.recompute else nullcontext():
             fit(network, subject.examples, subject.examples, plan=few, objective=supervised, folder=place)
+        here().wait()
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     return float(peak - before)
+
+
+def one_of_ranks(recipe: dict[str, Any], strategy: str) -> None:
+    """What torchrun starts: `measured_bytes` of this rank, the group being there already; printed."""
+    from luban.training import ranks
+
+    group = ranks.join(strategy=strategy)
+    with ranks.together(group):
+        each = group.gather(torch_bytes(measured_bytes(recipe)))
+    if group.first:
+        print(float(each.max()))
+    ranks.leave()
+
+
+def torch_bytes(number: float) -> Any:
+    import torch
+
+    return torch.tensor([number], dtype=torch.float64)
 
 
 def _fit(subject: Any, plan: Any) -> float:
@@ -141,6 +165,26 @@ def memory(names: list[str], repeat: int) -> list[dict[str, Any]]:
         rows.append({"recipe": name, "predicted": sum(parts.values()), "measured": seen, "ratio": sum(parts.values()) / seen, "parts": parts})  # fmt: skip
         print(
             f"{name:32} predicted {sum(parts.values()) / 1e6:8.1f} MB  measured {seen / 1e6:8.1f} MB  ratio {rows[-1]['ratio']:.3f}"
+        )
+    return rows
+
+
+def several(names: list[str], repeat: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, strategy in product(names or SPREAD, ("ddp", "fsdp")):
+        parts = predicted_bytes(LARGE[name], strategy)
+        code = f"from benchmarks.plan import *; one_of_ranks(LARGE[{name!r}], {strategy!r})"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "--no-python"]  # fmt: skip
+        done = subprocess.run(
+            [*command, sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | FIXED
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        seen = float(done.stdout.split()[-1])
+        rows.append({"recipe": name, "strategy": strategy, "predicted": sum(parts.values()), "measured": seen, "ratio": sum(parts.values()) / seen, "parts": parts})  # fmt: skip
+        print(
+            f"{name:24} {strategy:4} predicted {sum(parts.values()) / 1e6:8.1f} MB  measured {seen / 1e6:8.1f} MB  ratio {rows[-1]['ratio']:.3f}",
+            flush=True,
         )
     return rows
 
@@ -175,7 +219,7 @@ def seconds(names: list[str], repeat: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {"memory": memory, "seconds": seconds}
+    kinds = {"memory": memory, "ranks": several, "seconds": seconds}
     parser.add_argument("rows", nargs="*", default=list(kinds))
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--repeat", type=int, default=5)

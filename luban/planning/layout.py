@@ -238,6 +238,9 @@ def bytes_on(measured: Measured, setup: Setup, beside: dict[str, float] | None =
         "optimizer": s.optimizer / parts,
         "gathered": gathered,
         "activations": max(peak, measured.judged) / setup.cut,
+        "best": s.weights / parts + s.buffers
+        if setup.device.cpu
+        else 0.0,  # of the epochs so far, kept beside the processor
     } | (beside or {})
 
 

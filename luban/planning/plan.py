@@ -179,9 +179,8 @@ def _precision(subject: Subject, device: Device) -> str:
 
 
 def _beside(measured: Measured) -> dict[str, float]:
-    """What lies in a processor's memory beside the step: Python and its libraries, the rows, the best weights so far."""
-    s = measured.standing
-    return {"process": machine.resident(), "rows": measured.subject.host_bytes, "best": s.weights + s.buffers}
+    """What lies in a processor's memory beside the step: Python and its libraries, the rows."""
+    return {"process": machine.resident(), "rows": measured.subject.host_bytes}
 
 
 def _of_recipe(recipe: Recipe, strategy: str, devices: int, gpus: str | None) -> tuple[str, int]:
