@@ -99,6 +99,23 @@ def test_a_mask_moves_exactly_as_its_picture(monkeypatch):
     assert not np.array_equal(GREYS[np.where(masks == NOTHING, 0, masks)][:, None], moved)  # a flip without follow
 
 
+@pytest.mark.parametrize(
+    ("drawn", "labels", "classes", "shares", "seen"),
+    [
+        ([[0, 255, 255, 0]], (), ["0", "1"], [0.5, 0.5], [[0, 1, 1, 0]]),
+        ([[0, 255, 255, 255]], ["wall", "door"], ["wall", "door"], [0.25, 0.75], [[0, 1, 1, 1]]),
+        ([[0, 255, 1, 1]], (), ["0", "1"], [1 / 3, 2 / 3], [[0, NOTHING, 1, 1]]),
+        ([[0, 255, 255, 0]], ["a", "b", "c"], ["a", "b", "c"], [1, 0, 0], [[0, NOTHING, NOTHING, 0]]),
+    ],
+)
+def test_black_and_white_is_two_classes(drawn, labels, classes, shares, seen):
+    """255 is the second class where nothing else is drawn, and counts for nothing where other classes are, or are named."""
+    column = make("m", "mask", {"labels": list(labels)}).fit([drawn])
+    assert column.classes == classes and column.state["shares"] == pytest.approx(shares)
+    again = make("m", "mask", {"labels": list(labels)}).learned(**column.state)
+    assert column.truth(drawn).tolist() == again.truth(drawn).tolist() == seen
+
+
 def test_what_is_no_mask_is_refused():
     _, column = pair()
     _, picture = scene((60, 80))

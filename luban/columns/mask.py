@@ -24,6 +24,7 @@ from luban.messages import say
 from luban.settings import Natural
 
 NOTHING = 255  # stands in x where a pixel counts for nothing
+WHITE = 1  # the class of what is white in masks of black and white
 TOLD = 4  # classes of an answer in a table
 PALETTE = np.array([  # Okabe and Ito 2008, and four more that people who see two colours tell apart
     (40, 40, 40), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
@@ -45,6 +46,7 @@ class Mask(Column):
 
     A raw value is a file, bytes or base64 of a grey or palette PNG of the image's own size, or an array, of class numbers. `of`: the
     image column, which then is brought to size by `pad` unless it says otherwise. `labels`: names of the classes 0, 1, ...
+    Where all masks that it learns from hold nothing but 0 and 255, black and white as they are often drawn, 255 is class 1.
     """
 
     of: str | None = field(default=None, kw_only=True)
@@ -65,11 +67,17 @@ class Mask(Column):
 
     def fit(self, values: Iterable[Any], of: Any = None) -> Self:
         """Learns how many classes there are, and the share of the pixels that each has. Raises DataError where no row has a mask."""
-        counts = np.zeros(NOTHING, np.int64)
+        counts = np.zeros(NOTHING + 1, np.int64)
         for value in to_list(values):
             classes = self.truth(value)
             if classes is not None:
-                counts += np.bincount(classes.ravel(), minlength=NOTHING + 1)[:NOTHING]
+                counts += np.bincount(classes.ravel(), minlength=NOTHING + 1)
+        white = (
+            self.ignore == NOTHING and set(counts.nonzero()[0]) == {0, NOTHING} and len(self.labels) in (0, WHITE + 1)
+        )
+        if white:
+            counts[WHITE] = counts[NOTHING]
+        counts = counts[:NOTHING]
         if not counts.any():
             raise DataError("column.all_missing", name=self.name)
         size = int(counts.nonzero()[0].max()) + 1
@@ -77,7 +85,7 @@ class Mask(Column):
             raise DataError("mask.few_labels", name=self.name, largest=size - 1, labels=list(self.labels))
         names = list(self.labels) or [str(i) for i in range(size)]
         shares = counts[: len(names)] / counts.sum()
-        return self.learned(classes=names, shares=[float(s) for s in shares])
+        return self.learned(classes=names, shares=[float(s) for s in shares], **({"white": True} if white else {}))
 
     def supposed(self) -> Self:
         names = list(self.labels) or [str(i) for i in range(10)]
@@ -116,6 +124,8 @@ class Mask(Column):
             found = picture.indices(value, files=not self.strangers, most=self.strangers)
         if found.ndim != 2 or not found.size:
             raise DataError("mask.no_mask", name=self.name, found=str(found.shape))
+        if self.state.get("white"):
+            found = np.where(found == NOTHING, WHITE, found)
         known = found != self.ignore
         if (found[known] >= NOTHING).any() or (found[known] < 0).any():
             raise DataError("mask.too_many", name=self.name, largest=int(np.abs(found[known]).max()), most=NOTHING - 1)
