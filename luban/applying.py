@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 def apply(bundle: Bundle, data: Data, part: Part) -> Bundle:
     """One stage. A Report is kept in the Bundle; each stage leaves a line of history."""
     from luban.bundle import Bundle
+    from luban.data.prepare import taken
 
     bundle.refuse_without_outputs(part.type)
     spread = part.type == "train" and scaling.spread(bundle.recipe)
     function = scaling.train if spread else registry.find("stages", part.type)
     settings = {k: v for k, v in part.settings.items() if v is not None}
+    data = taken(data, bundle.columns)
     began, cpu = time.monotonic(), time.process_time()
     with Meter() as meter:
         result = function(bundle, data, **settings)

@@ -360,14 +360,14 @@ def generate(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
-    beams: int = 1,
+    beams: int | None = None,
     precision: str = "fp32",
     stop: list[str] = (),
     chat: bool = False,
     set: list[str] = (),
     out: str | None = None,
 ) -> None:
-    from luban.generation.sampling import checked, orderly, searches, writes
+    from luban.generation.sampling import checked, orderly, width, writes
     from luban.recipe import Recipe
 
     asked = {"tokens": tokens, "stop": stop, "seed": common["seed"], "precision": precision}
@@ -379,10 +379,10 @@ def generate(
         found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
     orderly(**asked, beams=beams)
-    searches(beams, n, sampling)
     exported = _folder(folder) is None  # texts are not written from one
     _sound(_folder(folder), out=out)
     recipe = None if exported else Recipe.load(_path(folder) / "recipe.yaml")
+    beams = width(recipe, beams, n, sampling)
     if recipe is None or recipe.draws:
         _drawn(folder, recipe, n, set, out, prompt or tokens or stop or chat or beams > 1)
         return

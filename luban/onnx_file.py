@@ -67,6 +67,9 @@ def onnx_bytes(bundle: Bundle, arrays: Arrays) -> bytes:
         raise Unsupported("onnx.too_large", path="onnx", most=LARGEST)
     names = feeds(bundle.inputs)
     network = Flat(merge_lora(bundle.copy_network()).cpu().eval(), bundle.inputs, bundle.outputs)
+    for module in network.modules():
+        if hasattr(module, "spell_out"):
+            module.spell_out()
     tensors, axes = example(bundle, arrays)
     with silent():
         try:

@@ -19,6 +19,7 @@ from luban import console, files
 from luban.columns.answering import Engine, Row, answer, decoded, finite, outputs_of
 from luban.columns.examples import Examples, cells, encode, records
 from luban.columns.lone import lone
+from luban.columns.windows import opened
 from luban.data.frames import Framed
 from luban.data.prepare import raw
 from luban.data.rows import Rows
@@ -63,8 +64,10 @@ def predict_file(
         console.block(str(note))
     for name in (n for n in engine.inputs if engine.columns[n].form == "ids"):
         column = engine.columns[name]
-        if lost := sum(column.overlong(rows.table[name].slice(a, chunk)) for a in range(0, len(rows), chunk)):
-            console.tell("predict.cut", name=name, count=lost, rows=len(rows), most=column.room)
+        if column.long != "refuse" and (
+            long := sum(column.overlong(rows.table[name].slice(a, chunk)) for a in range(0, len(rows), chunk))
+        ):
+            console.tell(f"predict.{column.long}", name=name, count=long, rows=len(rows), most=column.room)
     count = bad = 0
     seen = None
     if draw is not None:
@@ -159,7 +162,7 @@ def lines(
 def answers(engine: Engine, table: Any) -> list[Row]:
     with np.errstate(all="ignore"):
         try:
-            examples = encode(engine.columns, engine.inputs, (), Framed(table, np.arange(len(table))))
+            examples = encode(opened(engine.columns), engine.inputs, (), Framed(table, np.arange(len(table))))
         except DataError:  # some value cannot be read: row by row, to know which
             found = answer(engine, records(table))
         else:
@@ -169,7 +172,7 @@ def answers(engine: Engine, table: Any) -> list[Row]:
 
 def _decoded(engine: Engine, examples: Examples, table: Any) -> list[Row]:
     outputs = outputs_of(engine, examples)
-    answers = {n: decoded(engine.columns[n], o, lambda of: cells(table[of])) for n, o in outputs.items()}
+    answers = {n: decoded(examples.columns[n], o, lambda of: cells(table[of])) for n, o in outputs.items()}
     return [Row(dict(zip(answers, found))) for found in zip(*answers.values())]
 
 

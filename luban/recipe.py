@@ -338,7 +338,11 @@ class Recipe:
             )
         if of is None:
             return own
-        kept = {k: own.settings[k] for k in ("length", "keep") if self.joined(name) and own.settings.get(k) is not None}
+        kept = {
+            k: own.settings[k]
+            for k in ("length", "keep", "long")
+            if self.joined(name) and own.settings.get(k) is not None
+        }
         return Part(self.inputs[of].type, {**self.inputs[of].settings, **kept})
 
     def _with_brought(self, name: str, column: Part) -> Part:
@@ -584,6 +588,7 @@ class Check:
             yield problem("recipe.match_outputs", place=self.place(("outputs",)))
         yield from self._alongs(plain)
         yield from self._jointly(plain)
+        yield from self._long(plain)
         yield from self._model(plain.get("model"), columns)
         yield from self._one(plain, "frame", "frames")
         yield from self._one(plain, "fusion", "fusions")
@@ -627,6 +632,24 @@ class Check:
         for name, value in model.items():
             if isinstance(value, Mapping) and JOINT in value and fusion in APART:
                 yield problem("joint.fusion", place=self.place(("model", name, JOINT)), name=name, fusion=fusion)
+
+    def _long(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
+        """`long` is about texts that are read; windows need a text by itself, and answers that several can be one of."""
+        names = {side: self._types(plain.get(side)) for side in ("inputs", "outputs")}
+        frame, _ = self._named(plain.get("frame"))
+        model = plain.get("model") if isinstance(plain.get("model"), Mapping) else {}
+        joint = {n: self._lent_by(v[JOINT]) for n, v in model.items() if isinstance(v, Mapping) and JOINT in v}
+        together = {m for pair in joint.items() for m in pair if pair[1] in names["inputs"]}
+        fitting = [k for k in registry.names("columns") if _mark_of("columns", k, "x-pools")]
+        alone = [n for n, (kind, _) in names["outputs"].items() if kind not in fitting]
+        for side, name, kind, how in ((s, n, k, v.get("long")) for s in names for n, (k, v) in names[s].items()):
+            place = self.place((side, name, kind, "long"))
+            if how in ("split", "refuse") and (side == "outputs" or frame == "pack"):
+                yield problem("long.not_read", place=place, name=name)
+            elif how == "split" and name in together:
+                yield problem("long.joint", place=place, name=name)
+            elif how == "split" and alone:
+                yield problem("long.outputs", place=place, outputs=alone, allowed=fitting)
 
     def _alongs(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
         """Inputs that can be none, outputs that are `of:` no input, and encoders that give no state for each position."""

@@ -44,6 +44,7 @@ ENCODERS = {
     "bilstm": "luban.nn.encoders.rnn:BiLSTM",
     "attention": "luban.nn.encoders.attention:Attention",
     "transformer": "luban.nn.encoders.transformer:Transformer",
+    "classic": "luban.nn.encoders.transformer:Classic",
     "bert": "luban.nn.encoders.transformer:BERT",
     "gpt": "luban.nn.encoders.transformer:GPT",
     "pretrained": "luban.nn.encoders.pretrained:Pretrained",
@@ -216,7 +217,7 @@ def describe(thing: Any) -> dict[str, Any]:
         value = getattr(thing, mark, None)
         if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
-    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped", "joins")
+    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped", "joins", "pools")
     return result | {"x-" + mark: True for mark in marks if getattr(thing, mark, None) is True}
 
 

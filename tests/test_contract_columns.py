@@ -119,6 +119,7 @@ VARIANTS = [
     *((n, {}) for n in registry.COLUMNS),
     *(("text", {"tokens": t}) for t in ("characters", "words", "bpe")),
     ("text", {"length": 3, "keep": "end"}),
+    ("text", {"length": 3, "long": "split"}),
     ("text", {"lower": False, "normalise": False}),
     ("image", {"shape": "pad", "channels": 1}),
     ("image", {"side": [9, 5], "shape": "stretch"}),
@@ -428,6 +429,37 @@ def test_a_server_opens_no_file_that_a_stranger_names(tmp_path):
     assert column.encode(str(path)).shape  # control: at home it is read
     with pytest.raises(DataError):
         column.guarded().encode(str(path))
+
+
+POOLING = [
+    n
+    for n in registry.COLUMNS
+    if registry.find("columns", n).pools and not hasattr(registry.find("columns", n), "joined_up")
+]
+
+
+def check_pooling(column, o):
+    """Windows (W, K) that say the same pool to what each says; their order does not matter."""
+    alike, one = column.decode(column.pooled(np.repeat(o[:1], 3, 0))), column.decode(o[0])
+    assert alike.value == (pytest.approx(one.value) if isinstance(one.value, float) else one.value)
+    assert one.probability is None or alike.probability == pytest.approx(one.probability, abs=1e-6)
+    assert np.allclose(column.pooled(o), column.pooled(o[::-1])) and column.pooled(o).shape == o[0].shape
+
+
+@pytest.mark.parametrize("type", [n for n in POOLING if n != "tags"])  # which are stitched together
+def test_windows_of_a_long_text_make_one_answer(type):
+    column, _ = fitted(type, {})
+    check_pooling(column, np.random.default_rng(0).normal(0, 2, (4, len(getattr(column, "labels", [0])))))
+
+
+def test_control_pooling():
+    class Summing(type(fitted("labels", {})[0])):
+        def pooled(self, o):
+            return o.sum(0)
+
+    column = Summing("x").fit(VALUES["labels"])
+    with pytest.raises(AssertionError):
+        check_pooling(column, np.random.default_rng(0).normal(0, 2, (4, len(column.labels))))
 
 
 def test_a_column_is_fitted_on_what_it_is_given():

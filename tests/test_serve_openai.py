@@ -14,7 +14,8 @@ from luban import machine
 from luban.bundle import Bundle, build_network
 from luban.columns.base import make
 from luban.errors import Unsupported
-from luban.generation.writing import Writer
+from luban.generation import asking
+from luban.generation.writing import Writer, searched, searching
 from luban.stages.serve.openai.desk import Desk
 from tests import tiny
 from tests.serving import serving, tiny_bundle
@@ -124,6 +125,58 @@ def test_several_prompts(stock, bundle):
     found = stock.completions.create(model="writer", prompt=["good", "bad"], max_tokens=4, temperature=0, n=2)
     wanted = [bundle.generate(p, tokens=4, temperature=0.0) for p in ("good", "good", "bad", "bad")]
     assert [c.text for c in found.choices] == wanted and [c.index for c in found.choices] == [0, 1, 2, 3]
+
+
+SEARCH = {"use_beam_search": True, "best_of": 3}  # vLLM's names
+
+
+def test_a_search_over_http_is_the_search_of_generate(stock, bundle, translator):
+    for prompt in ("good", "odd bad"):
+        found = stock.completions.create(model="writer", prompt=prompt, max_tokens=6, logprobs=0, extra_body=SEARCH)
+        (wanted,) = asking.generate(bundle, [prompt], tokens=6, temperature=0.0, beams=3)[0]
+        assert found.choices[0].text == wanted.text and found.choices[0].finish_reason in ("length", "stop")
+        assert found.choices[0].logprobs.token_logprobs == pytest.approx(wanted.log_probabilities, abs=1e-4)
+    with serving(translator) as (server, _):
+        model = client_of(server).models.list().data[0].id
+        asked = {"model": model, "prompt": ["one two", "a b"], "temperature": 0}
+        found = client_of(server).completions.create(**asked, max_tokens=100, extra_body=SEARCH)
+        wanted = [translator.generate(p, temperature=0.0, beams=3) for p in asked["prompt"]]
+        assert [c.text for c in found.choices] == wanted
+
+
+def search_beside(folder, monkeypatch, search):
+    """A long search and a short text side by side: both are what they are alone. How many texts were written at each pause of the
+    search, itself aside."""
+    slow(monkeypatch, 0.03)
+    beside, alone = [], Bundle.load(folder)
+    with serving(folder, batch=5) as (server, _), ThreadPoolExecutor(2) as pool:
+        desk, stock = server.service.desk, client_of(server)
+
+        def watched(*asked):
+            for _ in search(*asked):
+                beside.append(len(desk.inside) - 1)
+                yield
+
+        monkeypatch.setattr("luban.stages.serve.openai.desk.searching", watched)
+        long = pool.submit(stock.completions.create, model="writer", prompt="good", max_tokens=60, extra_body=SEARCH)
+        while not desk.inside and not long.done():
+            time.sleep(0.005)
+        short = stock.completions.create(model="writer", prompt="bad", max_tokens=2, temperature=0)
+        assert short.choices[0].text == alone.generate("bad", tokens=2, temperature=0.0)
+        assert long.result().choices[0].text == alone.generate("good", tokens=60, temperature=0.0, beams=3)
+    return beside
+
+
+def test_a_search_keeps_nobody_waiting(folder, monkeypatch):
+    assert 1 in search_beside(folder, monkeypatch, searching)
+
+
+def test_control_a_search_that_does_not_pause_is_seen(folder, monkeypatch):
+    def whole(*asked):
+        searched(*asked)
+        yield
+
+    assert 1 not in search_beside(folder, monkeypatch, whole)
 
 
 def test_a_model_without_a_template_says_so(stock):
@@ -473,6 +526,14 @@ BAD = [
     ({"stream": "yes"}, "stream"),
     ({"echo": True}, "echo"),
     ({"best_of": 4}, "best_of"),
+    ({"use_beam_search": True}, "best_of"),
+    ({"use_beam_search": True, "best_of": 65}, "best_of"),
+    ({"use_beam_search": True, "best_of": 64}, "best_of"),
+    ({"use_beam_search": True, "best_of": 2, "stream": True}, "stream"),
+    ({"use_beam_search": True, "best_of": 2, "temperature": 0.5}, "temperature"),
+    ({"use_beam_search": True, "best_of": 2, "n": 2}, "n"),
+    ({"use_beam_search": True, "best_of": 2, "presence_penalty": 1}, "presence_penalty"),
+    ({"use_beam_search": "yes"}, "use_beam_search"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"promt": "good"}, "body"),
     ([], "body"),

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import luban
+from luban.bundle import build_network
 from luban.errors import DataError, Unsupported
+from luban.generation.writing import searched
 from luban.nn.grouped import GROUP, packed, unpacked_rows
 from luban.nn.tokens import Batch
 from luban.stages.explain import explain_rows
@@ -203,3 +205,33 @@ def test_a_prompt_with_nothing_in_it_is_refused(tmp_path):
         alone.explain([{"review": " "}], rows=1)
     with pytest.raises(DataError, match="review"):
         alone.explain([{"reviews": "good"}], rows=1)
+
+
+def test_the_likeliest_text_is_searched_for_as_answers_are(capsys, monkeypatch):
+    """`beams` of the recipe hold for `generate` at temperature 0, too; `--beams 1` and chance turn them off."""
+    from dataclasses import replace
+
+    from luban.cli import main
+    from luban.generation import asking
+
+    asked = []
+    monkeypatch.setattr(asking, "searched", lambda net, texts, width, *more: asked.append(width) or searched(net, texts, width, *more))  # fmt: skip
+    column = replace(model().columns["echo"], beams=3)
+    recipe = model().recipe.plain()
+    recipe["outputs"]["echo"]["text"]["beams"] = 3
+    wide = replace(model(), recipe=luban.Recipe.of(recipe), columns={**model().columns, "echo": column})
+    wide.network = build_network(wide.recipe, wide.columns)
+    wide.network.load_state_dict(model().network.state_dict())
+    wide.network.eval()
+    answer = wide.predict([{"said": "red old"}])[0]["echo"]
+    assert wide.generate("red old", temperature=0.0) == answer and asked == [3]
+    wide.generate("red old", temperature=0.0, beams=1)
+    wide.generate("red old", temperature=0.5)
+    wide.generate("red old", n=2)
+    assert asked == [3]
+    folder = str(wide.save(mkdtemp(prefix="luban-wide-")))
+    for flags, widths in ([], [3]), (["--beams", "1"], []), (["--beams", "2"], [2]):
+        asked.clear()
+        main(["generate", folder, "--prompt", "red old", "--temperature", "0", *flags])
+        assert asked == widths
+    assert answer in capsys.readouterr().out

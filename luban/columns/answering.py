@@ -11,6 +11,7 @@ import numpy as np
 
 from luban.columns.base import Answer, Column, Encoded, Ragged
 from luban.columns.examples import Arrays, Examples, encode_values
+from luban.columns.windows import Windows, opened
 
 BATCH = 256
 TOKENS = 65_536  # padded positions in one batch
@@ -59,8 +60,12 @@ def finite(found: Answer) -> bool:
 def outputs_of(engine: Engine, examples: Examples, batch: int = BATCH) -> dict[str, Encoded]:
     """Raw head outputs of all examples in their order, (N, ...); Ragged for one answer a position (see `unpadded`).
 
-    Long and short examples are run apart.
+    Long and short examples are run apart; texts that `opened` columns read whole are read in windows (`luban.columns.windows`).
     """
+    writes = any(engine.columns[n].form == "ids" for n in getattr(engine, "outputs", ()))
+    if (windows := Windows.of(examples, sentences=writes)) is not None:
+        parts = outputs_of(engine, windows.examples, batch)
+        return {n: windows.whole(n, engine.columns[n], o) for n, o in parts.items()}
     lengths = examples.lengths()
     order = np.arange(len(examples)) if lengths is None else np.argsort(lengths, kind="stable")
     found: dict[str, list[Any]] = {}
@@ -119,11 +124,12 @@ def _chunks(order: np.ndarray, lengths: np.ndarray | None, batch: int) -> list[n
 
 def answer(engine: Engine, records: Sequence[Mapping[str, Any]], batch: int = BATCH) -> list[Row]:
     """One Row per record, in order; a record that cannot be read gets its error, never a gap."""
-    examples, bad = encode_values(engine.columns, engine.inputs, records)
+    columns = opened(engine.columns)
+    examples, bad = encode_values(columns, engine.inputs, records)
     found: dict[str, list[Answer]] = {}
     if len(examples):
         for name, o in outputs_of(engine, examples, batch).items():
-            found[name] = decoded(engine.columns[name], o, lambda of: [records[i][of] for i in examples.rows])
+            found[name] = decoded(columns[name], o, lambda of: [records[i][of] for i in examples.rows])
     rows: list[Row] = [Row(None, bad.get(i)) for i in range(len(records))]
     for k, i in enumerate(examples.rows):
         rows[i] = Row({n: answers[k] for n, answers in found.items()})

@@ -109,6 +109,7 @@ class Column:
     endings: ClassVar[tuple[str, ...]] = ()  # of files that each are one value by themselves
     drawn: ClassVar[bool] = False  # data need not have it: the number of a row stands for its cell
     along: ClassVar[bool] = False  # as an output it is read off the positions of the column that it is `of:`
+    pools: ClassVar[bool] = False  # as an output it can be put together from the windows of a long text
     turns: ClassVar[bool] = False  # whether its `follow` can follow a turn and a shear (`Move.turn`), too
     details: ClassVar[
         dict[str, str]
@@ -152,6 +153,10 @@ class Column:
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         """The answer that one row of a head's output means. Softmax, NMS, CTC live here: every engine shares them."""
         raise DataError("column.not_an_output", name=self.name, type=self.type)
+
+    def pooled(self, o: np.ndarray) -> np.ndarray:
+        """The head output of a whole text from those of its windows (W, ...), where the column `pools`: the mean."""
+        return np.asarray(o).mean(0)
 
     def narrowed(self, o: np.ndarray) -> np.ndarray:
         """Head outputs (B, ...) as they are kept for many rows, for `decode`: what it does not need is left out."""
@@ -231,6 +236,10 @@ class Column:
     def becomes(self, fresh: Column) -> Column | None:
         """What an earlier model's column is in one that starts from it, where `fresh` stands; None where it cannot be."""
         return self if self.type == fresh.type else None
+
+    def refused(self, values: Any) -> dict[int, tuple[str, dict[str, Any]]]:
+        """Which of some values the recipe wants refused: number -> sentence id and what it names."""
+        return {}
 
     def guarded(self, pixels: int = 0) -> Self:
         """The column as a server uses it: values come from strangers, so none of them may name a file to open, and a picture has no

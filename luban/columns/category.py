@@ -16,6 +16,7 @@ from luban.settings import Count, Fraction, Natural
 CANDIDATES = 5
 MANY = 1000  # labels that a plan counts with where nothing bounds them
 LISTED = 100  # labels that a schema spells out
+TINY = 1e-30  # the least probability that a logit is made of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Category(Column):
     encoder: ClassVar[str] = "mlp"
     form: ClassVar[str] = "index"
     head: ClassVar[str] = "category"
+    pools: ClassVar[bool] = True
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns the labels, in alphabetical (or numerical) order. Raises DataError when no value is present."""
@@ -104,6 +106,11 @@ class Category(Column):
             z = np.concatenate([np.zeros_like(z), z], axis=-1)
         z = np.exp(z - z.max(axis=-1, keepdims=True))
         return z / z.sum(axis=-1, keepdims=True)
+
+    def pooled(self, o: np.ndarray) -> np.ndarray:
+        """The mean of the windows' probabilities, as the logits that decode to it."""
+        p = np.log(np.maximum(self.probabilities(o).mean(0), TINY)) * self.state.get("temperature", 1.0)
+        return p[1:] - p[:1] if np.asarray(o).shape[-1] == 1 else p
 
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         return self.decode_all(np.asarray(array)[None])[0]

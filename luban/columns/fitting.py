@@ -66,7 +66,7 @@ def _joined(recipe: Recipe, base: Any, framed: Any) -> dict[str, Any]:
     """The columns of texts that are read in one sequence."""
     names = [base.name, *recipe.together(base.name)]
     few = framed.some(base.sampled)
-    own = {n: {k: recipe.inputs[n].settings[k] for k in ("length", "keep")} for n in names}
+    own = {n: {k: recipe.inputs[n].settings[k] for k in ("length", "keep", "long")} for n in names}
     found = joining.joined(recipe, base, own, {n: cells(few.only(n)) for n in names})
     for column in found.values():
         _told(column, framed)
@@ -103,4 +103,9 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
 def _told(column: Any, framed: Any) -> None:
     """Say how many texts lose something."""
     if (cut := column.state.get("cut")) and not framed.pack:
-        tell("columns.cut", name=column.name, share=f"{cut:.1%}" if cut >= 0.001 else f"{cut:.3%}", most=column.room)
+        tell(
+            f"columns.{column.long}",
+            name=column.name,
+            share=f"{cut:.1%}" if cut >= 0.001 else f"{cut:.3%}",
+            most=column.room,
+        )

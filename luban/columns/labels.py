@@ -14,6 +14,7 @@ from luban.errors import DataError
 from luban.settings import Count, Fraction
 
 SEPARATORS = (";", "|", ",")  # between the labels of a cell of text; the first that stands in the training rows
+TINY = 1e-12  # how near to none and to all a probability comes that a logit is made of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Labels(Column):
     form: ClassVar[str] = "labels"
     encoder: ClassVar[str] = ""
     head: ClassVar[str] = "labels"
+    pools: ClassVar[bool] = True
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns the labels and how often each stands. Raises DataError where no row has one."""
@@ -88,6 +90,11 @@ class Labels(Column):
     def chances(self, array: np.ndarray) -> np.ndarray:
         """Head output (N, K) logits -> (N, K), each label by itself."""
         return 1 / (1 + np.exp(-np.clip(np.asarray(array, np.float64), -500, 500)))
+
+    def pooled(self, o: np.ndarray) -> np.ndarray:
+        """The mean of the windows' probabilities of each label, as the logits that decode to it."""
+        p = np.clip(self.chances(o).mean(0), TINY, 1 - TINY)
+        return np.log(p / (1 - p))
 
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         """The labels answered; `probability` that it is just these, `candidates` the likeliest labels."""

@@ -33,6 +33,7 @@ class Number(Column):
     encoder: ClassVar[str] = "mlp"
     form: ClassVar[str] = "scalar"
     head: ClassVar[str] = "number"
+    pools: ClassVar[bool] = True
 
     def fit(self, values: Iterable[Any]) -> Self:
         """Learns mean, deviation, median, range, quantiles and fences. Raises DataError when no value is present."""

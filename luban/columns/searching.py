@@ -12,6 +12,7 @@ import numpy as np
 
 from luban.columns.answering import outputs_of
 from luban.columns.examples import Arrays, encode_values
+from luban.columns.windows import opened
 from luban.errors import BundleError, DataError
 
 VECTOR = "vector"  # the table's column of vectors
@@ -29,7 +30,7 @@ class _One:
 
 def vectors(engine: Any, name: str, values: Sequence[Any]) -> np.ndarray:
     """(N, D) float32, each of length 1. Raises DataError for a value that cannot be one of that column."""
-    examples, bad = encode_values(engine.columns, [name], [{name: v} for v in values])
+    examples, bad = encode_values(opened(engine.columns), [name], [{name: v} for v in values])
     if bad:
         raise DataError("search.bad_value", row=min(bad), reason=bad[min(bad)])
     return outputs_of(_One(engine, name), examples)[name]

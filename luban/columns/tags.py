@@ -44,6 +44,7 @@ class Tags(Column):
     form: ClassVar[str] = "tags"
     encoder: ClassVar[str] = ""
     head: ClassVar[str] = "tags"
+    pools: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
     of_form: ClassVar[str] = "ids"
     along: ClassVar[bool] = True

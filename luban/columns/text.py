@@ -15,6 +15,7 @@ from luban.columns import checkpoint
 from luban.columns import tokenizer as tokenizers
 from luban.columns.base import GONE, Answer, Column, Ragged, Segments, coloured, text_of, to_list
 from luban.columns.templates import template_of
+from luban.columns.windows import by_sentences, overlapping
 from luban.data.tagged import joined
 from luban.errors import DataError, problem
 from luban.settings import Beams, Count, Dial, File, Fraction, Model
@@ -23,6 +24,8 @@ PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
 WHOLE = 1 << 40  # tokens that no text has
 LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
 SAMPLE = 2000  # texts looked at to tell the script
+WINDOWS = 256  # that one text is read in at most
+ENDS = (".", "!", "?", "…", "。", "！", "？", "\n")  # of sentences
 BATCH = 1000  # texts tokenised at once: what the library makes of one is a hundred times its size
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -37,7 +40,8 @@ class Text(Column):
     """x is ids (T,): 0 padding, 1 unknown, then the vocabulary, commonest first.
 
     `tokens` auto takes characters where the training text is mostly in a script without spaces, else words. A text longer
-    than `length` positions loses its end (`keep: start`) or its beginning (`keep: end`). An empty or missing text is one
+    than `length` positions loses its end (`keep: start`) or its beginning (`keep: end`); with `long: split` answers to it are put
+    together from those to its windows (`luban.columns.windows`), with `long: refuse` it is none of this column's. An empty or missing text is one
     padding position, so its mask is False everywhere. A list of words is the text
     that they make with blanks between. What a user types is always plain text: no token is special.
 
@@ -50,6 +54,7 @@ class Text(Column):
     vocabulary: Annotated[Count, Dial(nano=5000, small=10_000, base=30_000)] = field(default=10_000, kw_only=True)
     length: Annotated[Count, Dial(nano=128, small=256, base=512)] = field(default=256, kw_only=True)
     keep: Literal["start", "end"] = field(default="start", kw_only=True)
+    long: Literal["cut", "split", "refuse"] = field(default="cut", kw_only=True)  # what is done with a longer text
     lower: bool = field(default=True, kw_only=True)
     normalise: bool = field(default=True, kw_only=True)  # Unicode NFKC: full-width letters, ligatures, composed accents
     whitespace: bool = field(
@@ -76,6 +81,7 @@ class Text(Column):
         "tokens": "bpe", "lower": False, "normalise": False, "drop": 0.0, "ends": True,
     }  # fmt: skip
     ragged: ClassVar[bool] = True
+    pools: ClassVar[bool] = True
     sampled: ClassVar[int] = 100_000
 
     def fit(self, values: Iterable[Any]) -> Self:
@@ -228,6 +234,90 @@ class Text(Column):
         """The column for texts of which nothing is cut off."""
         return replace(self, length=WHOLE)
 
+    # -- texts that are longer than there is room for ------------------------------------------------------------------
+    def opened(self) -> Self:
+        """The column of a model that answers: it gives all of a text, `reads` of whose positions a network takes at once."""
+        if "_opened" not in self.__dict__:
+            _ = self.tokenizer, self._quick
+            made = replace(self, length=WHOLE, state={**self.state, "window": None, "reads": self._most})
+            for kept in ("_tokenizer", "_words"):
+                object.__setattr__(made, kept, self.__dict__[kept])
+            object.__setattr__(self, "_opened", made)
+        return self.__dict__["_opened"]
+
+    @property
+    def _limit(self) -> int:
+        """Tokens of the longest text that is taken; of others there is no longest."""
+        reads = self.state.get("reads")
+        return (self.room - WHOLE + reads) * WINDOWS if reads else self.room if self.long == "refuse" else WHOLE
+
+    def refused(self, values: Any) -> dict[int, tuple[str, dict[str, Any]]]:
+        if self.long != "refuse" and not self.state.get("reads"):
+            return {}
+        values, limit = to_list(values), self._limit
+        texts = [self._joined(v) for v in values]
+        # A text has no more tokens than bytes, and none longer than LONG characters on average is taken to the tokenizer.
+        far = [len(t) > limit * LONG for t in texts]
+        near = [i for i, t in enumerate(texts) if not far[i] and len(t.encode("utf-8", "replace")) > limit]
+        counts = dict(zip(near, self.whole().lengths_of([values[i] for i in near]).tolist()))
+        about = {"name": self.name, "most": limit}
+        found = {i: ("column.far_too_long", about | {"count": len(t)}) for i, t in enumerate(texts) if far[i]}
+        found |= {i: ("column.too_long", about | {"count": n}) for i, n in counts.items() if n > limit}
+        return found
+
+    def windows(self, ids: np.ndarray, sentences: bool) -> list[np.ndarray]:
+        """Positions of ids (T,) that make each window of a text, its control tokens around every one.
+
+        `sentences`: they end with sentences and share nothing, else a quarter with the one before.
+        """
+        most = self.state["reads"]
+        if len(ids) <= most:
+            return [np.arange(len(ids))]
+        before, after = len(self.state.get("before", ())), len(self.state.get("after", ()))
+        inside, room = ids[before : len(ids) - after], max(1, most - before - after)
+        if sentences:
+            ends, begins = self._marks
+            spans = by_sentences(ends[inside], begins[inside], room)
+        else:
+            spans = overlapping(len(inside), room)
+        first, last = np.arange(before), np.arange(len(ids) - after, len(ids))
+        return [np.concatenate([first, before + np.arange(a, b), last]) for a, b in spans]
+
+    @property
+    def _marks(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each id whether a sentence ends with it, and whether a word begins with it: bool (V,) each."""
+        if "_sentences" not in self.__dict__:
+            texts = self.tokenizer.decode_batch([[i] for i in range(self.size)], skip_special_tokens=False)
+            ends = np.array([t.rstrip(" \"')”’」』").endswith(ENDS) for t in texts])
+            object.__setattr__(self, "_sentences", (ends, np.array(self.begins())))
+        return self.__dict__["_sentences"]
+
+    def joined_up(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Texts that were written one by one, (T, 2) each as `decode` takes them -> the text that they make together.
+
+        A blank stands between two of them where neither brings one and the script has blanks.
+        """
+        found: list[list[tuple[float, float]]] = []
+        for part in parts:
+            lines = [(i, p) for i, p in np.asarray(part, np.float64).tolist() if i >= 0]
+            while found and found[-1] and int(found[-1][-1][0]) in self.stops:
+                found[-1].pop()
+            if found and found[-1]:
+                found.append(self._blank([int(i) for i, _ in found[-1]], [int(i) for i, _ in lines]))
+            found.append(lines)
+        return np.array([line for lines in found for line in lines]).reshape(-1, 2)
+
+    def _blank(self, one: Sequence[int], two: Sequence[int]) -> list[tuple[float, float]]:
+        """The ids that part two texts, certain as they are."""
+        first, second = self.text(one), self.text(two)
+        plain = first + second
+        if not (first and second) or self.text([*one, *two]) != plain:  # the tokenizer parts words by itself
+            return []
+        near = plain[len(first) - 1 : len(first) + 1]
+        if any(c.isspace() or _UNSPACED.match(c) or c in "。！？，、；：" for c in near):
+            return []
+        return [(float(i), 0.0) for i in self.tokenizer.encode(" ", add_special_tokens=False).ids]
+
     # -- raw value <-> array ---------------------------------------------------------------------------------------
     def check(self) -> None:
         self.encode("a")
@@ -247,6 +337,8 @@ class Text(Column):
         return Ragged.of(self._encoded(to_list(values)))
 
     def _encoded(self, values: Sequence[Any]) -> list[np.ndarray]:
+        for reason, about in self.refused(values).values():
+            raise DataError(reason, **about)
         return [np.array(self._framed(ids), np.int32) for ids in self._ids([self._clean(v) for v in values])]
 
     def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -112,7 +112,22 @@ def raw(source: Any, columns: Mapping[str, Any], decimal: str = ".", missing: Se
     rows = gathered(rows, {n: c.type for n, c in columns.items()})
     types = {n: c.type for n, c in columns.items() if n in rows.table.column_names}
     alongs = {n: _as_fitted(columns[n]) for n in types if columns[n].of_form and columns[n].of in types}
-    return by_blocks(rows, lambda r: _read(typed(r, types, decimal=decimal), types, alongs))
+    there = {n: columns[n] for n in types}
+    return by_blocks(rows, lambda r: _taken(_read(typed(r, types, decimal=decimal), types, alongs), there))
+
+
+def taken(data: Data, columns: Mapping[str, Any]) -> Data:
+    """Data without the rows that a fitted column refuses (`Column.refused`): they are in the quarantine."""
+    rows = _taken(data.rows, {n: c for n, c in columns.items() if n in data.table.column_names})
+    if rows is data.rows:
+        return data
+    return Data(rows, data.splits.moved(data.rows, rows) if data.splits is not None else None, data.recipe)
+
+
+def _taken(rows: Rows, columns: Mapping[str, Any]) -> Rows:
+    for name, column in columns.items():
+        rows = rows.drop_each(column.refused(rows.table[name]))
+    return rows
 
 
 def _read(rows: Rows, types: Mapping[str, str], alongs: Mapping[str, Mapping[str, Any]], learned: bool = False) -> Rows:

@@ -10,6 +10,7 @@ import numpy as np
 from luban.columns import answering
 from luban.columns.base import Answer, Column, to_list
 from luban.columns.examples import Examples, cells, encode
+from luban.columns.windows import opened
 from luban.errors import DataError
 from luban.evaluation.likelihood import hidden, likelihood
 
@@ -73,7 +74,7 @@ def table(
     rows = data.held_out()[1] if rows is None else rows
     framed = data.framed(rows, bundle.recipe.frame)
     if examples is None:
-        examples = encode(bundle.columns, bundle.inputs, bundle.outputs, framed)
+        examples = encode(opened(bundle.columns), bundle.inputs, bundle.outputs, framed)
     if hidden_in := getattr(bundle.network, "masked", None):
         return Table(rows, framed.table, _hidden(bundle, hidden_in, framed))
     if written := getattr(bundle.network, "written", None):
@@ -85,7 +86,7 @@ def table(
 def _judged(bundle: Any, framed: Any, examples: Any, raw: dict[str, np.ndarray]) -> dict[str, Predictions]:
     outputs = {}
     for name, o in raw.items():
-        column = bundle.columns[name]
+        column = examples.columns[name]
         if name in examples.targets:
             truth, known = column.collate(examples.targets[name])
             if column.form == "index":  # a label that training never saw is a known truth, and a wrong answer

@@ -12,7 +12,7 @@ from luban.columns.examples import encode_values
 from luban.console import tell
 from luban.data.halves import broken
 from luban.errors import DataError, Unsupported, problem
-from luban.generation.sampling import Precision, Sampling, checked, orderly, searches, writes
+from luban.generation.sampling import Precision, Sampling, checked, orderly, width, writes
 from luban.generation.writing import Text, searched, streamed, written
 from luban.nn.tokens import Batch
 
@@ -35,7 +35,7 @@ def generate(
     tokens: int = 0,
     stop: Sequence[str] = (),
     seed: int | None = None,
-    beams: int = 1,
+    beams: int | None = None,
     precision: Precision = "fp32",
     **sampling: Any,
 ) -> list[list[Text]]:
@@ -44,13 +44,13 @@ def generate(
 
     tokens: at most so many new ones, 0 = as many as there is room for. `sampling`: settings of `Sampling`. The texts of a
     prompt differ by their seeds, `seed`, `seed + 1` ... `beams`: beginnings that are kept, for the likeliest text as a whole
-    (temperature 0, one text, no penalties). `precision`: bf16 where the device computes in it: weights and their inputs
+    (temperature 0, one text, no penalties); None = as many as the model answers with where the likeliest text is wanted, see `width`. `precision`: bf16 where the device computes in it: weights and their inputs
     are rounded to 8 bits of fraction for products, which takes less than half of the time. Raises RequestError for settings that cannot be, or not together, Unsupported for a model that writes nothing, DataError for
     an input that it cannot read.
     """
     orderly(n=n, tokens=tokens, stop=stop, seed=seed, beams=beams, precision=precision)
     seed, sampling = bundle.recipe.seed if seed is None else seed, checked(**sampling)
-    searches(beams, n, sampling)
+    beams = width(bundle.recipe, beams, n, sampling)
     network = writer_of(bundle, precision)
     texts, batch = begun(network, bundle.columns, bundle.inputs, [p for p in prompts for _ in range(n)], tokens, stop)
     if beams > 1:

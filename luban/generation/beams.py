@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,26 @@ from luban.nn.tokens import Batch
 Found = tuple[list[int], list[float]]  # ids, their log-probabilities
 
 
-@torch.inference_mode()
 def beams(
     network: Any, batch: Batch, most: int, width: int, length_penalty: float = 1.0, prompt: Sequence[int] = ()
 ) -> list[Found]:
+    """What `searching` finds, all of it at once."""
+    search = searching(network, batch, most, width, length_penalty, prompt)
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.inference_mode()
+def searching(
+    network: Any, batch: Batch, most: int, width: int, length_penalty: float = 1.0, prompt: Sequence[int] = ()
+) -> Generator[None, None, list[Found]]:
     """Per example the text with the highest sum of log-probabilities / length ** `length_penalty` that was found.
 
     `width` beginnings of each are kept. `prompt`: ids that each begins with, the column's `begin` where nothing is given. A search ends when no beginning can become better than the worst of `width` whole
-    texts, or at `most` tokens.
+    texts, or at `most` tokens. It pauses before every token, so that others can be written in between.
     """
     column = network.outputs[network.written]
     device, count = next(network.parameters()).device, batch.size
@@ -34,6 +46,7 @@ def beams(
     done: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     open_ = set(range(count))
     for length in range(1, most + 1):
+        yield
         chances = logits.float().log_softmax(-1).double().view(count, width, -1)
         vocabulary = chances.shape[2]
         best = (total[..., None] + chances).flatten(1).topk(min(2 * width, width * vocabulary), 1)

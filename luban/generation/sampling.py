@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from luban.errors import RequestError, Unsupported, problem, raise_all
 from luban.recipe import Check, Recipe
+from luban.recipe import writes as writes_text
 from luban.settings import Beams, Count, Fraction, Natural, NonNegative, Positive, Range, schema_of
 
 Precision = Literal["fp32", "bf16"]
@@ -60,7 +61,7 @@ def _asked(
     tokens: Natural = 0,
     stop: list[str] = (),
     seed: Annotated[int, Range(low=0, high=2**63 - 1)] | None = None,
-    beams: Beams = 1,
+    beams: Beams | None = None,
     precision: Precision = "fp32",
 ) -> None: ...
 
@@ -75,11 +76,18 @@ def orderly(**asked: Any) -> None:
     raise_all(RequestError, wrong)
 
 
-def searches(beams: int, n: int, sampling: Mapping[str, Any]) -> None:
-    """Raises RequestError where a search is asked for, and something that it does not do."""
+def width(recipe: Recipe | None, beams: int | None, n: int, sampling: Mapping[str, Any]) -> int:
+    """How many beginnings are kept: those asked for; where nothing is said and one likeliest answer is wanted, as many as
+    the model's own answers are searched with. Raises RequestError where a search is asked for, and something that it does not do.
+    """
     asked = Sampling(**sampling)
-    if beams > 1 and (n > 1 or asked.temperature != 0 or asked.penalised):
+    other = n > 1 or asked.temperature != 0 or asked.penalised
+    if beams is None:
+        texts = [p for p in recipe.outputs.values() if writes_text(p)] if recipe and recipe.inputs else []
+        return 1 if other else max((p.settings.get("beams") or 1 for p in texts), default=1)
+    if beams > 1 and other:
         raise RequestError("generate.beams_alone", beams=beams)
+    return beams
 
 
 def writes(recipe: Recipe) -> None:

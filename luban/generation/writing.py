@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,20 +149,39 @@ def written(network: Any, texts: Sequence[Text], batch: Batch | None = None, pre
 def searched(
     network: Any, texts: Sequence[Text], width: int, batch: Batch | None = None, precision: str = "fp32"
 ) -> Sequence[Text]:
-    """All of them, each the likeliest text that a search over `width` beginnings finds. Those with inputs begin alike."""
-    from luban.generation.beams import beams
+    """All of them, each the likeliest text that a search over `width` beginnings finds."""
+    for _ in searching(network, texts, width, batch, precision):
+        pass
+    return texts
+
+
+def searching(
+    network: Any, texts: Sequence[Text], width: int, batch: Batch | None = None, precision: str = "fp32"
+) -> Iterator[None]:
+    """`searched`, pausing before every token. Those with inputs begin alike and are searched for together."""
+    from luban.generation import beams
 
     writer = Writer(network, precision)
     for t in texts:
         writer._fit(t)
     groups = [(texts, batch)] if batch is not None else [([t], Batch({}, {}, 1)) for t in texts]
     for some, inputs in groups:
-        with writer.autocast():
-            answers = beams(network, inputs, some[0].most, width, prompt=some[0].prompt)
-        for t, found in zip(some, answers):
+        search = beams.searching(network, inputs, some[0].most, width, prompt=some[0].prompt)
+        each = yield from _computing(writer, search)
+        for t, found in zip(some, each):
             t.ids, t.log_probabilities = found
             writer._look(t)
-    return texts
+
+
+def _computing(writer: Writer, search: Generator[None, None, Any]) -> Generator[None, None, Any]:
+    """A search in the writer's precision, which others that write in the pauses do not see."""
+    while True:
+        with writer.autocast():
+            try:
+                next(search)
+            except StopIteration as end:
+                return end.value
+        yield
 
 
 def streamed(network: Any, text: Text, batch: Batch | None = None, precision: str = "fp32") -> Iterator[str]:

@@ -17,6 +17,7 @@ from luban.columns.fitting import fit_columns, sampled
 from luban.columns.kept import encode_kept
 from luban.console import tell
 from luban.data.blocks import pieces
+from luban.data.prepare import taken
 from luban.data.rows import row_hashes
 from luban.errors import Unsupported, raise_all
 from luban.files import write
@@ -148,6 +149,7 @@ def train(
     refuse(asked["precision"], asked["device"])
     probe(asked["compile"], asked["device"])
     columns = bundle.columns or fit_columns(bundle.recipe, data)
+    data = _taken(data, columns, out)
     parts = [data.framed(p, bundle.recipe.frame) for p in ("train", "validation")]
     parts[1] = parts[1].some(validate) if validate else parts[1]
     training, validation = (encode_kept(columns, bundle.inputs, bundle.outputs, framed) for framed in parts)
@@ -196,6 +198,18 @@ def train(
     entry |= {} if bundle.columns else {"learned_from": sampled(columns, data.framed("train", recipe.frame))}
     entry |= _entry(data, network, history)
     return result.with_history("train", settings=chosen | beside, **entry, seconds=seconds)
+
+
+def _taken(data: Any, columns: Mapping[str, Column], out: str | None) -> Any:
+    """The data without the rows that a column refuses, said; they join the others of the quarantine."""
+    found = taken(data, columns)
+    if count := len(found.rows.quarantine) - len(data.rows.quarantine):
+        reason = next(q.reason for q in found.rows.quarantine if q not in data.rows.quarantine)
+        tell("train.refused", count=count, reason=reason)
+        if out and here().first:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            found.rows.save_quarantine(Path(out) / "quarantine.csv")
+    return found
 
 
 def _how(

@@ -78,6 +78,13 @@ class Pretrained(Encoder):
         for part in _lowest(self.model, freeze):
             part.requires_grad_(False)
 
+    def spell_out(self) -> None:
+        """Before the network is written down for another runtime: distances that are added to the attention (T5) cannot be traced
+        through the fused kernel for every length, so the attention is spelled out. The answers are the same.
+        """
+        if any(getattr(m, "has_relative_attention_bias", False) for m in self.model.modules()):
+            self.model.set_attn_implementation("eager")
+
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         h = self.model.get_input_embeddings()(x)
         return h if self.scale == 1 else h * self.scale

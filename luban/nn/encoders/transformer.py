@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luban.nn import forms
 from luban.nn.tokens import Encoder, Span, Tokens
 from luban.nn.transformer import BERT as SHAPE
-from luban.nn.transformer import GPT2, Shape
+from luban.nn.transformer import CLASSIC, GPT2, Shape
 from luban.nn.transformer import Transformer as Layers
 from luban.settings import Count, Dial, Fraction, Natural, Positive
 
@@ -82,6 +82,29 @@ class Transformer(Encoder):
             mask = h.new_ones(h.shape[:2], dtype=torch.bool)
         h = self.project(h)  # (B, T, D)
         return Tokens(self.layers(h, mask), mask, self.span)
+
+
+class Classic(Transformer):
+    """Use for the encoder of the textbook: sinusoidal positions, ReLU, the norm behind each branch or, with `order: pre`,
+    before it (Vaswani et al. 2017). Instead: `transformer`, which learns faster.
+    """
+
+    accepts = ("ids", "vectors")
+
+    def __init__(
+        self,
+        columns: Sequence[Any],
+        *,
+        width: Annotated[Count, Dial(nano=32, small=96, base=512)] = 96,
+        layers: Annotated[Count, Dial(nano=1, small=2, base=6)] = 2,
+        heads: Annotated[Count, Dial(nano=4, small=4, base=8)] = 4,
+        hidden: Natural = 0,
+        order: Literal["pre", "post"] = "post",
+        dropout: Fraction = 0.1,
+        pooling: Literal["last", "mean", "max", "attention"] = "mean",
+    ):
+        shape = {k: v for k, v in CLASSIC.items() if k != "positions"} | {"order": order, "hidden": hidden}
+        super().__init__(columns, width=width, layers=layers, heads=heads, dropout=dropout, pooling=pooling, **shape)
 
 
 class BERT(Transformer):

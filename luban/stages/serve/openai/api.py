@@ -17,6 +17,7 @@ import torch
 from luban import machine
 from luban.columns.answering import outputs_of
 from luban.columns.examples import Arrays, encode_values
+from luban.columns.windows import opened
 from luban.data.talks import spoken
 from luban.errors import LubanError, RequestError, Unsupported, problem
 from luban.generation.asking import begun
@@ -66,7 +67,7 @@ class Api:
         begin = partial(self._texts, self._prompts(asked, chat), asked)
         texts, batch, read = await self._run(begin, call, until)
         frame = shapes.Frame(self.model, chat)
-        order = Order(texts, batch, told=asked["stream"])
+        order = Order(texts, batch, told=asked["stream"], beams=asked["beams"])
         progress = self._progress(order, call, until)
         if not asked["stream"]:
             async with aclosing(progress):
@@ -91,8 +92,9 @@ class Api:
                 raise Refusal(400, "serve.openai.far_too_long", place="prompt", found=longest, limit=limit)
         else:
             prompts = [self._chat(asked["messages"])]
-        if len(prompts) * asked["n"] > most:
-            raise Refusal(400, "serve.count", place="n", found=len(prompts) * asked["n"], limit=most)
+        each = "best_of" if asked["beams"] > 1 else "n"
+        if (count := len(prompts) * asked["n"] * asked["beams"]) > most:
+            raise Refusal(400, "serve.count", place=each, found=count, limit=most)
         return prompts
 
     def _room(self, inputs: Sequence[str]) -> int | None:
@@ -228,7 +230,7 @@ class Api:
 
     def _vectors(self, values: Sequence[str]) -> tuple[np.ndarray, int]:
         engine = self.service.engine
-        examples, bad = encode_values(engine.columns, [self.reads], [{self.reads: v} for v in values])
+        examples, bad = encode_values(opened(engine.columns), [self.reads], [{self.reads: v} for v in values])
         if bad:
             raise RequestError(problem("serve.bad_row", place=f"input[{min(bad)}]", reason=bad[min(bad)]))
         one = _One(self, engine.columns)

@@ -1,7 +1,8 @@
 """The one thread that writes: requests join between two tokens, and leave when they are done or nobody waits any more.
 
 All requests are written by one `Writer`. The event loop hands Orders over and is woken when one of them has something new;
-what an Order shows is replaced whole, so that no reader sees half of a change.
+what an Order shows is replaced whole, so that no reader sees half of a change. A beam search takes one step of its own after
+each of theirs, so that nobody waits for the whole of it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from luban.generation.writing import Text, Writer
+from luban.generation.writing import Text, Writer, searching
 
 
 @dataclass(eq=False)
@@ -24,12 +25,19 @@ class Order:
     texts: list[Text]
     batch: Any = None  # the inputs of each
     told: bool = False  # wants to hear of every token
+    beams: int = 1  # beginnings of each text that are kept
+    search: Iterator[None] | None = None  # where there are several, once it has begun
     shown: tuple[tuple[str, str], ...] = ()
     error: BaseException | None = None
     begun: bool = False
     left: bool = False  # nobody waits for it
     news: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    @property
+    def rows(self) -> int:
+        """Texts that are written at once for it."""
+        return self.beams * sum(1 for t in self.texts if not t.reason)
 
     @property
     def done(self) -> bool:
@@ -103,17 +111,20 @@ class Desk:
 
     def _next(self, gone: list[Order]) -> list[Order]:
         """Those that there is room for, in the order in which they came."""
-        busy = sum(1 for o in self.inside if o not in gone for t in o.texts if not t.reason)
+        busy = sum(o.rows for o in self.inside if o not in gone)
         found: list[Order] = []
-        while self.waiting and busy + len(self.waiting[0].texts) <= self.rows:
+        while self.waiting and busy + self.waiting[0].rows <= self.rows:
             found.append(self.waiting.popleft())
-            busy += len(found[-1].texts)
+            busy += found[-1].rows
         return found
 
     def _in(self, writer: Writer, order: Order) -> None:
         order.begun = True
         try:
-            writer.add(order.texts, order.batch)
+            if order.beams > 1:
+                order.search = searching(self.network, order.texts, order.beams, order.batch, self.precision)
+            else:
+                writer.add(order.texts, order.batch)
             self.inside.append(order)
         except Exception as e:  # a neighbour's request must not cost anyone else the answer
             order.fail(e)
@@ -128,14 +139,24 @@ class Desk:
             writer.step()
         except Exception as e:
             for order in self.inside:
-                order.fail(e)
-            self.inside = []
-            return Writer(self.network, self.precision)
+                if order.search is None:
+                    order.fail(e)
+            writer = Writer(self.network, self.precision)
         self.steps += 1
+        for order in self.inside:
+            self._search(order)
         for order in self.inside:
             order.show()
         self.inside = [o for o in self.inside if not o.done]
         return writer
+
+    def _search(self, order: Order) -> None:
+        """One more token of a search."""
+        try:
+            if order.search is not None:
+                next(order.search, None)
+        except Exception as e:
+            order.fail(e)
 
 
 def again(waiting: int) -> int:

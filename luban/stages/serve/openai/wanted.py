@@ -11,7 +11,7 @@ from luban.data.talks import PLAIN
 from luban.errors import Problem, problem
 from luban.generation.sampling import Penalty, Sampling
 from luban.recipe import Check
-from luban.settings import Fraction, Range, schema_of
+from luban.settings import MOST_BEAMS, Fraction, Range, schema_of
 from luban.stages.serve.refusal import Refusal
 
 MOST = 2**31 - 1
@@ -26,7 +26,7 @@ STOPS = 16
 NEUTRAL = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 # Keys that would change it and are not kept, with the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,), "echo": (False,), "suffix": ("",), "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"),
+    "echo": (False,), "suffix": ("",), "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False), "functions": ([],), "function_call": ("none", "auto"), "top_logprobs": (0,),
     "response_format": (PLAIN,), "prediction": (), "reasoning_effort": (), "verbosity": (),
     "web_search_options": (), "dimensions": (),
@@ -48,6 +48,8 @@ def _sampled(
     repetition_penalty: Repetition = 1.0,
     presence_penalty: Penalty = 0.0,
     frequency_penalty: Penalty = 0.0,
+    use_beam_search: bool = False,
+    best_of: Some | None = None,
 ) -> None: ...
 
 
@@ -106,7 +108,29 @@ def read(body: bytes, kind: str, model: str) -> dict[str, Any]:
     if given.get("model", model) != model:
         raise Refusal(404, problem("serve.openai.no_model", place="model", name=given["model"][:80], allowed=[model]))
     known = SCHEMAS[kind]["properties"]
-    return {k: given.get(k, s.get("default")) for k, s in known.items()}
+    asked = {k: given.get(k, s.get("default")) for k, s in known.items()}
+    return _searched(asked, given) if "best_of" in known else asked
+
+
+def _searched(asked: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`beams`: how many beginnings are kept. Names as vLLM and OpenVINO's server have them: `use_beam_search`, with `best_of` as the
+    width; then a temperature that is not given is 0. Raises Refusal for what a search does not do.
+    """
+    if not asked["use_beam_search"]:
+        if asked["best_of"] not in (None, 1):
+            raise Refusal(400, "serve.openai.best_of_alone", place="best_of")
+        return asked | {"beams": 1}
+    asked["temperature"] = given.get("temperature", 0.0)
+    if asked["best_of"] is None:
+        raise Refusal(400, "serve.openai.no_width", place="best_of")
+    if asked["best_of"] > MOST_BEAMS:
+        raise Refusal(400, "serve.count", place="best_of", found=asked["best_of"], limit=MOST_BEAMS)
+    penalties = ("presence_penalty", "frequency_penalty")
+    odd = {"stream": asked["stream"], "temperature": asked["temperature"] != 0, "n": asked["n"] != 1}
+    odd |= {k: asked[k] != 0 for k in penalties} | {"repetition_penalty": asked["repetition_penalty"] != 1}
+    if wrong := [k for k, found in odd.items() if found]:
+        raise Refusal(400, "serve.openai.beams_alone", place=wrong[0], names=wrong)
+    return asked | {"beams": asked["best_of"]}
 
 
 def _wrong(given: Mapping[str, Any], schema: Mapping[str, Any]) -> Problem | None:
