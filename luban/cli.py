@@ -464,6 +464,7 @@ def explain(
     method: str = "integrated-gradients",
     target: str | None = None,
     output: str | None = None,
+    attention: bool = False,
     out: str = "",
 ) -> None:
     from luban.registry import ALIASES
@@ -471,7 +472,15 @@ def explain(
 
     method, seed = ALIASES.get(method, method), common["seed"] or 0
     place = _sound(folder, data, "explain", out=named(out, "explain"), rows=rows, method=method, seed=seed)
-    report = _load(folder).explain(data, rows=rows, method=method, target=target, output=output, seed=seed)
+    settings = {
+        "rows": rows,
+        "method": method,
+        "target": target,
+        "output": output,
+        "attention": attention,
+        "seed": seed,
+    }
+    report = _load(folder).explain(data, **settings)
     report.save(place)
     _result(report.to_json()["numbers"], say("explain.done", path=os.path.join(place, "explain.html")))
 

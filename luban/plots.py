@@ -36,6 +36,7 @@ from luban.drawing import (
 from luban.markup import escape, fitted, number, tag, visible, width_of
 from luban.messages import say
 
+SHADE = (66, 128, 236)  # between the first colour of a light page and that of a dark one
 RED, BLUE = np.array([214, 48, 49]), np.array([38, 98, 214])
 MOST_DOTS = 3000
 
@@ -154,11 +155,13 @@ def heatmap(
     y_label: str = "",
     by_row: bool = False,
     signed: bool = False,
+    root: bool = False,
 ) -> str:
     """A table of coloured cells, such as a confusion matrix (rows: truth, columns: answer).
 
     `by_row` colours each cell by its share of the row, so that rare classes are seen too. Beyond 40 rows or columns the
-    figures are left to the colours. `signed`: red above zero, blue below, as signed bars and words are.
+    figures are left to the colours. `signed`: red above zero, blue below, as signed bars and words are. `root`: shares of 1,
+    coloured by their square roots, so that small ones are seen beside large ones.
     """
     matrix = np.asarray(matrix, float).reshape(len(rows), len(columns))
     if not matrix.size or not np.isfinite(matrix).any():
@@ -186,7 +189,7 @@ def heatmap(
         middle = top + tall * len(rows) / 2
         said_y = fitted(y_label, max(tall * len(rows), 80), 12)
         parts.append(text(12, middle, said_y, anchor="middle", soft=True, transform=f"rotate(-90 12 {short(middle)})"))
-    shades = _shades(matrix, by_row)
+    shades = np.sqrt(np.clip(matrix, 0, 1)) if root else _shades(matrix, by_row)
     shown_size = size if fits <= cell else max(size * cell / fits, 5)
     for i in range(len(rows)):
         for j in range(len(columns)):
@@ -417,6 +420,29 @@ def image(array: Any, overlay: Any = None, alpha: float = 0.6, *, title: str = "
         width=width,
         style=f"max-width:{width}px;image-rendering:{'pixelated' if small else 'auto'}",
     )
+
+
+def shaded(shares: Any, title: str = "") -> str:
+    """An `<img>` of shares of 1, (H, W), one pixel each: one colour, the stronger the larger, on whatever stands behind it.
+
+    As with `heatmap(root=True)` the colour is as strong as the square root.
+    """
+    from PIL import Image
+
+    shares = np.sqrt(np.clip(np.nan_to_num(np.asarray(shares, np.float32)), 0, 1))
+    if not shares.size:
+        return empty(title)
+    pixels = np.empty((*shares.shape, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = SHADE, np.round(255 * shares)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return picture(base64.b64encode(file.getvalue()).decode(), title)
+
+
+def strip(pictures: Sequence[tuple[str, str]]) -> str:
+    """Small pictures side by side, each with what it is called below it: (name, markup)."""
+    shown = [tag("figure", drawn, tag("figcaption", escape(name))) for name, drawn in pictures]
+    return tag("div", *shown, class_="strip")
 
 
 def picture(png: str, title: str = "", width: int = 560) -> str:

@@ -8,7 +8,7 @@ import pytest
 import luban
 from luban.columns.answering import answer
 from luban.columns.examples import records
-from luban.errors import LubanError, RecipeError
+from luban.errors import LubanError, RecipeError, RequestError
 from luban.recipe import Recipe
 from tests import asking, checkpoints
 
@@ -84,10 +84,13 @@ def test_every_method_explains_an_answer(model, method):
 
 
 def test_what_is_explained_can_be_chosen(model):
-    asked = {"the old mill": "the old mill", "Bob@11": "Bob", "": "no answer", "Rome": WATCH, None: WATCH}
+    asked = {"the old mill": "the old mill", "Bob@11": "Bob", "": "no answer", None: WATCH}
     for target, want in asked.items():
         (row,) = model.explain([NEW], method="lime", rows=1, target=target).numbers["rows"]
         assert row["explained"] == want
+    for target in ("Rome", "Rome@3"):  # silently explaining another answer would be a wrong one
+        with pytest.raises(RequestError, match=r"row 0.*does not stand in 'story'"):
+            model.explain([NEW], method="lime", rows=1, target=target)
 
 
 def test_compressed_it_is_smaller_and_agrees(model, tmp_path):

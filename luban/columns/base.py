@@ -179,6 +179,10 @@ class Column:
     def segments(self, value: Any) -> Segments:
         return Segments([self.name], np.zeros((), np.int64))
 
+    def positions(self, x: np.ndarray) -> list[str]:
+        """A name for every position of one encoded value, as the axis of a plot shows it: their numbers, from 1."""
+        return [str(i + 1) for i in range(len(x))] if np.ndim(x) else [self.name]
+
     def ablate(self, x: np.ndarray, index: np.ndarray, keep: np.ndarray) -> np.ndarray:
         """x with the segments that are not kept replaced by "nothing there".
 

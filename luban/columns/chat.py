@@ -26,11 +26,14 @@ EXAMPLE = [{"role": "user", "content": "…"}, {"role": "assistant", "content": 
 
 
 class Place(NamedTuple):
-    """One position: its id, whether it is to be learned, the number of its message (-1: of none)."""
+    """One position: its id, whether it is to be learned, the number of its message (-1: of none), the character of what is said
+    in it that it ends before (0: a mark of the template).
+    """
 
     id: int
     learned: bool
     message: int
+    end: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,12 @@ class Chat(Text):
         said = [] if missing(value) else messages(value, self.name)
         return super()._clean("\n".join(s.content for s in said))
 
+    def asked(self, value: Any) -> list[Said]:
+        """The conversation up to the last answer of the assistant, which is left out; [] where nothing stands before it."""
+        said = [] if missing(value) else messages(value, self.name)
+        answers = [i for i, s in enumerate(said) if s.role == "assistant"]
+        return said[: answers[-1]] if answers and said[-1].role == "assistant" else said
+
     def said(self, value: Any) -> str:
         """What is learned of a value: all that the assistant says."""
         said = [] if missing(value) else messages(value, self.name)
@@ -139,8 +148,12 @@ def told_of(name: str) -> Iterator[None]:
 def prompt(column: Text, value: Any) -> np.ndarray:
     """The ids (T,) that the assistant's answer to a conversation is written on from. Raises DataError."""
     places = sequence(column, messages(value, column.name))
-    opened = _cut(column, template_of(column.state)["roles"]["assistant"][0])
-    return np.array([*(p.id for p in places), *opened], np.int32)
+    return np.array([*(p.id for p in places), *opened(column)], np.int32)
+
+
+def opened(column: Text) -> list[int]:
+    """The ids that open an answer of the assistant."""
+    return _cut(column, template_of(column.state)["roles"]["assistant"][0])
 
 
 def sequence(column: Text, talk: Sequence[Said]) -> list[Place]:
@@ -158,7 +171,7 @@ def sequence(column: Text, talk: Sequence[Said]) -> list[Place]:
         mine = role == "assistant"
         stop = next((k for k, i in enumerate(behind) if i in column.stops), -1)
         found += [Place(i, False, number) for i in before]
-        found += [Place(i, mine and inside, number) for i, inside in _together(column, head, content)]
+        found += [Place(i, mine and end > 0, number, end) for i, end in _together(column, head, content)]
         found += [Place(i, mine and k <= stop, number) for k, i in enumerate(behind)]
     return found
 
@@ -173,8 +186,10 @@ def _cut(column: Text, pieces: Sequence[int | str]) -> list[int]:
     return [i for part in ids for i in part]
 
 
-def _together(column: Text, head: str, content: str) -> list[tuple[int, bool]]:
-    """The ids of a mark and a message, cut together, and whether each belongs to the message. Control tokens stay text."""
+def _together(column: Text, head: str, content: str) -> list[tuple[int, int]]:
+    """The ids of a mark and a message, cut together, and the character of the message that each ends before, 0 where it belongs to
+    the mark. Control tokens stay text.
+    """
     text = head + Text._clean(column.whole(), content)
     found = column.tokenizer.encode(text, add_special_tokens=False)
-    return [(i, end > len(head)) for i, (_, end) in zip(found.ids, found.offsets)]
+    return [(i, max(end - len(head), 0)) for i, (_, end) in zip(found.ids, found.offsets)]

@@ -61,6 +61,10 @@ class Preference(Chat):
         talks = self._talks(value)
         return super(Chat, self)._clean("\n".join(s.content for side in SIDES for s in talks[side]))
 
+    def asked(self, value: Any) -> list[Said]:
+        """What both answers answer."""
+        return self._talks(value)["chosen"][:-1] if value else []
+
     def said(self, value: Any) -> str:
         """The answer that is preferred."""
         return self._talks(value)["chosen"][-1].content if value else ""

@@ -206,8 +206,9 @@ class Span(Column):
     def fixed(self, answer: Answer, target: Any = None, of: Any = None) -> tuple[np.ndarray, str]:
         """Which answer is explained: its positions (2,) as `score` takes them, and its words.
 
-        `target`: None for the one answered, words of the text, `WORDS@12` those at a character, "" for no answer. A row whose text does
-        not have them explains its own answer. Raises RequestError where there always is an answer and none is asked about.
+        `target`: None for the one answered, words of the text, `WORDS@12` those at a character, "" for no answer. Raises RequestError where
+        there always is an answer and none is asked about, and where the words cannot be an answer: they do not stand there, lie beyond what the
+        network sees, or are more than it may answer.
         """
         if target == "" and not self.optional:
             raise RequestError(problem("span.always", output=self.name))
@@ -221,8 +222,10 @@ class Span(Column):
             found = self._positions(asked, of, offsets)
         except DataError:
             found = (MISSING, MISSING)
-        if target is not None and (found[0] < 0 or found[1] - found[0] >= self.state["most"]):
-            return self.fixed(answer, None, of)
+        if target is not None and found[0] < 0:
+            raise RequestError(problem("span.no_such_answer", target=str(target), of=self.of or ""))
+        if target is not None and found[1] - found[0] >= self.state["most"]:
+            raise RequestError(problem("span.too_long", target=str(target), most=self.state["most"]))
         return np.array(found), asked[0]
 
     # -- what others see of it -----------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from luban.errors import DataError, problem
 from luban.settings import Beams, Count, Dial, File, Fraction, Model
 
 PADDING, UNKNOWN = tokenizers.PADDING, tokenizers.UNKNOWN
+END = "[END]"  # what the end is called, of which no tokenizer knows
 WHOLE = 1 << 40  # tokens that no text has
+BROKEN = "\ufffd"  # what half a character is decoded to
 LONG = 64  # characters read for each kept position: bounds the work that one absurd text can cause
 SAMPLE = 2000  # texts looked at to tell the script
 WINDOWS = 256  # that one text is read in at most
@@ -463,17 +465,19 @@ class Text(Column):
         before, after = (np.full(len(self.state.get(k, ())), -1, np.int64) for k in ("before", "after"))
         if not offsets:
             return [], np.concatenate([before, after]) if len(before) + len(after) else np.array([-1], np.int64), []
-        words = [m.span() for m in _WORD.finditer(text)]
-        starts = np.array([s for s, _ in words] or [0])
-        ends = np.array([e for _, e in words] or [0])
-        last = np.array([e - 1 for _, e in offsets])  # a byte-level token may begin with the blank before its word
-        at = np.searchsorted(starts, last, side="right") - 1
-        inside = (at >= 0) & (last < ends[at])
-        kept, index = np.unique(np.where(inside, at, -1), return_inverse=True)
-        none = int(kept[0] == -1)
-        spans = [words[k] for k in kept[none:]]
-        index = np.concatenate([before, index.reshape(-1).astype(np.int64) - none, after])
-        return [text[s:e] for s, e in spans], index, spans
+        spans, index = worded(text, [end for _, end in offsets])
+        return [text[s:e] for s, e in spans], np.concatenate([before, index, after]), spans
+
+    def positions(self, x: np.ndarray) -> list[str]:
+        """Tokens as they read by themselves; control tokens, and halves of characters, by their names."""
+        return [self._token(int(i)) for i in np.ravel(x)]
+
+    def _token(self, i: int) -> str:
+        i = ~i if i < 0 else i
+        read = self.tokenizer.decode([i], skip_special_tokens=False)
+        if read.strip() and BROKEN not in read:
+            return read
+        return self.tokenizer.id_to_token(i) or (END if i == self.state.get("end") else str(i))
 
     def nothing(self, x: np.ndarray) -> np.ndarray:
         """A hidden word becomes the unknown token (of a checkpoint: the mask): the words beside it keep their places."""
@@ -519,6 +523,21 @@ class Text(Column):
             parts += [html.escape(text[at:start]), coloured(html.escape(text[start:end]), weight)]
             at = end
         return "".join([*parts, html.escape(text[at:])])
+
+
+def worded(text: str, ends: Sequence[int]) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """The words of a text that some tokens stand in, from and to, and for each token the number of its word, -1 for white space.
+
+    ends: the character that each token ends before, (T,), T > 0; a byte-level token may begin with the blank before its word.
+    """
+    words = [m.span() for m in _WORD.finditer(text)]
+    starts, stops = (np.array([w[side] for w in words] or [0]) for side in (0, 1))
+    last = np.asarray(ends) - 1
+    at = np.searchsorted(starts, last, side="right") - 1
+    inside = (at >= 0) & (last < stops[at])
+    kept, index = np.unique(np.where(inside, at, -1), return_inverse=True)
+    none = int(kept[0] == -1)
+    return [words[k] for k in kept[none:]], index.reshape(-1).astype(np.int64) - none
 
 
 def _example(words: list[str], tokens: str) -> str:

@@ -78,6 +78,15 @@ class Pretrained(Written):
         memory, real = (None, None) if tokens is None else tokens[:2]
         return self.model(**self._asked(memory, real, ids, None), use_cache=False).logits
 
+    @property
+    def embedding(self) -> nn.Module:
+        """ids (B, T) -> what the network takes in their place, (B, T, D)."""
+        return self.model.get_input_embeddings()
+
+    def continued(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """Embedded tokens (B, T, D) of a causal network -> logits (B, T, V) of what follows each; padding stands at the end."""
+        return self.model(inputs_embeds=embedded, use_cache=False).logits
+
     def start(self, tokens: Tokens | None, rows: int) -> Reading:
         memory, real = (None, None) if tokens is None else tokens[:2]
         device = next(self.parameters()).device

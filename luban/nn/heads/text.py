@@ -44,9 +44,12 @@ class Written(nn.Module):
         raise NotImplementedError
 
     def forward(self, tokens: Tokens | None, x: Tensor, mask: Tensor) -> Tensor:
+        return self.logits(tokens, self.shifted(x), mask)
+
+    def shifted(self, x: Tensor) -> Tensor:
+        """Targets (B, T) -> the ids that are read to tell each of them: [begin, x[:-1]]."""
         ids = torch.where(x < GIVEN, ~x, x)
-        before = torch.cat([ids.new_full((len(ids), 1), self.column.begin), ids[:, :-1]], 1)
-        return self.logits(tokens, before, mask)
+        return torch.cat([ids.new_full((len(ids), 1), self.column.begin), ids[:, :-1]], 1)
 
     def loss(self, o: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(sum of the losses of its tokens (B,), how many those are (B,)); `weight` is in the sum alone."""

@@ -99,9 +99,18 @@ class LSTMText(Written):
     def _answers(self, state: Reading, h: Tensor) -> Tensor:
         """(B, T, D) -> logits (B, T, V)"""
         if self.ask is not None:
-            energy = torch.bmm(self.ask(h), state.memory.transpose(1, 2)).masked_fill(~state.mask[:, None], -1e9)
-            h = torch.cat([h, torch.bmm(energy.softmax(-1), state.memory)], -1)
+            h = torch.cat([h, torch.bmm(self._weights(state, h), state.memory)], -1)
         return F.linear(self.dropout(torch.tanh(self.merge(h))), self.embedding.weight, self.bias)
+
+    def _weights(self, state: Reading, h: Tensor) -> Tensor:
+        """a_t of each position: (B, T, D) -> (B, T, M)"""
+        energy = torch.bmm(self.ask(h), state.memory.transpose(1, 2)).masked_fill(~state.mask[:, None], -1e9)
+        return energy.softmax(-1)
+
+    def looked(self, tokens: Tokens | None, x: Tensor, mask: Tensor) -> Tensor:
+        """Where `forward` of the same looks in the memory, (B, T, M)."""
+        state = self.start(tokens, len(x))
+        return self._weights(state, self._states(state, self.embedding(self.shifted(x)))[0])
 
     def logits(self, tokens: Tokens | None, ids: Tensor, mask: Tensor) -> Tensor:
         state = self.start(tokens, len(ids))

@@ -2,7 +2,8 @@
 
 The methods are plain functions, one a file: `shapley.kernel_shap`, `lime.lime`, `integrated_gradients`, `grad_cam`.
 `game` turns rows into masked examples through what every column can do, `methods` applies a method to them, `checks`
-measures the explanation on the network, `page` writes the report.
+measures the explanation on the network, `page` writes the report. `going_on` and `filling_in` make networks without an answer to
+inputs, language models and those that say hidden words, into ones with. `attention` shows where a network looked.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from luban.messages import say
 from luban.report import Report
 from luban.settings import Count, Natural
 from luban.stages.explain import checks
+from luban.stages.explain.attention import Looked
+from luban.stages.explain.attention import attention as seen
+from luban.stages.explain.filling_in import FillingIn
 from luban.stages.explain.game import Example, Masked, Scorer, example, still
 from luban.stages.explain.going_on import GoingOn
 from luban.stages.explain.methods import METHODS, Found, Task, feature_layers
@@ -36,7 +40,6 @@ MATCH = "match"  # the name of the closeness of two inputs
 BY_TOKEN = ("integrated-gradients", "grad-cam")  # cheap enough to be asked about every token, or word, of an answer
 MATRICES, LONGEST = 5, 60  # rows and tokens that are drawn so
 IDEOGRAPHS = "\u2e80"  # the first character of scripts without blanks between words
-PROMPT = 64  # tokens of a text that a language model goes on from
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Explanation:
     by_token: Mapping[int, tuple[list[str], np.ndarray]] = field(
         default_factory=dict
     )  # row -> tokens of its answer, (T, S)
+    attention: Mapping[int, list[Looked]] = field(default_factory=dict)  # row -> where the network looked
 
     def by_column(self) -> list[dict[str, np.ndarray]]:
         return [e.split(w) for e, w in zip(self.examples, self.weights)]
@@ -76,6 +80,7 @@ def explain(
     steps: Count = 50,
     background: Literal["typical", "rows"] | dict = "typical",
     tokens: Count = 20,
+    attention: bool = False,
     seed: Natural = 0,
     out: str | None = None,
 ) -> Report:
@@ -86,34 +91,38 @@ def explain(
     `rows`: how many, from the first held-out row, or positions in the data from 0. `target`: the class to explain instead of
     the predicted one; of tags a type, a tag, or one at a place (see `luban.columns.tags.Tags.fixed`). `samples`: coalitions
     or masks a row (auto: 512, or eight a segment). `background`: what stands where a segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
-    A language model writes `tokens` on from the beginning of each text, and the words of that beginning are weighed: its prompt.
+    A language model writes `tokens` on from the beginning of each text, and the words of that beginning are weighed: its prompt; of a
+    conversation all before the assistant's last answer. One that says hidden words says the one at `[MASK]`, or the middle one.
+    `attention`: for the first rows also where the network looked, layer by layer and head by head; that is no explanation.
     `out`: folder for explain.json and explain.html.
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
     """
-    goes_on = not bundle.inputs and hasattr(bundle.network, "advance") and not bundle.recipe.prefers
     if bundle.matches:
         bundle, output = bundle.closeness(), MATCH
-    elif not bundle.outputs or not (bundle.inputs or goes_on):
+    network, columns, given = _asked(bundle, output, target), bundle.columns, None
+    if network is bundle.network and not (bundle.outputs and bundle.inputs):
         raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
     if "score" in getattr(bundle.network, "lacks", ()):
         raise Unsupported("explain.no_score", outputs=list(bundle.outputs))
     data_rows, framed = _rows(bundle, data, rows)
-    network, columns, given = bundle.network, bundle.columns, None
-    if goes_on:
-        network = GoingOn(bundle.network)
-        if network.written not in framed.table.column_names:
-            raise DataError(problem("data.no_column", place=data.rows.source, name=network.written, allowed=framed.table.column_names))  # fmt: skip
-        most = max(1, bundle.network.window - tokens - 2)
-        columns, raw, values = network.prompts([r[network.written] for r in records(framed.table)], min(most, PROMPT))
-        given = network.answered(values, min(tokens, max(1, bundle.network.window - 2)))
-    else:
+    if network is bundle.network:
         raw, values = records(framed.table), _values(encode(columns, bundle.inputs, (), framed))
+        output = output if bundle.matches else _output(bundle, output)
+    else:
+        if network.reads not in framed.table.column_names:
+            raise DataError(problem("data.no_column", place=data.rows.source, name=network.reads, allowed=framed.table.column_names))  # fmt: skip
+        columns, raw, values = network.prompts([r[network.reads] for r in records(framed.table)], tokens)
+        output, given = network.output, network.answered(values, tokens)
     found = explain_rows(
         network, columns, raw, values, data_rows,
-        method=method, output=output if bundle.matches else _output(bundle, output), target=target, samples=None if samples == "auto" else samples,
-        steps=steps, background=background, seed=seed, given=given,
+        method=method, output=output, target=target, samples=None if samples == "auto" else samples,
+        steps=steps, background=background, seed=seed, given=given, attention=attention,
     )  # fmt: skip
     report = page(found, columns, {"background": background, "seed": seed, "target": target})
+    if network is not bundle.network and network.cut:
+        report.note(
+            "info", say("explain.cut", rows=len(network.cut), tokens=max(v[network.input].size for v in values))
+        )
     if out:
         report.save(Path(out))
     return report
@@ -134,6 +143,7 @@ def explain_rows(
     background: Any = "typical",
     seed: int = 0,
     given: tuple[list[Answer], np.ndarray] | None = None,
+    attention: bool = False,
 ) -> Explanation:
     """Explain encoded rows (`values`: input -> x) of a network; see `explain`. The network is left as it was.
 
@@ -151,6 +161,7 @@ def explain_rows(
             for other in _backgrounds(columns, values, background)
         ]
         masked = [Masked(scorer, examples) for examples in games]
+        looked = seen(scorer, columns, games[0]) if attention else {}
         tasks = [Task(scorer, e, m, samples, steps, seed) for e, m in zip(games, masked)]
         found = _mean([METHODS[method](task) for task in tasks])
         ends = np.mean([_ends(m) for m in masked], axis=0)  # (R, 2)
@@ -163,7 +174,18 @@ def explain_rows(
             tuple(n for n, layer in feature_layers(network, list(values[0]), output).items() if layer is None)
             if method == "grad-cam" else (),
             _by_token(scorer, columns[output], games[0], method, steps) if own is not None and own.ndim == 2 and method in BY_TOKEN else {},
+            looked,
         )  # fmt: skip
+
+
+def _asked(bundle: Bundle, output: str | None, target: Any) -> Any:
+    """The network that is explained: the Bundle's own, or where it has no input or no output one around it that has both."""
+    network = bundle.network
+    if not bundle.inputs and hasattr(network, "advance"):
+        return GoingOn(network)
+    if bundle.inputs and not bundle.outputs and all(hasattr(g, "logits") for g in getattr(network, "fusion", ())):
+        return FillingIn(network, output, bundle.columns, None if target is None else str(target))
+    return network
 
 
 def _rows(bundle: Bundle, data: Any, rows: Any) -> tuple[list[int], Any]:
@@ -273,7 +295,7 @@ def _of_row(column: Any, answer: Answer, target: Any, raw: Mapping[str, Any], ro
     try:
         return column.fixed(answer, target, raw[column.of])
     except RequestError as e:
-        if e.id != "explain.no_such_one":
+        if e.id not in ("explain.no_such_one", "span.no_such_answer", "span.too_long"):
             raise
         raise RequestError(e.problems[0].at(say("explain.place", row=row))) from None
 

@@ -13,6 +13,7 @@ from luban.columns.base import Column
 from luban.markup import number
 from luban.messages import say
 from luban.report import Report
+from luban.stages.explain.attention import draw
 
 if TYPE_CHECKING:
     from luban.stages.explain import Explanation
@@ -52,6 +53,8 @@ def numbers(found: Explanation, settings: Mapping[str, Any]) -> dict[str, Any]:
             row["standard_errors"] = e.split(found.error[i])
         if i in found.by_token:
             row["by_token"] = dict(zip(("tokens", "weights"), found.by_token[i]))
+        if i in found.attention:
+            row["attention"] = [look.to_json() for look in found.attention[i]]
         rows.append(row | errors(found, i))
     return {
         "method": found.method,
@@ -182,7 +185,7 @@ def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: in
             report.html(name, column.marked(drawn, answer, explained, e.raw[name]) if its else drawn)
     if i in found.by_token and found.method == "grad-cam":
         report.html(say("explain.words"), _strip(found, columns, i))
-    elif i in found.by_token:
+    elif i in found.by_token and len(found.by_token[i][0]) > 1:  # of one token it says what stands above
         tokens, matrix = found.by_token[i]
         segments = [n for s in e.segments.values() for n in s.names]
         axes = {"x_label": say("explain.segments"), "y_label": say("explain.tokens")}
@@ -190,6 +193,8 @@ def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: in
         report.plot(say("explain.matrix"), drawn, say("explain.matrix_caption"))
     if found.method != "grad-cam" and (len(parts) > 1 or any(len(w) == 1 for w in parts.values())):
         report.plot("", _bars(found, e, parts, i))
+    if i in found.attention:
+        draw(report, found.attention[i])
 
 
 def _strip(found: Explanation, columns: Mapping[str, Column], i: int) -> str:
