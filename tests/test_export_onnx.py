@@ -123,6 +123,17 @@ def test_answering_needs_no_torch(file):
 # -- planted faults: each must be refused, and nothing may stand where the file would be -----------------------------------
 
 
+@pytest.mark.parametrize("positions", ["learnt", "sinusoidal", "rotary"])
+def test_texts_are_no_longer_than_the_network_has_positions(positions, tmp_path):
+    made = compact.bundle(
+        {"review": {"text": {"length": 8}}}, {"kind": "category"}, TABLE,
+        model={"review": {"transformer": {"width": 8, "layers": 1, "heads": 2, "positions": positions}}},
+    )  # fmt: skip
+    file = made.export(out=tmp_path / "model.onnx", data=DATA)
+    long = [{"review": "good " * 40}]
+    same([r.plain() for r in answering.answer(OnnxEngine(file), long)], made.predict(long))
+
+
 def refused(model, folder, **settings):
     with pytest.raises(ExportMismatch) as caught:
         model.export(out=folder / "m.onnx", data=DATA, **settings)

@@ -178,7 +178,7 @@ def test_a_long_text_is_cut_or_read_in_windows_and_either_is_said(capsys):
     x = batch_of(columns, asked, data).inputs["hypothesis"][0]
     assert x.shape[1] > limit
     reader = network.encoders[0]
-    assert columns["premise"]._most + reader.piece + reader.closing <= limit
+    assert columns["premise"].most + reader.piece + reader.closing <= limit
 
 
 # -- the whole life ----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class Chat(Text):
         learned = super().fit(values)
         whole = learned.whole()
         lengths = np.array([len(whole.encode(v)) for v in values])
-        seen = {"longest": int(lengths.max()), "cut": float((lengths > learned._most).mean())}
+        seen = {"longest": int(lengths.max()), "cut": float((lengths > learned.most).mean())}
         found = learned.learned(chat=template_of(learned.state), **seen)
         object.__setattr__(found, "_source", learned.source)
         return found
@@ -80,7 +80,7 @@ class Chat(Text):
         talk = messages(value, self.name)
         if not any(s.role == "assistant" for s in talk):
             raise DataError("chat.no_answer", name=self.name)
-        places = sequence(self, talk)[1 : self._most + 1]  # the network reads `begin` before all else
+        places = sequence(self, talk)[1 : self.most + 1]  # the network reads `begin` before all else
         return np.array([p.id if p.learned else ~p.id for p in places], np.int32)
 
     def _encoded(self, values: Sequence[Any]) -> list[np.ndarray]:
@@ -108,7 +108,7 @@ class Chat(Text):
         if missing(value):
             return Segments([], np.array([-1]))
         talk = messages(value, self.name)
-        index = np.array([p.message for p in sequence(self, talk)[1 : self._most + 1]], np.int64)
+        index = np.array([p.message for p in sequence(self, talk)[1 : self.most + 1]], np.int64)
         return Segments([s.role for s in talk][: int(index.max()) + 1], index)
 
     def schema(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Preference(Chat):
         return np.concatenate([both[0], [BETWEEN], both[1]]).astype(np.int32)
 
     def _side(self, talk: list[Said]) -> np.ndarray:
-        places = sequence(self, talk)[1 : self._most + 1]
+        places = sequence(self, talk)[1 : self.most + 1]
         return np.array([p.id if p.learned and p.message == len(talk) - 1 else ~p.id for p in places], np.int64)
 
     def _talks(self, value: Any) -> dict[str, list[Said]]:

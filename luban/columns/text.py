@@ -151,7 +151,7 @@ class Text(Column):
         """A full vocabulary, and texts that reach `length`."""
         if self.tokens_of:
             taken = self._taken()
-            supposed = taken.learned(longest=taken._most, cut=0.0)
+            supposed = taken.learned(longest=taken.most, cut=0.0)
             object.__setattr__(supposed, "_source", taken.source)
             return supposed
         known = self.learned(tokens=self.tokens, size=self.vocabulary, longest=self.length, cut=0.0, example="")
@@ -177,14 +177,14 @@ class Text(Column):
         return self.state["size"]
 
     @property
-    def _most(self) -> int:
+    def most(self) -> int:
         """Positions that a text may have, control tokens included."""
         return min(self.length, self.state.get("window") or self.length)  # a network learned no more than its window
 
     @property
     def room(self) -> int:
         """Positions that are left for the text itself."""
-        return max(1, self._most - len(self.state.get("before", ())) - len(self.state.get("after", ())))
+        return max(1, self.most - len(self.state.get("before", ())) - len(self.state.get("after", ())))
 
     @property
     def end(self) -> int:
@@ -241,7 +241,7 @@ class Text(Column):
         """The column of a model that answers: it gives all of a text, `reads` of whose positions a network takes at once."""
         if "_opened" not in self.__dict__:
             _ = self.tokenizer, self._quick
-            made = replace(self, length=WHOLE, state={**self.state, "window": None, "reads": self._most})
+            made = replace(self, length=WHOLE, state={**self.state, "window": None, "reads": self.most})
             for kept in ("_tokenizer", "_words"):
                 object.__setattr__(made, kept, self.__dict__[kept])
             object.__setattr__(self, "_opened", made)

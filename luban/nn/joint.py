@@ -37,7 +37,7 @@ class Joint(Encoder):
         told = last.state.get("joint") or {}
         self.piece, self.overlap = told.get("piece", 0), told.get("overlap", 0)
         self.closing = len(last.state.get("after", ()))
-        most = [c._most for c in columns[:-1]] + [self.piece + self.closing if self.piece else last._most]
+        most = [c.most for c in columns[:-1]] + [self.piece + self.closing if self.piece else last.most]
         self.encoder = make(_as_long(columns[0], sum(most)))
         if self.encoder.length is not None:
             raise Unsupported("joint.no_places", encoder=type(self.encoder).__name__)

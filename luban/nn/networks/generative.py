@@ -53,7 +53,7 @@ class Generative(Composed):
     def _head(self, recipe: Recipe, name: str, column: Column, size: int) -> nn.Module:
         if not (self.first and registry.find("heads", recipe.head(name).type).writes):
             return super()._head(recipe, name, column, size)
-        return build("heads", recipe.head(name), column, 0, sum(c._most for c in self.first))
+        return build("heads", recipe.head(name), column, 0, sum(c.most for c in self.first))
 
     @property
     def window(self) -> int:

@@ -90,19 +90,20 @@ def trials(bundle: Bundle, examples: Examples) -> Iterator[tuple[str, Arrays]]:
             start += size
     base = examples.arrays(np.arange(7) % n)
     ragged = [m for m in bundle.inputs if bundle.columns[m].ragged]
+    most = min((bundle.columns[m].most for m in ragged), default=0)  # a network has no more positions
     for more in PADDING if ragged else ():
-        yield "padding", _resized(base, ragged, more)
-    for length in LENGTHS if ragged else ():
-        yield "length", _resized(base, ragged, length, stretch=True)
+        yield "padding", _resized(base, ragged, more, most)
+    for length in sorted({min(size, most) for size in LENGTHS}) if ragged else ():
+        yield "length", _resized(base, ragged, length, most, stretch=True)
     yield "missing", Arrays({m: (x, np.zeros_like(mask)) for m, (x, mask) in base.inputs.items()}, {}, base.size)
 
 
-def _resized(arrays: Arrays, names: list[str], size: int, stretch: bool = False) -> Arrays:
-    """Some inputs with `size` more positions of padding; or with `size` positions, which every other row fills."""
+def _resized(arrays: Arrays, names: list[str], size: int, most: int, stretch: bool = False) -> Arrays:
+    """Some inputs with `size` more positions of padding, up to `most`; or with `size` positions, which every other row fills."""
     pairs = dict(arrays.inputs)
     for name in names:
         x, mask = pairs[name]
-        length = size if stretch else x.shape[1] + size
+        length = size if stretch else max(x.shape[1], min(x.shape[1] + size, most))
         real = np.minimum(mask.sum(1), length)
         real[::2] = length if stretch else real[::2]
         x = x[:, np.arange(length) % x.shape[1]]
