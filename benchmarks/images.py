@@ -179,11 +179,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["cnn", "resnet"])
     parser.add_argument("--rows", type=int, default=7680)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="2,560 rows and two pairs: good to a fifth")
+    parser.add_argument("--quick", action="store_true", help="1,280 rows and two pairs: good to a third")
     parser.add_argument("--json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows, pairs = (2560, 2) if asked.quick else (asked.rows, asked.pairs)
+    rows, pairs = (1280, 2) if asked.quick else (asked.rows, asked.pairs)
     found: list[dict[str, Any]] = []
     for model, rival in itertools.product(asked.models, ("hand", "naive")):
         work = Fashion(model, rows)

@@ -12,6 +12,8 @@ import torch
 
 from benchmarks import accelerator, loop
 
+pytestmark = pytest.mark.timeout(1800)  # of the wall: what is measured is the time of the processor
+
 
 def rows(tmp_path, name, *words):
     """What a benchmark writes in its short form, in a process of its own."""

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luban.asking import Ask
 from luban.nn.networks.adversarial import both
-from luban.nn.tokens import Batch
+from luban.nn.tokens import Batch, brought
 from luban.planning.subject import of_recipe
 from luban.training import alternating
 from luban.training.loop import Plan, State
@@ -144,6 +144,15 @@ def test_partners_are_drawn_here_and_sent_once(settings):
     inputs = [what.examples.columns[n] for n in what.examples.inputs]
     seen = update(network, batch, mixed(network, inputs, **settings))
     assert not (seen.mixed or seen.waits) and sum(seen.copies.values()) == 1
+
+
+def test_a_gpu_takes_batches_from_pinned_memory(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: asked.append("pinned") or t)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda t, to, non_blocking=False: asked.append((to.type, non_blocking)) or t
+    )
+    assert brought(np.ones(3), torch.device("cuda")).sum() == 3 and asked == ["pinned", ("cuda", True)]
 
 
 def test_a_rival_is_not_waited_for():
