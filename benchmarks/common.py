@@ -47,22 +47,22 @@ def luban(*words: str) -> list[str]:
     return [sys.executable, "-m", "luban.cli", *words]
 
 
-def taught(recipe: str, seed: int, out: str | Path | None) -> tuple[Any, float]:
-    """The model of a recipe, and the CPU seconds that it took, preparation of the data included. Where `out` holds one by this recipe it is not
+def taught(recipe: str, seed: int, out: str | Path | None, changes: Sequence[str] = ()) -> tuple[Any, float]:
+    """The model of a recipe, with `changes` as of `--set`, and the CPU seconds that it took, preparation of the data included. Where `out` holds one by this recipe it is not
     trained again: its seconds are those of its history.
     """
     import luban
     from luban.recipe import Recipe
 
     if out and (Path(out) / "MANIFEST.json").exists():
-        model, asked = luban.load(str(out)), Recipe.load(recipe)
+        model, asked = luban.load(str(out)), Recipe.load(recipe, tuple(changes))
         parts = (
             asked.model if asked.stage("start") else asked.resolved().model
         )  # what it started from may say how large it is
         assert model.recipe.seed == seed and all(model.recipe.model[n] == p for n, p in parts.items()), out
         return model, learned(model)["cpu_seconds"]
     started = time.process_time()
-    model = luban.train(recipe, seed=seed, out=str(out) if out else None, evaluate=False)
+    model = luban.train(recipe, seed=seed, set=changes, out=str(out) if out else None, evaluate=False)
     return model, time.process_time() - started
 
 

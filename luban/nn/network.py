@@ -38,7 +38,11 @@ class Network(Protocol):
     def forward(self, batch: Batch, embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]: ...
     def loss(self, o: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]: ...
     def divergence(
-        self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        o: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        batch: Batch | None = None,
     ) -> dict[str, Tensor]: ...
     def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def predict(self, batch: Batch) -> dict[str, list[Answer]]: ...
@@ -67,9 +71,15 @@ class Headed(nn.Module):
         return {n: head.weigh(*batch.targets[n]) for n, head in self._heads() if n in batch.targets}
 
     def divergence(
-        self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        o: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        batch: Batch | None = None,
     ) -> dict[str, Tensor]:
-        return {n: head.divergence(o[n], teacher[n], temperature) for n, head in self._heads()}
+        """`batch`: what both answered, so that of a text only the tokens that are to be learned count."""
+        real = {n: {"target": batch.targets[n]} for n, h in self._heads() if batch is not None and n in batch.targets and getattr(h, "writes", False)}  # fmt: skip
+        return {n: head.divergence(o[n], teacher[n], temperature, **real.get(n, {})) for n, head in self._heads()}
 
     def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The score of fixed answers, (B,) per output: what explanations explain."""

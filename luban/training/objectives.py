@@ -48,7 +48,7 @@ class Distillation:
             soft = self.teacher(batch)
         truth = network.loss(o, batch)
         result: Losses = {}
-        for name, each in network.divergence(o, soft, self.temperature).items():
+        for name, each in network.divergence(o, soft, self.temperature, batch).items():
             hard, weight = truth.get(name, (torch.zeros_like(each), torch.ones_like(each)))
             result[name] = ((1 - self.share) * hard + self.share * each * weight, weight)
         return result

@@ -64,10 +64,18 @@ class Written(nn.Module):
         """Tokens that each example is to learn, (B,)."""
         return (mask & (x >= GIVEN)).sum(1).to(torch.float32)
 
-    def divergence(self, o: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-        """KL(teacher || student) of a token, the mean over all positions, (B,), times temperature squared."""
+    def divergence(
+        self, o: Tensor, teacher: Tensor, temperature: float = 1.0, target: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """KL(teacher || student) of a token, (B,), times temperature squared: the mean over the tokens of `target` (x, mask) that are to be
+        learned, over all positions without it.
+        """
         mine, theirs = (F.log_softmax(z / temperature, -1) for z in (o, teacher))
-        return F.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1).mean(1) * temperature**2
+        each = F.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1) * temperature**2  # (B, T)
+        if target is None:
+            return each.mean(1)
+        x, mask = target
+        return (each * (mask & (x >= GIVEN))).sum(1) / self.weigh(x, mask).clamp(min=1)
 
     def score(self, o: Tensor, answers: Tensor) -> Tensor:
         """Log-probability of a fixed text, (B,). answers: ids (B, T), below 0 what is not scored; o as `forward` gave for them."""

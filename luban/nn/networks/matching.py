@@ -65,7 +65,11 @@ class Matching(Composed):
         return {"recall_1": (hit, torch.ones_like(hit))}
 
     def divergence(
-        self, o: Mapping[str, Tensor], teacher: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        o: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        batch: Batch | None = None,
     ) -> dict[str, Tensor]:
         """KL(teacher || student) of which of the batch's partners is a row's own, (B,), times temperature squared; the vectors may be of
         different sizes."""

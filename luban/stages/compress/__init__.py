@@ -47,7 +47,7 @@ def compress(
 ) -> Bundle:
     """Distil, then prune, then quantise, whatever of it is asked for (int8 when nothing is); measured before and after.
 
-    `distill`: a size or the path of a recipe, learned for `epochs` (0 = as many as that size trains) as its `train` says (rate, schedule,
+    `distill`: a size or the path of a recipe, learned for `epochs` (0 = the `steps` or epochs of its train stage) as its `train` says (rate, schedule,
     averaged weights ...; mixed examples and LoRA left out), `share` of the loss against the teacher's answers at `temperature`. `prune`: share of channels (`structured`: really smaller layers) or of
     weights (`magnitude`: zeros, which only pack better), then `healing` epochs of training on. `explain`: rows whose
     explanations are compared. `quantize`: int8, or int4 where weights are most of the file (one scale for 32 weights). `calibrate`: training rows that
@@ -62,6 +62,8 @@ def compress(
         raise Unsupported("compress.masked")
     if (distill is not None or prune is not None) and "divergence" in getattr(bundle.network, "lacks", ()):
         raise Unsupported("compress.no_loss", outputs=list(bundle.outputs))
+    if distill is not None and bundle.recipe.prefers:
+        raise Unsupported("compress.prefers")
     if prune is not None and any(
         isinstance(m, Stored) and not isinstance(m, Quantized) for m in bundle.network.modules()
     ):

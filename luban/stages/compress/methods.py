@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from luban import machine, registry
 from luban.bundle import Bundle, build_network
 from luban.columns.examples import Examples
+from luban.console import tell
 from luban.errors import RequestError, Unsupported, problem
 from luban.messages import say
 from luban.nn import calibration, channels, static
@@ -27,15 +28,15 @@ from luban.nn.grouped import in_groups
 from luban.nn.lora import LORA
 from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
-from luban.recipe import BORROWED, Part, Recipe
+from luban.recipe import BORROWED, MUON, Part, Recipe
 from luban.settings import SIZES
-from luban.training import growing
-from luban.training.batches import batch_for, epochs_for, patience_for
+from luban.training import growing, shares
+from luban.training.batches import batch_for, epochs_for, epochs_of, patience_for
 from luban.training.choices import Choices
 from luban.training.loop import History, Plan, fit
 from luban.training.objectives import Distillation, supervised
+from luban.training.precision import refuse
 from luban.training.random import rng, seed_torch
-from luban.training.shares import usual
 from luban.training.steps import plain
 
 CALIBRATED = 64  # rows of a batch that is calibrated with
@@ -52,6 +53,7 @@ COURSE = (
     "keep",
     "on_divergence",
 )  # of a student's recipe
+WITHIN = ("hidden", "kv_heads")  # sizes within a Transformer that mean nothing at another width
 LEAST = 64  # weights that a layer needs for int8 to be worth its scales
 
 
@@ -223,18 +225,18 @@ def distilled(
     recipe = student_recipe(bundle.recipe, target)
     seed_torch(recipe.seed, "weights")
     student = build_network(recipe, bundle.columns)
-    settings = (recipe.stage("train") or Part("train")).settings
-    course = {k: settings[k] for k in COURSE if k in settings}
-    growing.check(student, training, course.get("progressive", ()))
-    plan = replace(plan_of(recipe, len(training), epochs, 1.0, student), **course)
-    teacher = bundle.copy_network().to(plan.device)
+    _tell_larger(bundle, replace(bundle, recipe=recipe, network=student, edits=[]), target)
+    teacher = bundle.copy_network().to(machine.device())
     objective = Distillation(teacher, share=share, temperature=temperature)
-    choices = Choices(student, training, objective, plan, plan.tokens)
-    choices.precision(settings.get("precision", "auto"))
-    history = fit(
-        student, training, validation, plan=choices.plan, objective=objective, title=say("compress.distilling")
-    )
+    plan = course_of(recipe, training, epochs, student, objective)
+    history = fit(student, training, validation, plan=plan, objective=objective, title=say("compress.distilling"))
     return replace(bundle, recipe=recipe, network=_finished(student, history), edits=[])
+
+
+def _tell_larger(teacher: Bundle, student: Bundle, target: str) -> None:
+    if student.parameters() >= teacher.parameters():
+        counts = {"student": f"{student.parameters():,}", "teacher": f"{teacher.parameters():,}"}
+        tell("compress.larger", name=target, **counts)
 
 
 def student_recipe(recipe: Recipe, target: str) -> Recipe:
@@ -250,22 +252,30 @@ def student_recipe(recipe: Recipe, target: str) -> Recipe:
         raise RequestError(problem("compress.no_size", name=target, allowed=SIZES))
     other = Recipe.load(target)
     types = lambda r: {n: p.type for n, p in {**r.inputs, **r.outputs}.items()}  # noqa: E731
-    if other.inputs and types(other) != types(recipe):
+    if (other.inputs or other.outputs) and types(other) != types(recipe):
         raise RequestError("compress.other_columns", path=target, found=types(other), want=types(recipe))
+    if left := _of_the_model(recipe, other):
+        tell("compress.columns_kept", path=target, settings=left)
     train = other.stage("train") or Part("train")
     changed = replace(recipe, model=other.model, fusion=other.fusion, size=other.size)
     return changed.with_stage(train).resolved()
 
 
+def _of_the_model(recipe: Recipe, other: Recipe) -> list[str]:
+    """What the student's recipe says otherwise of columns and frame, which are the model's: both must read and answer alike."""
+    sides = [({**r.inputs, **r.outputs}, r.frame) for r in (other, recipe)]
+    (said, frame), (known, own) = sides
+    left = [f"{n}.{k}: {v}" for n, p in said.items() for k, v in p.settings.items() if known[n].settings.get(k) != v]
+    told = frame.type != "row" and (
+        frame.type != own.type or any(own.settings.get(k) != v for k, v in frame.settings.items())
+    )
+    return [*left, *([f"frame: {frame.plain()}"] if told else [])]
+
+
 def resized(recipe: Recipe, size: str) -> Recipe:
     """Every setting that follows the dial at its value for another size; all others stay as they are."""
     model = {n: _undialled("heads" if n in recipe.outputs else "encoders", p) for n, p in recipe.model.items()}
-    train = _undialled("stages", recipe.stage("train") or Part("train"))
-    if any(model[n].type != p.type for n, p in recipe.model.items()):  # what learned slowly is no longer there
-        train = Part("train", {k: v for k, v in train.settings.items() if k != "rates"})
-    train = Part(
-        "train", {k: v for k, v in train.settings.items() if k != "precision"}
-    )  # it was found for another network
+    train = _begun_anew(recipe.stage("train") or Part("train"))
     fusion = _undialled("fusions", recipe.fusion)
     return replace(recipe, model=model, fusion=fusion, size=size).with_stage(train).resolved()
 
@@ -277,7 +287,45 @@ def _undialled(room: str, part: Part) -> Part:
     if student := registry.schema(room, part.type).get("x-student"):
         return Part(student)
     schema = registry.schema(room, part.type)["properties"]
-    return Part(part.type, {k: v for k, v in part.settings.items() if "x-size" not in schema.get(k, {})})
+    follows = WITHIN if {"width", "heads"} <= schema.keys() else ()
+    kept = {k: v for k, v in part.settings.items() if "x-size" not in schema.get(k, {}) and k not in follows}
+    return Part(part.type, kept)
+
+
+def _begun_anew(train: Part) -> Part:
+    """Without what follows the dial, was found for the teacher's network or means its parts. An update stays as large as it
+    was, and Muon's rate as it is: it does not follow the width.
+    """
+    bare = _undialled("stages", train).settings
+    kept = {k: v for k, v in bare.items() if k not in ("rates", "freeze", "lora", "precision", "compile")}
+    muon = Part.of(kept.get("optimizer") or "adamw").type == MUON["optimizer"]
+    same = ("batch", "rate") if muon else ("batch",)
+    return Part("train", kept | {k: train.settings[k] for k in same if train.settings.get(k) is not None})
+
+
+def course_of(recipe: Recipe, training: Examples, epochs: int, network: Any, objective: Any) -> Plan:
+    """How a student trains: as the train stage would train it alone, its own number of updates, schedule and precision;
+    `epochs`: instead of that number. Raises RequestError for parts in `rates` that it has not, Unsupported for a precision.
+    """
+    plan = plan_of(recipe, len(training), epochs, 1.0, network)
+    settings = {k: v for k, v in (recipe.stage("train") or Part("train")).settings.items() if v is not None}
+    rates = shares.usual(network, settings.get("rates", {}))
+    shares.check(network, rates)
+    course = {k: settings[k] for k in COURSE if k in settings}
+    growing.check(network, training, course.get("progressive", ()))
+    plan = replace(plan, rates=rates, **course)
+    choices = Choices(network, training, objective, plan, settings.get("tokens", "auto"))
+    asked = settings.get("precision", "auto")
+    refuse(asked, plan.device)
+    choices.precision(asked)
+    pieces, plan = settings.get("accumulate", 1), choices.plan
+    plan = replace(plan, batch=plan.batch * pieces, tokens=plan.tokens * pieces, accumulate=pieces)
+    if epochs or not settings.get("steps"):
+        return plan
+    steps = settings["steps"]
+    length = epochs_of(steps, training, plan.batch, plan.seed, plan.tokens)
+    patience = plan.patience if isinstance(settings.get("patience"), int) else patience_for(length)
+    return replace(plan, steps=steps, epochs=length, patience=patience)
 
 
 def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network: Any = None) -> Plan:
@@ -289,7 +337,7 @@ def plan_of(recipe: Recipe, rows: int, epochs: int, factor: float = 1.0, network
     epochs = epochs or given("epochs", epochs_for(rows, recipe.size, network))
     return Plan(
         epochs=epochs,
-        rates=usual(network, {}) if hasattr(network, "groups") else {},
+        rates=shares.usual(network, {}) if hasattr(network, "groups") else {},
         batch=given("batch", batch_for(rows)),
         tokens=tokens if isinstance(tokens := settings.get("tokens"), int) else 0,
         rate=(rate if isinstance(rate := value("rate"), (int, float)) else dial["rate"]["x-size"][recipe.size])
