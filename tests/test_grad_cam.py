@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from luban import registry
 from luban.columns.image import Image
+from luban.columns.video import Video
+from luban.nn.encoders.frames import Frames
 from luban.nn.tokens import Pool
 from luban.nn.vision.backbone import Backbone
 from luban.recipe import Part, fill
@@ -92,3 +94,40 @@ def test_behind_a_mean_it_is_the_class_activation_map(name, settings):
     like = {"rtol": 1e-4, "atol": 1e-5 * float(found.max())}
     assert torch.allclose(found, closed(encoder, pictures(), first), **like)
     assert not torch.allclose(found, closed(encoder, pictures(), second), **like)  # the planted fault: another class
+
+
+def flattened(encoder, x, weights):
+    """Behind a flattened map stands one linear layer: each place speaks with its own weights, (C, H', W')."""
+    with torch.no_grad():
+        last = encoder.layers.features(encoder.layers.blocks[0](encoder.form.lift(encoder.embed(x, None), None)))
+    found = torch.relu((last * weights).sum(1, keepdim=True))
+    return F.interpolate(found, size=HW, mode="bilinear", align_corners=False)[:, 0]
+
+
+def test_behind_a_flattened_map_each_place_has_its_own_weight():
+    encoder = made("cnn", {"channels": [4, 4], "dense": [], "pool": 1})
+    weights = torch.randn(4, *HW, generator=torch.Generator().manual_seed(3))
+    found = explained(encoder, pictures(), weights.permute(1, 2, 0).flatten())
+    assert torch.allclose(found, flattened(encoder, pictures(), weights), rtol=1e-4, atol=1e-5)
+    encoder.feature_layer.local = False  # the planted fault: one weight for all places of a channel
+    wrong = explained(encoder, pictures(), weights.permute(1, 2, 0).flatten())
+    assert not torch.allclose(wrong, flattened(encoder, pictures(), weights), rtol=1e-2, atol=1e-3)
+
+
+def test_what_weighs_places_alike_is_weighed_by_their_mean():
+    assert made("cnn", {}).feature_layer.local and made("lenet", {}).feature_layer.local
+    assert not made("cnn", {"dense": [], "pooling": "mean"}).feature_layer.local
+    assert not made("resnet", {}).feature_layer.local
+
+
+def test_each_frame_of_a_clip_is_weighed_for_itself():
+    """An answer that a frame speaks for and another one against lies in the first alone."""
+    encoder = Frames([Video("v", frames=2, side=list(HW), channels=3).supposed()], each="resnet", over="bag").eval()
+    assert encoder.feature_layer.local
+    seen, signs = torch.rand(2 * 2, 4, 8, 10) + 0.1, torch.tensor([2.0, -1.0])  # two clips of two frames
+    layer = torch.nn.Identity()
+    for layer.local in (True, False):
+        score = lambda: (layer(seen).unflatten(0, (2, 2)).sum((2, 3, 4)) * signs).sum(1)  # noqa: E731
+        found = grad_cam(score, layer, (2, *HW))
+        assert (found[:, 0] > 0).all()
+        assert bool((found[:, 1] > 0).any()) != layer.local  # the planted fault: a mean over both frames

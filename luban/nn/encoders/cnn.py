@@ -79,6 +79,8 @@ class CNN(Encoder):
             self.length = None
         self.size = self.dense.out
         self.pooling = ("flatten" if self.grid else "root") if pooling == "auto" else pooling
+        if self.grid:
+            self.feature_layer.local = bool(dense) or self.pooling == "flatten"  # each place has weights of its own
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.form.embed(x, mask)

@@ -41,6 +41,10 @@ class Frames(Encoder):
         self.over = _built("over", "vectors", over, states)
         self.size, self.pooling, self.ways = self.over.size, self.over.pooling, self.over.ways
         self.length = self.over.length
+        if self.feature_layer is not None:
+            self.feature_layer.local = (
+                True  # what speaks for an answer at the beginning may speak against it at the end
+            )
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.each.embed(x.flatten(0, 1), _all(x)).unflatten(0, x.shape[:2])

@@ -60,6 +60,7 @@ class Backbone(Encoder):
         self.last = nn.Identity()  # what Grad-CAM reads
         self.dense = Dense(size * positions if dense else size, dense, dropout=dropout)
         self.size, self.pooling = self.dense.out, "flatten" if dense else pooling
+        self.last.local = self.pooling == "flatten"  # each place has weights of its own
         self.length = 1 if dense else positions
         self.placeless = not dense
         self.span = Span(column.name, 0, self.length, (1,) if dense else tuple(grid))

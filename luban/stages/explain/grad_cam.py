@@ -1,7 +1,8 @@
 """Grad-CAM (Selvaraju et al. 2017): where in its feature layer the network found what speaks for an answer.
 
 An answer that comes from one place, such as a box, has slopes near that place only: their mean over a map says little, and where it is high is
-somewhere else. A layer with `local` says so, and each position is then weighted by its own slope (HiResCAM, Draelos and Carin 2020).
+somewhere else. The same goes for a network that has weights of its own for each place, as behind a flattened map, or for each time, as over the frames of a
+clip. A layer with `local` says so, and each position is then weighted by its own slope (HiResCAM, Draelos and Carin 2020).
 
 Letters: B examples, C channels, H x W or T positions of the feature layer; F pictures that each example has of them.
 """
