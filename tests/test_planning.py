@@ -20,7 +20,7 @@ from luban.planning.layout import Measured, Setup, bytes_on, lay
 from luban.planning.pages import changes, page
 from luban.planning.plan import planning
 from luban.planning.subject import of_recipe, of_shape
-from luban.planning.trace import Trace, _counted, fakes
+from luban.planning.trace import Trace, _counted, _places, fakes
 from luban.recipe import Recipe
 from luban.training.loop import State
 from luban.training.objectives import supervised
@@ -142,7 +142,7 @@ def real_bytes(what):
     network = new_network_of(what).train()
     with Trace() as stays:
         state = State(network, what.plan, 1)
-    with Trace() as trace:
+    with Trace(_places(network)) as trace:
         losses = supervised(network, torch_batch(what), None)
         total = sum(each.sum() / weight.sum().clamp(min=1e-12) for each, weight in losses.values())
         for p in network.parameters():
@@ -168,6 +168,34 @@ def off(what, forget=(), real=None):
 )  # whose workspace no shape tells: benchmarks/plan.py
 def test_planned_memory_is_that_of_real_tensors(name):
     assert off(subject(NETWORKS[name])) < 0.15
+
+
+MASKED = {
+    "luban": 1, "inputs": {"t": {"text": {"length": 64, "vocabulary": 50}}}, "fusion": {"masked": {"share": 0.3}},
+    "model": {"t": {"transformer": {"width": 32, "layers": 2, "dropout": 0.0}}},
+    "stages": [{"train": {"batch": 32, "precision": "fp32"}}],
+}  # fmt: skip
+
+
+def test_of_hidden_tokens_as_many_are_planned_as_are_expected():
+    """Which they are is drawn, so that shapes alone do not tell how many."""
+    what = subject(MASKED)
+    assert off(what) < 0.15
+    step, trace = Measured(what, False).step(what.most, "fp32", False), Trace()
+    real_step(what, trace)
+    assert step.forward + step.backward == pytest.approx(trace.flops, rel=0.005)
+    few = replace(what, build=subject(MASKED | {"fusion": {"masked": {"share": 0.05}}}).build)
+    assert Measured(few, False).step(what.most, "fp32", False).forward < 0.99 * step.forward
+
+
+def test_a_packed_text_is_as_many_examples_as_it_has_stretches(tmp_path):
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"t": f"{i} the cat sat on the mat " * 40}) + "\n" for i in range(40))
+    )
+    plain = MASKED | {"data": {"rows": str(tmp_path / "t.jsonl")}, "frame": {"pack": {"length": 16}}}
+    what = of_recipe(plain, Ask(), None)
+    tokens = sum(len(e.flat) for e in what.examples.inputs.values())
+    assert what.rows == pytest.approx(tokens / 16, rel=0.1) and what.rows > 10 * 40
 
 
 EVEN = text({"transformer": {"width": 64, "layers": 3, "dropout": 0.0}}, length=16, batch=2)  # no part is negligible

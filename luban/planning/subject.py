@@ -15,8 +15,9 @@ from torch import Tensor
 from luban.asking import Ask, is_recipe, recipe_from
 from luban.bundle import build_network
 from luban.columns.base import Column, Ragged, make, together
-from luban.columns.examples import Examples, Pairs, encode
+from luban.columns.examples import Examples, Pairs
 from luban.columns.fitting import fit_columns
+from luban.columns.kept import encode_kept
 from luban.data.prepare import prepare
 from luban.data.samples import SAMPLES
 from luban.errors import RequestError, shortened
@@ -30,7 +31,7 @@ from luban.training.loop import Plan
 SAMPLE = 20_000  # training rows that are encoded to learn how long they are
 FEWEST, MOST = 64, 4096  # rows that are made up where there are none: a batch, if it may be
 NEARLY = 0.95
-UNANSWERED = ("match",)  # fusions that learn without an output
+UNANSWERED = ("match", "masked", "skip_gram")  # fusions that learn without an output
 ROWS = 10_000  # rows that a plan counts with where nothing says how many
 
 
@@ -132,9 +133,11 @@ def _with_data(recipe: Recipe, found: Any, rows: int | None) -> Subject:
     columns = fit_columns(recipe, data)
     training = data.part("train")
     some = training[np.linspace(0, len(training) - 1, min(SAMPLE, len(training))).astype(int)]
-    examples = encode(columns, tuple(recipe.inputs), tuple(recipe.outputs), data.framed(some, recipe.frame))
-    count = rows or len(training)
-    return _subject(recipe, columns, examples, count, len(data.part("validation")), [])
+    framed = data.framed(some, recipe.frame)
+    examples = encode_kept(columns, tuple(recipe.inputs), tuple(recipe.outputs), framed)
+    each = len(examples) / max(1, len(framed))  # of a packed text there are many
+    count, judged = round((rows or len(training)) * each), round(len(data.part("validation")) * each)
+    return _subject(recipe, columns, examples, count, judged, [])
 
 
 def _without_data(recipe: Recipe, rows: int | None) -> Subject:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
+from luban.nn.networks.masked import Guess
 from luban.training.loop import Plan, State
 from luban.training.objectives import supervised
 from luban.training.recompute import stacks
@@ -105,10 +106,10 @@ class Trace(TorchDispatchMode):
         return int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
 
     def _keep(self, tensor: Tensor) -> int:
-        """The bytes of a tensor's memory where it is new."""
+        """The bytes of a tensor's memory where it is new; views of weights are in theirs."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._sizes:
+        if key in self._sizes or key in self._weights:
             return 0
         self._sizes[key] = size = storage.nbytes()
         self.live += size
@@ -134,6 +135,22 @@ class Fused(TorchFunctionMode):
         if func is nn.functional.scaled_dot_product_attention:
             kwargs = {**kwargs, "dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+class Named(TorchFunctionMode):
+    """How many places a mask names depends on values, which shapes do not have: so many of them as are expected."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not Tensor.nonzero:
+            return func(*args, **kwargs)
+        mask = args[0]
+        count = max(1, round(self.share * mask.numel()))
+        return tuple(mask.new_zeros(count, dtype=torch.long) for _ in mask.shape)
 
 
 @dataclass(frozen=True)
@@ -214,7 +231,7 @@ def forward_peak(network: nn.Module, batch: Any, *, precision: str = "fp32") -> 
     was = network.training
     network.eval()
     shallow = _cut(network, SHALLOW) if any(len(s) >= STACK for s in stacks(network)) else nullcontext()
-    with shallow, torch.no_grad(), Trace() as trace:
+    with shallow, torch.no_grad(), Named(_share(network)), Trace(_places(network)) as trace:
         o = network(batch)
         network.loss(o, batch)
     network.train(was)
@@ -223,9 +240,10 @@ def forward_peak(network: nn.Module, batch: Any, *, precision: str = "fp32") -> 
 
 def _counted(network: nn.Module, batch: Any, precision: str, fused: bool) -> Step:
     network.train()
-    trace = Trace({_place(p) for p in network.parameters()})
+    trace = Trace(_places(network))
     half = torch.autocast("cpu", torch.bfloat16) if precision in HALVES else nullcontext()
-    with Fused() if fused else nullcontext(), _given_back(network), _crossed(network) as crossed, trace:
+    kernels = Fused() if fused else nullcontext()
+    with kernels, Named(_share(network)), _given_back(network), _crossed(network) as crossed, trace:
         with half:
             losses = supervised(network, batch, np.random.default_rng(0))
         total = sum(each.sum() / weight.sum().clamp(min=1e-12) for each, weight in losses.values())
@@ -233,6 +251,11 @@ def _counted(network: nn.Module, batch: Any, precision: str, fused: bool) -> Ste
         total.backward()
     backward = trace.flops - forward
     return Step(batch.size, held, trace.peak, trace.casts, forward, backward, sum(crossed), trace.kernels)
+
+
+def _share(network: nn.Module) -> float:
+    """Of the places that a mask could name."""
+    return max((m.share for m in network.modules() if isinstance(m, Guess)), default=1.0)
 
 
 @contextmanager
@@ -299,6 +322,10 @@ def _cut(network: nn.Module, depth: int) -> Iterator[None]:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _places(network: nn.Module) -> set[int]:
+    return {_place(p) for p in network.parameters()}
 
 
 def _place(tensor: Tensor) -> int:

@@ -183,7 +183,8 @@ def _asked(bundle: Bundle, output: str | None, target: Any) -> Any:
     network = bundle.network
     if not bundle.inputs and hasattr(network, "advance"):
         return GoingOn(network)
-    if bundle.inputs and not bundle.outputs and all(hasattr(g, "logits") for g in getattr(network, "fusion", ())):
+    guesses = list(getattr(network, "fusion", ()))
+    if guesses and not bundle.outputs and all(hasattr(g, "logits") for g in guesses):
         return FillingIn(network, output, bundle.columns, None if target is None else str(target))
     return network
 
