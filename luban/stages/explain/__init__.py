@@ -97,17 +97,19 @@ def explain(
     `out`: folder for explain.json and explain.html.
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
     """
-    if bundle.matches:
+    close = bundle.matches
+    if close:
         bundle, output = bundle.closeness(), MATCH
-    network, columns, given = _asked(bundle, output, target), bundle.columns, None
-    if network is bundle.network and not (bundle.outputs and bundle.inputs):
+    network = bundle.network if close else _asked(bundle, output, target)
+    columns, given = bundle.columns, None
+    if network is bundle.network and not (close or (bundle.outputs and bundle.inputs)):
         raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
     if "score" in getattr(bundle.network, "lacks", ()):
         raise Unsupported("explain.no_score", outputs=list(bundle.outputs))
     data_rows, framed = _rows(bundle, data, rows)
     if network is bundle.network:
         raw, values = records(framed.table), _values(encode(columns, bundle.inputs, (), framed))
-        output = output if bundle.matches else _output(bundle, output)
+        output = output if close else _output(bundle, output)
     else:
         if network.reads not in framed.table.column_names:
             raise DataError(problem("data.no_column", place=data.rows.source, name=network.reads, allowed=framed.table.column_names))  # fmt: skip
@@ -183,8 +185,7 @@ def _asked(bundle: Bundle, output: str | None, target: Any) -> Any:
     network = bundle.network
     if not bundle.inputs and hasattr(network, "advance"):
         return GoingOn(network)
-    guesses = list(getattr(network, "fusion", ()))
-    if guesses and not bundle.outputs and all(hasattr(g, "logits") for g in guesses):
+    if bundle.inputs and not bundle.outputs and all(hasattr(g, "logits") for g in getattr(network, "fusion", ())):
         return FillingIn(network, output, bundle.columns, None if target is None else str(target))
     return network
 
