@@ -222,9 +222,13 @@ def test_names_of_masks_never_collide():
 # -- the whole battery: minutes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["as it is", "int8"])
-@pytest.mark.parametrize("case", compact.cases())
+def slow_but(fast, names):
+    """One in the fast suite, as nothing else there exports its kind; the others in the slow one."""
+    return [n if n == fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("kind", ["as it is", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", slow_but("vit", compact.cases()))
 def test_every_encoder_exports(case, kind, tmp_path):
     made = compact.bundle(table=TABLE, **compact.cases()[case])
     if kind == "int8":
@@ -236,8 +240,7 @@ def test_every_encoder_exports(case, kind, tmp_path):
     same([r.plain() for r in answering.answer(OnnxEngine(path), records)], made.predict(records))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", registry.EDITS)
+@pytest.mark.parametrize("name", slow_but("quantize_groups", registry.EDITS))
 def test_every_edit_exports(name, tmp_path):
     from tests.test_contract_edits import edited
 

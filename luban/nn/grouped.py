@@ -1,7 +1,7 @@
 """Layers whose weights are stored in four bits: runs of `GROUP` weights of a row share one scale.
 
-weight[o, i] = (q[o, i] - 8) * scale[o, i // GROUP], q from 1 to 15, two of them in a byte; scales in half precision: four and a half bits a
-weight. Only storage: the product is made in floating point, as in `luban.nn.quantized`.
+weight[o, i] = (q[o, i] - 8) * scale[o, i // GROUP], q from 0 to 15, two of them in a byte; scales in half precision: four and a half bits a
+weight. Of the scales that were tried a run has the one that leaves the least squared error. Only storage: the product is made in floating point, as in `luban.nn.quantized`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,35 @@ from luban.nn.quantized import Stored
 
 GROUP = 32
 MOST, MIDDLE = 7, 8
+# The weight of a run that is furthest from zero becomes -8 times the scale, which so has its sign (as in llama.cpp's
+# Q4_0), divided by one of these: a smaller scale cuts it off and tells the others better apart.
+TRIED = tuple(i / 20 for i in range(12, 25))
 
 
 def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight (O, I) -> q uint8 (O, ceil(I / GROUP) * GROUP / 2), scale float16 (O, ceil(I / GROUP))."""
     rows, columns = weight.shape
     groups = F.pad(weight.detach().float(), (0, -columns % GROUP)).view(rows, -1, GROUP)
-    scale = (groups.abs().amax(2) / MOST).half()
-    over = torch.where(scale > 0, scale, torch.ones_like(scale)).float()[..., None]
-    q = (torch.round(groups / over).clamp(-MOST, MOST) + MIDDLE).to(torch.uint8).flatten(1)
+    furthest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    best = groups.new_full(furthest.shape, torch.inf)
+    q, scale = torch.zeros_like(groups, dtype=torch.uint8), torch.zeros_like(furthest, dtype=torch.half)
+    for share in TRIED:
+        tried = (furthest * share / -MIDDLE).half()
+        over = torch.where(tried == 0, torch.ones_like(tried), tried).float()
+        whole = torch.round(groups / over).clamp_(-MIDDLE, MOST)
+        error = (whole * over - groups).square_().sum(2, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale = torch.where(better, tried, scale)
+        q = torch.where(better, (whole + MIDDLE).to(torch.uint8), q)
+    q, scale = q.flatten(1), scale[..., 0]
     return q[:, ::2] | (q[:, 1::2] << 4), scale
 
 
 def unpacked_rows(q: Tensor, scale: Tensor, columns: int) -> Tensor:
     """q (..., I / 2), scale (..., G) -> weights (..., columns)."""
-    both = torch.stack([q & 15, q >> 4], -1).flatten(-2).to(torch.float32) - MIDDLE
+    high = (q.to(torch.float32) / 16).floor()  # no shift of bits, which the exporter makes a number with a sign
+    both = torch.stack([q.to(torch.float32) - 16 * high, high], -1).flatten(-2) - MIDDLE
     return (both.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]).flatten(-2)[..., :columns]
 
 

@@ -91,7 +91,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + patches, D), the class token first."""
         h = self.patch_embed.proj(F.pad(x, (0, self.short[1], 0, self.short[0]))).flatten(2).transpose(1, 2)
-        h = torch.cat([self.cls_token.expand(len(h), -1, -1), h], 1) + self.pos_embed
+        h = torch.cat([self.cls_token.expand(h.shape[0], -1, -1), h], 1) + self.pos_embed
         h = self.blocks[:-1](h)
         if self.features is not None:
             seen = self.features(self.map(h))
