@@ -184,6 +184,7 @@ def test_of_hidden_tokens_as_many_are_planned_as_are_expected():
     step, trace = Measured(what, False).step(what.most, "fp32", False), Trace()
     real_step(what, trace)
     assert step.forward + step.backward == pytest.approx(trace.flops, rel=0.005)
+    assert subject(MASKED | {"fusion": {"masked": {"whole_words": True}}}).rows == what.rows
     few = replace(what, build=subject(MASKED | {"fusion": {"masked": {"share": 0.05}}}).build)
     assert Measured(few, False).step(what.most, "fp32", False).forward < 0.99 * step.forward
 

@@ -203,6 +203,8 @@ class Text(Column):
 
     def begins(self) -> list[bool]:
         """For each id whether a word begins with it: pieces of words are told by the marks of their tokenizers."""
+        if "tokenizer" not in self.state:  # supposed: no word is known yet
+            return [True] * self.size
         words = sorted((i, w) for w, i in self.tokenizer.get_vocab().items())
         if any(w.startswith("##") for _, w in words):
             found = {i: not w.startswith("##") for i, w in words}

@@ -150,7 +150,8 @@ class Named(TorchFunctionMode):
             return func(*args, **kwargs)
         mask = args[0]
         count = max(1, round(self.share * mask.numel()))
-        return tuple(mask.new_zeros(count, dtype=torch.long) for _ in mask.shape)
+        places = tuple(mask.new_zeros(count, dtype=torch.long) for _ in mask.shape)
+        return places if kwargs.get("as_tuple") else torch.stack(places, 1)
 
 
 @dataclass(frozen=True)
