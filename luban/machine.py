@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ def able(name: str, precision: str = "bf16") -> bool:
         return precision in first and generation >= first[precision]
     flags = {"avx512_bf16", "amx_bf16", "bf16"} & set(processor()["flags"])
     return name == "cpu" and precision in ("bf16", "medium") and bool(flags)
+
+
+def computes(name: str, precision: str, place: str, known: Iterable[str]) -> None:
+    """Raises Unsupported where a device would only imitate a precision. `known`: all that can be asked for at that place."""
+    if not able(name, precision):
+        there = [p for p in known if p == "auto" or able(name, p)]
+        raise Unsupported(problem("precision.not_there", place=place, name=precision, allowed=there, device=name))
 
 
 def threads(wanted: str | int | None = "auto") -> int:

@@ -255,7 +255,8 @@ def test_metrics_do_not_suffer(kind, digits, monkeypatch):
     """In half precision (imitated where the processor lacks it) as good as in fp32, within what another seed changes."""
     if kind == "medium" and not precision.able("cpu", kind):
         pytest.skip("this processor has no bf16: there `medium` computes what fp32 does")
-    monkeypatch.setattr(precision, "able", lambda device, name="bf16": True)
+    for home in (machine, precision):
+        monkeypatch.setattr(home, "able", lambda device, name="bf16": True)
     exact, half = digits("fp32"), digits(kind)
     assert exact[:, 1].mean() > 0.7 and not np.array_equal(exact, half), "it learns; it was another arithmetic"
     loss, accuracy = (half - exact).mean(0)
@@ -283,7 +284,8 @@ def test_the_scale_falls_with_an_overflow_and_rises_after_many_good_updates():
 
 
 def test_fp16_leaves_out_an_update_that_overflows_and_resumes_with_its_scale(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "able", lambda device, name="bf16": True)
+    for home in (machine, precision):
+        monkeypatch.setattr(home, "able", lambda device, name="bf16": True)
     monkeypatch.setattr(Scaler, "FIRST", 2.0**40)  # far too high: the first updates overflow
     path = tiny.csv(tmp_path / "rows.csv", 60)
     ask = {**ASK, "precision": "fp16", "epochs": 3, "checkpoint_seconds": 0, "out": tmp_path / "m"}

@@ -11,7 +11,7 @@ from luban import machine
 from luban.columns.examples import encode_values
 from luban.console import tell
 from luban.data.halves import broken
-from luban.errors import DataError, Unsupported, problem
+from luban.errors import DataError, Unsupported
 from luban.generation.sampling import Precision, Sampling, checked, orderly, width, writes
 from luban.generation.writing import Text, searched, streamed, written
 from luban.nn.tokens import Batch
@@ -90,11 +90,7 @@ def writer_of(bundle: Any, precision: Precision = "fp32") -> Any:
 
 def computes(device: str, precision: Precision) -> None:
     """Raises Unsupported where a device would only imitate a precision, slower than fp32."""
-    if not machine.able(device, precision):
-        there = [p for p in get_args(Precision) if machine.able(device, p)]
-        raise Unsupported(
-            problem("precision.not_there", place="precision", name=precision, allowed=there, device=device)
-        )
+    machine.computes(device, precision, "precision", get_args(Precision))
 
 
 def _ids(column: Any, prompt: Prompt | np.ndarray) -> np.ndarray:

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from luban.columns.examples import Examples
-from luban.errors import Unsupported, problem
-from luban.machine import able
+from luban.machine import able, computes
 from luban.nn.tokens import Batch
 from luban.training.random import seed_torch
 
@@ -72,11 +71,8 @@ def products(precision: str, device: str) -> Iterator[None]:
 
 def refuse(precision: str, device: str) -> None:
     """Raises Unsupported where a precision was asked for that the device can only imitate, or not compute at all."""
-    if precision != "auto" and not able(device, precision):
-        there = ["auto", *(p for p in ("fp32", *PRODUCTS, *HALF) if able(device, p))]
-        raise Unsupported(
-            problem("precision.not_there", place="train.precision", name=precision, allowed=there, device=device)
-        )
+    if precision != "auto":
+        computes(device, precision, "train.precision", ("auto", "fp32", *PRODUCTS, *HALF))
 
 
 # -- the trial -------------------------------------------------------------------------------------------------------
