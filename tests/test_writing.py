@@ -1,5 +1,6 @@
 """Networks that write: what is read once is read right, nothing leaks, and a text does not depend on its neighbours."""
 
+import gc
 import itertools
 
 import numpy as np
@@ -162,6 +163,68 @@ def test_packed_weights_write_what_they_write_where_they_lie(head, settings, mon
     monkeypatch.setattr(decoding, "repays", lambda model: True)
     monkeypatch.setattr(decoding, "PATIENCE", 1)
     assert stepwise_gap(made(head, settings, ("source",)), SOURCE) < 2e-5
+
+
+def _logits(net) -> torch.Tensor:
+    """What follows two tokens, the second of them read quickly."""
+    state = net.start(Batch({}, {}, 1))
+    for _ in range(2):
+        logits = net.advance(state, torch.tensor([[5]]), torch.ones(1, 1, dtype=torch.bool))
+    return logits
+
+
+CHANGES = {
+    "learned": lambda layer: layer.weight.mul_(2),
+    "by way of data": lambda layer: layer.weight.data.mul_(2),
+    "another matrix": lambda layer: setattr(layer, "weight", torch.nn.Parameter(layer.weight * 2)),
+    "somebody listens": lambda layer: layer.register_forward_hook(lambda *a: a[2] * 2),
+}
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """A GPT whose weights are packed from the first product on, and how many of its matrices were."""
+    monkeypatch.setattr(decoding, "repays", lambda model: True)
+    monkeypatch.setattr(decoding, "PATIENCE", 1)
+    count, packed = [], decoding._packed
+    monkeypatch.setattr(decoding, "_packed", lambda weight: (count.append(1), packed(weight))[1])
+    with torch.no_grad():
+        yield made("gpt", {}), count
+
+
+def test_weights_are_packed_once_for_many_texts(kept):
+    net, count = kept
+    first = _logits(net)
+    once = len(count)
+    assert once > 0 and torch.allclose(_logits(net), first, atol=1e-6) and len(count) == once
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_packed_weights_that_changed_are_packed_again(kept, change):
+    net, _ = kept
+    before = _logits(net)
+    CHANGES[change](net.writer.layers.layers[0].dense.outer)
+    quick = _logits(net)
+    made_anew = decoding.KEPT.pop(net.writer)
+    assert torch.equal(quick, _logits(net)) and made_anew
+    assert not torch.allclose(quick, before, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_control_packed_weights(kept, change, monkeypatch):
+    """Planted fault: nobody looks whether anything changed."""
+    monkeypatch.setattr(decoding, "_state", lambda head: [])
+    with pytest.raises(AssertionError):
+        test_packed_weights_that_changed_are_packed_again(kept, change)
+
+
+def test_a_network_that_is_gone_takes_its_packed_weights_along(kept):
+    net = made("gpt", {})
+    _logits(net)
+    there = len(decoding.KEPT)
+    del net
+    gc.collect()
+    assert len(decoding.KEPT) == there - 1
 
 
 @bf16

@@ -1,6 +1,6 @@
 """One further token of each row through a causal Transformer with a past: what writing a text does again and again.
 
-    step = Step.of(transformer, table)      # None where a part of it is not as `transformer` made it
+    step = step_of(head, past, ids, mask)   # None where a part of it is not as `transformer` made it
     logits = step(embedded, past)           # (B, D) -> (B, V), and the past is one longer
 
 The sums of `Transformer.forward`, held against it in `tests/test_writing.py`, without what only learning and reading
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,10 @@ def repays(model: nn.Module) -> bool:
 
 
 class Step:
-    """One token of each row. It looks at the weights that were there when it was made: make it anew for every writing."""
+    """One token of each row. It looks at the weights that were there when it was made, see `_kept`.
+
+    `table`: what makes logits (B, V) of states (B, D); `product`: what a linear layer does.
+    """
 
     def __init__(self, model: parts.Transformer, table: Map, product: Callable[[nn.Module], Map]):
         shape = model.shape
@@ -103,12 +107,12 @@ class Step:
         self.layers = [_Layer(layer, product) for layer in model.layers]
         self.table = table
 
-    @classmethod
-    def of(cls, model: parts.Transformer, table: Map, product: Callable[[nn.Module], Map]) -> Step | None:
-        """`table`: what makes logits (B, V) of states (B, D); `product`: what a linear layer does."""
+    @staticmethod
+    def does(model: parts.Transformer) -> bool:
+        """Whether all of it is as `transformer` made it, with nobody listening in between."""
         mine = (parts.Transformer, parts.Layer, parts.Attention, parts.Dense)
         whole = [model, *model.layers, *(m for layer in model.layers for m in layer.children() if _own(m))]
-        return cls(model, table, product) if all(type(m) in mine and not _hooked(m) for m in whole) else None
+        return all(type(m) in mine and not _hooked(m) for m in whole)
 
     @torch.autocast("cpu", enabled=False)
     def __call__(self, h: Tensor, past: Past) -> Tensor:
@@ -237,7 +241,8 @@ def _table(head: Any, product: Callable[[nn.Module], Map], **how: bool) -> Map:
     if head.out is not None:
         return product(head.out)
     plain = type(head.embedding) is nn.Embedding and not _hooked(head.embedding)
-    return Product(head.embedding.weight, None, **how) if plain else lambda h: F.linear(h, head.embedding.weight)
+    embedding = head.embedding  # not the head, which would keep itself
+    return Product(embedding.weight, None, **how) if plain else lambda h: F.linear(h, embedding.weight)
 
 
 def step_of(head: Any, past: Past, ids: Tensor, mask: Tensor) -> Step | None:
@@ -248,8 +253,30 @@ def step_of(head: Any, past: Past, ids: Tensor, mask: Tensor) -> Step | None:
     if ids.device.type != "cpu" or not bool(mask.all()):
         return None
     if past.step is None:
-        half = torch.is_autocast_enabled("cpu")
+        past.step = _kept(head) or False
+    return past.step or None
+
+
+KEPT: WeakKeyDictionary[nn.Module, tuple[Any, Step | None]] = WeakKeyDictionary()
+
+
+def _kept(head: Any) -> Step | None:
+    """The step of a head's last writing while nothing of it has changed: packing its weights takes as long as some tokens do."""
+    half = torch.is_autocast_enabled("cpu")
+    now = half, _state(head)
+    before, step = KEPT.get(head, (None, None))
+    if before != now:
         how = {"half": half, "packs": not half and repays(head)}
         product = partial(_product, **how)
-        past.step = Step.of(head.layers, _table(head, product, **how), product) or False
-    return past.step or None
+        step = Step(head.layers, _table(head, product, **how), product) if Step.does(head.layers) else None
+        KEPT[head] = now, step
+    return step
+
+
+def _state(head: nn.Module) -> list[Any]:
+    """What a step was made of: its modules, and where its tensors lie, how often each was written to, and what their sums are,
+    since who writes to `.data` is not counted. Reading all weights once is less than reading a token."""
+    tensors = [*head.parameters(), *head.buffers()]
+    sums = torch.stack([t.sum(dtype=torch.float32) for t in tensors]).tolist()
+    versions = [0 if t.is_inference() else t._version for t in tensors]
+    return [(type(m), _hooked(m)) for m in head.modules()] + list(zip([t.data_ptr() for t in tensors], versions, sums))
