@@ -30,10 +30,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.common import finish
+from benchmarks.common import examples, finish
 from benchmarks.int8 import BATCHES, timed, times
 from luban.bundle import Bundle
-from luban.columns.examples import Examples, encode
+from luban.columns.examples import Examples
 from luban.data.prepare import prepare
 from luban.engines import engine_of
 from luban.errors import Unsupported
@@ -76,10 +76,7 @@ def main() -> None:
     model = Bundle.load(asked.folder)
     (output,) = model.outputs
     data = prepare(model.recipe)
-    validation, test = (
-        encode(model.columns, model.inputs, model.outputs, data.framed(data.part(p)[: asked.rows], model.recipe.frame))
-        for p in ("validation", "test")
-    )
+    validation, test = (examples(model, data, p, asked.rows) for p in ("validation", "test"))
     sides = {"whole": (model, 0.0), **made(model, data, asked.calibrate, asked.epochs)}
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place:

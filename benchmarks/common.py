@@ -66,6 +66,14 @@ def taught(recipe: str, seed: int, out: str | Path | None, changes: Sequence[str
     return model, time.process_time() - started
 
 
+def examples(model: Any, data: Any, part: str, rows: int | None = None) -> Any:
+    """The rows of a part of some data, the first `rows` of them, as a model's Examples."""
+    from luban.columns.examples import encode
+
+    framed = data.framed(data.part(part)[:rows], model.recipe.frame)
+    return encode(model.columns, model.inputs, model.outputs, framed)
+
+
 def learned(model: Any) -> dict[str, Any]:
     """What the history of a model says of its training."""
     return next(e for e in model.history if e["stage"] == "train")

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 import luban
-from benchmarks.common import learned, seeds
-from luban.columns.examples import Examples, encode
+from benchmarks.common import examples, learned, seeds
+from luban.columns.examples import Examples
 from luban.data.prepare import prepare
 from luban.evaluation import intervals
 
@@ -50,7 +50,7 @@ def right(model: Any, test: Examples) -> np.ndarray:
 
 
 def run(teacher: Any, data: Any, asked: argparse.Namespace, seed: int, place: Path) -> dict[str, Any]:
-    test = encode(teacher.columns, teacher.inputs, teacher.outputs, data.framed(data.part("test"), teacher.recipe.frame))  # fmt: skip
+    test = examples(teacher, data, "test")
     paths = {e: place / f"student-{e}.yaml" for e in (asked.epochs, asked.alone)}
     for epochs, path in paths.items():
         path.write_text(STUDENT.format(epochs=epochs), encoding="utf-8")

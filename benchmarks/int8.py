@@ -31,9 +31,9 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.common import finish
+from benchmarks.common import examples, finish
 from luban.bundle import Bundle
-from luban.columns.examples import Examples, encode
+from luban.columns.examples import Examples
 from luban.data.prepare import prepare
 from luban.engines import OnnxEngine
 
@@ -120,11 +120,7 @@ def main() -> None:
     model = Bundle.load(asked.folder)
     (output,) = model.outputs
     data = prepare(model.recipe)
-    framed = {
-        n: data.framed(data.part(n)[:most], model.recipe.frame)
-        for n, most in (("train", asked.calibrate), ("test", asked.rows))
-    }
-    training, test = (encode(model.columns, model.inputs, model.outputs, f) for f in framed.values())
+    training, test = examples(model, data, "train", asked.calibrate), examples(model, data, "test", asked.rows)
     small = model.compress(data, quantize="int8", calibrate=asked.calibrate, explain=8)
     with tempfile.TemporaryDirectory() as place:
         whole, integers, hand = (Path(place) / f"{n}.onnx" for n in ("whole", "integers", "hand"))

@@ -29,10 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.common import finish
+from benchmarks.common import examples, finish
 from benchmarks.int8 import BATCHES, accuracy, timed, times
 from luban.bundle import Bundle
-from luban.columns.examples import Examples, encode
+from luban.columns.examples import Examples
 from luban.data.prepare import prepare
 from luban.engines import engine_of
 from luban.stages.export.gate import passes
@@ -104,9 +104,7 @@ def main() -> None:
     model = Bundle.load(asked.folder)
     (output,) = model.outputs
     data = prepare(model.recipe)
-    test = encode(
-        model.columns, model.inputs, model.outputs, data.framed(data.part("test")[: asked.rows], model.recipe.frame)
-    )
+    test = examples(model, data, "test", asked.rows)
     models = {"": model} | ({" int8": Bundle.load(asked.small)} if asked.small else {})
     with tempfile.TemporaryDirectory() as place:
         sides = engines(models, data, Path(place))

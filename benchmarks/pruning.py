@@ -23,10 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.common import finish
+from benchmarks.common import examples, finish
 from benchmarks.int8 import BATCHES, accuracy, fed, session, timed, times
 from luban.bundle import Bundle
-from luban.columns.examples import encode
 from luban.data.prepare import prepare
 from luban.engines import OnnxEngine
 
@@ -42,9 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = Bundle.load(asked.folder)
     data = prepare(model.recipe)
-    test = encode(
-        model.columns, model.inputs, model.outputs, data.framed(data.part("test")[: asked.rows], model.recipe.frame)
-    )
+    test = examples(model, data, "test", asked.rows)
     sides, spent = {"whole": model}, {"whole": 0.0}
     for share in asked.shares:
         started = time.process_time()

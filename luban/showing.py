@@ -17,7 +17,7 @@ from luban.columns.answering import Engine, Row, answer
 from luban.columns.clips import capture, told
 from luban.columns.drawn import draw, likely, with_legend
 from luban.columns.examples import records
-from luban.columns.mask import PALETTE, coloured, painted
+from luban.columns.mask import coloured, painted, palette
 from luban.console import Progress
 from luban.errors import DataError, RequestError, WorkError, problem
 from luban.messages import say
@@ -67,7 +67,7 @@ def _shown(engine: Engine, picture: np.ndarray, row: Row, outputs: Sequence[str]
         else:
             classes = column.classes  # type: ignore[attr-defined]
             picture = coloured(painted(found), picture) if found else picture
-    return with_legend(picture, classes[1:], PALETTE[np.arange(1, len(classes)) % len(PALETTE)]) if classes else picture
+    return with_legend(picture, classes[1:], palette()[1 : len(classes)]) if classes else picture
 
 
 # -- a video file ------------------------------------------------------------------------------------------------------

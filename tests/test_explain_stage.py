@@ -112,6 +112,19 @@ def test_shap_is_another_name_of_kernel_shap():
     assert explain(model, data, method="shap", rows=1).numbers["method"] == "kernel-shap"
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_map_in_which_nothing_speaks_for_the_answer_is_said_to_be_empty(deaf):
+    model, data = everything()
+    if deaf:  # the score follows from the bias alone
+        torch.nn.init.zeros_(dict(model.network._heads())["grade"].out.weight)
+    report = explain(model, data, method="grad-cam", output="grade", rows=3)
+    said, rows = " ".join(report.to_text().split()), report.numbers["rows"]
+    flat = [[n for n in ("photo", "review") if not np.any(weights(report, i)[n])] for i in range(3)]
+    assert [sorted(r.get("empty", [])) for r in rows] == flat and all(map(len, flat)) >= deaf
+    assert said.count("nothing in it speaks for this answer") == sum(map(bool, flat))
+    assert ("3 of 3 rows have an empty map" in said) == deaf and ("have an empty map" in said) == any(flat)
+
+
 @pytest.mark.parametrize("method", [*METHODS, "grad-cam"])
 def test_text_image_number_and_category_together(method):
     model, data = everything()

@@ -14,7 +14,7 @@ import luban
 from luban.asking import Ask
 from luban.columns.answering import answer
 from luban.columns.base import make
-from luban.columns.mask import NOTHING, coloured, restored, sampled
+from luban.columns.mask import NOTHING, coloured, lab, palette, restored, sampled
 from luban.data.prepare import raw
 from luban.engines import OnnxEngine
 from luban.errors import DataError, RecipeError, RequestError
@@ -276,6 +276,15 @@ def test_colours_and_sampling_keep_their_sizes():
     assert over.shape == (60, 80, 3) and np.array_equal(
         over[classes == 0], np.repeat(picture[..., None], 3, 2)[classes == 0]
     )
+
+
+@pytest.mark.parametrize("classes", [12, 40, 255])
+def test_colours_of_many_classes_are_told_apart(classes):
+    """By people who see three colours: 2.3 in CIELAB is just noticed."""
+    places = lab(palette()[[*range(classes), NOTHING]])
+    apart = np.linalg.norm(places[:, None] - places, axis=2)[~np.eye(classes + 1, dtype=bool)]
+    assert apart.min() > (19 if classes <= 40 else 13)
+    assert np.array_equal(coloured(np.array([[39, NOTHING]], np.uint8))[0], [palette()[39], [255] * 3])
 
 
 # -- its whole life ------------------------------------------------------------------------------------------------------

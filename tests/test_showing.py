@@ -9,7 +9,7 @@ from PIL import Image
 
 from luban.columns.answering import answer
 from luban.columns.base import Answer, make
-from luban.columns.mask import PALETTE, painted
+from luban.columns.mask import painted, palette
 from luban.data.sources import read
 from luban.errors import DataError, RequestError, problem
 from luban.predictions import predict_file
@@ -112,9 +112,9 @@ def test_masks_are_laid_over_pictures_and_said_below(painter, tmp_path):
     height, width = SIZE[0] * 4, SIZE[1] * 4  # made larger, so that the letters can be read
     assert shown.shape[1] == width and height < shown.shape[0] < height + 40 and not shown.shape[0] % 2
     inside, beside = shown[18 * 4, 20 * 4], shown[18 * 4, 50 * 4]
-    assert np.abs(inside - (np.array([230, 20, 20]) + PALETTE[1]) // 2).max() < 12 and np.abs(beside - 90).max() < 8
+    assert np.abs(inside - (np.array([230, 20, 20]) + palette()[1]) // 2).max() < 12 and np.abs(beside - 90).max() < 8
     below = shown[height:].reshape(-1, 3)
-    assert (np.abs(below - PALETTE[1]).max(1) < 30).sum() > 40 and (below.min(1) > 240).mean() > 0.5
+    assert (np.abs(below - palette()[1]).max(1) < 30).sum() > 40 and (below.min(1) > 240).mean() > 0.5
 
 
 def test_a_video_gets_its_masks(painter, clip, tmp_path):
@@ -125,7 +125,7 @@ def test_a_video_gets_its_masks(painter, clip, tmp_path):
         frames = [frame[..., ::-1].astype(int) for good, frame in (reader.read() for _ in range(20)) if good]
         reader.release()
         assert len(frames) == 20 and frames[0].shape[1] == SIZE[1] * 4 and frames[0].shape[0] > SIZE[0] * 4
-        assert np.abs(frames[10][18 * 4, 30 * 4] - (np.array([230, 20, 20]) + PALETTE[1]) // 2).max() < 40
+        assert np.abs(frames[10][18 * 4, 30 * 4] - (np.array([230, 20, 20]) + palette()[1]) // 2).max() < 40
     film(painter, clip, str(tmp_path / "out.jsonl"))
     told = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[3])
     assert 250 < painted(Answer(told["mask"], 1.0)).sum() < 400

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,10 +27,34 @@ from luban.settings import Natural
 NOTHING = 255  # stands in x where a pixel counts for nothing
 WHITE = 1  # the class of what is white in masks of black and white
 TOLD = 4  # classes of an answer in a table
-PALETTE = np.array([  # Okabe and Ito 2008, and four more that people who see two colours tell apart
+FIRST = np.array([  # Okabe and Ito 2008, and four more that people who see two colours tell apart
     (40, 40, 40), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
     (204, 121, 167), (90, 30, 130), (120, 60, 20), (200, 200, 200), (0, 80, 60),
 ], np.uint8)  # fmt: skip
+
+
+@cache
+def palette() -> np.ndarray:
+    """uint8 (256, 3): the colour of each class, white where a pixel counts for nothing. After those of `FIRST` each is the colour of a
+    coarse grid that is furthest, in CIELAB, from all before it and from white (Glasbey et al. 2007).
+    """
+    grid = np.stack(np.meshgrid(*[np.arange(0, 256, 17)] * 3, indexing="ij"), -1).reshape(-1, 3).astype(np.uint8)
+    found, places = [*FIRST], lab(grid)
+    far = np.linalg.norm(places[:, None] - lab(np.array([*FIRST, (255, 255, 255)])), axis=2).min(1)
+    while len(found) < NOTHING:
+        best = int(far.argmax())
+        found.append(grid[best])
+        far = np.minimum(far, np.linalg.norm(places - places[best], axis=1))
+    return np.stack([*found, np.full(3, 255, np.uint8)])
+
+
+def lab(colours: np.ndarray) -> np.ndarray:
+    """sRGB 0..255 (N, 3) -> CIELAB under D65, in which a distance of 10 is easily seen."""
+    share = np.asarray(colours) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array([[0.4339, 0.2126, 0.0178], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8727]])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 
 
 @dataclass(frozen=True)
@@ -329,8 +354,7 @@ def restored(own: np.ndarray, place: Placement) -> np.ndarray:
 
 def coloured(classes: np.ndarray, over: np.ndarray | None = None) -> np.ndarray:
     """uint8 (H, W, 3): a colour for each class, `NOTHING` white; half over a picture (H, W, 3) where one is given, whole where a class ends."""
-    colours = PALETTE[classes % len(PALETTE)]
-    colours[classes == NOTHING] = 255
+    colours = palette()[classes]
     if over is None:
         return colours
     half = np.where(_edges(classes)[..., None], colours, (over.astype(np.uint16) + colours) // 2)
@@ -347,7 +371,7 @@ def _edges(classes: np.ndarray) -> np.ndarray:
 def legend(labels: Sequence[str]) -> str:
     """HTML: each name behind a square of its class's colour, in the order of the classes; empty names are left out."""
     marks = [
-        tag("span", tag("span", "■ ", style="color:rgb({},{},{})".format(*PALETTE[i % len(PALETTE)])), escape(label))
+        tag("span", tag("span", "■ ", style="color:rgb({},{},{})".format(*palette()[i])), escape(label))
         for i, label in enumerate(labels)
         if label
     ]

@@ -55,6 +55,8 @@ def numbers(found: Explanation, settings: Mapping[str, Any]) -> dict[str, Any]:
             row["by_token"] = dict(zip(("tokens", "weights"), found.by_token[i]))
         if i in found.attention:
             row["attention"] = [look.to_json() for look in found.attention[i]]
+        if nothing := empty(found, i):
+            row["empty"] = nothing
         rows.append(row | errors(found, i))
     return {
         "method": found.method,
@@ -78,6 +80,12 @@ def _errors(found: Explanation) -> dict[str, np.ndarray]:
         "deletion_random": found.deletion.chance,
         "deletion_z": found.deletion.z,
     }
+
+
+def empty(found: Explanation, i: int) -> list[str]:
+    """Inputs of a row whose map is zero everywhere: what speaks for the answer is cut off at zero, and sometimes nothing is left."""
+    parts = found.by_column()[i] if found.method == "grad-cam" else {}
+    return [n for n, w in parts.items() if n not in found.without and not np.any(w)]
 
 
 def overall_error(name: str, values: np.ndarray) -> float | bool:
@@ -124,6 +132,8 @@ def verdict(report: Report, found: Explanation) -> None:
         report.note("good" if fit >= GOOD_FIT else "warn", say("explain.error.fit", **values))
     if found.method == "grad-cam":
         report.note("warn", say("explain.error.none"))
+        if count := sum(bool(empty(found, i)) for i in range(len(found.examples))):
+            report.note("warn", say("explain.empty", rows=count, all=len(found.examples)))
     if found.without:
         report.note("warn", say("explain.without", inputs=list(found.without)))
     if len(z):
@@ -185,6 +195,8 @@ def one(report: Report, found: Explanation, columns: Mapping[str, Column], i: in
             report.html(name, column.marked(drawn, answer, explained, e.raw[name]) if its else drawn)
     if i in found.by_token and found.method == "grad-cam":
         report.html(say("explain.words"), _strip(found, columns, i))
+        if words := [word for word, weights in zip(*found.by_token[i]) if not np.nan_to_num(weights).any()]:
+            report.text(say("explain.empty_words", words=words))
     elif i in found.by_token and len(found.by_token[i][0]) > 1:  # of one token it says what stands above
         tokens, matrix = found.by_token[i]
         segments = [n for s in e.segments.values() for n in s.names]
@@ -247,6 +259,8 @@ def _said(found: Explanation, i: int) -> str:
         parts.append(say("explain.said.fit", fit=f"{own['fit']:.3f}", error=number(own["surrogate_error"])))
     if "standard_error" in own and not own["exact"]:
         parts.append(say("explain.said.sampling", error=number(own["standard_error"])))
+    if nothing := empty(found, i):
+        parts.append(say("explain.said.empty", inputs=nothing))
     if own["deletion_z"] == own["deletion_z"]:
         parts.append(say("explain.said.deletion", z=f"{own['deletion_z']:.1f}"))
     return " ".join(parts)
