@@ -11,7 +11,7 @@ from luban.nn.edits import replay
 from luban.stages.compress.methods import folded, importance, left, without_channels
 from tests.test_static import FAMILIES, QUICK, TABLE, batch_of, model_of
 
-SLOW = ("resnet50", "efficientnet", "densenet", "inception")  # hundreds of layers are each tried
+SLOW = ("resnet50", "efficientnet", "densenet", "inception")  # hundreds of layers
 CASES = [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES]
 PRUNED = {k: v for k, v in QUICK.items() if k != "accept"}
 
@@ -59,6 +59,22 @@ def test_half_of_the_channels_are_about_a_quarter_of_the_weights(family, tmp_pat
     again = Bundle.load(tmp_path / "m")
     with torch.no_grad():
         assert torch.equal(again.network(batch_of(model))["y"], small.network(batch_of(model))["y"])
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 37])
+def test_channels_are_told_apart_by_a_few_examples(count):
+    """A column that holds one channel is found, wherever it stands; one that holds two, or changes in all examples, is no column of one."""
+    code, reader = channels._code(count), nn.Linear(2 * count, 1, bias=False)
+    order = torch.randperm(2 * count, generator=torch.Generator().manual_seed(count))
+    one = torch.cat([code, code], 1).float()[:, order]  # each channel stands in two columns
+    held = channels._columns(reader, code, one, torch.zeros_like(one))
+    assert torch.equal(held.nonzero()[:, 0].bincount(), torch.full((count,), 2))
+    assert torch.equal(held, (order % count) == torch.arange(count)[:, None])
+    for fault in ((one[:, 0] + one[:, (order % count != order[0] % count).nonzero()[0, 0]]), torch.ones(len(one))):
+        assert (
+            channels._columns(reader, code, one.index_copy(1, torch.tensor([0]), fault[:, None]), torch.zeros_like(one))
+            is None
+        )
 
 
 def test_the_norm_behind_a_layer_counts(resnet):

@@ -1,8 +1,9 @@
 """Which channels of which layers can be removed together, found by trying it on the network itself.
 
-No table of architectures: a channel of one layer is set to two different values while every other layer keeps giving what
-it gave, so that only the layers that read this channel, and only the columns that hold it, see a difference. What is found
-is checked by cutting: a network without the channel must answer like one whose readers ignore it.
+No table of architectures: channels of one layer are set to two different values while every other layer keeps giving what
+it gave, so that only the layers that read them, and only the columns that hold them, see a difference. Which channel a column
+holds is read off a few examples (`_code`). What is found is checked by cutting: a network without the channels must answer
+like one whose readers ignore them.
 
 Layers whose answers are added, as along a residual stream, write into the same columns of their readers: that ties them to a
 `Group`, which is cut together.
@@ -75,7 +76,7 @@ def _each(module: nn.Module) -> bool:
 @torch.no_grad()
 def groups(network: Any, batch: Batch) -> list[Group]:
     """Every group of layers whose channels can be cut, in the order of their first layers. `batch`: two examples or more, in eval mode."""
-    reached = {n: found for n in prunable(network) if (found := _reached(network, batch, n)) is not None}
+    reached = _all_reached(network, batch)
     together: list[list[str]] = []
     for name, found in reached.items():
         tied = [g for g in together if any(_share(found, reached[m]) for m in g)]
@@ -104,29 +105,46 @@ def prunable(network: nn.Module) -> list[str]:
     return [n for n, m in network.named_modules() if isinstance(m, whole) and getattr(m, "groups", 1) == 1]
 
 
-def _reached(network: Any, batch: Batch, layer: str) -> dict[str, Tensor] | None:
-    """Who reads the channels of a layer, as in `Group`, before it is known whether they can be cut out."""
-    module = network.get_submodule(layer)
-    channels = module.weight.shape[0]
-    if channels < 2:
-        return None
-    one = _repeated(batch, channels)
+def _all_reached(network: Any, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """`_reached` of every layer where it is something, in the order of the modules."""
+    names = prunable(network)
+    codes = {n: _code(network.get_submodule(n).weight.shape[0]) for n in names}
+    found = {}
+    for count in sorted({len(c) for c in codes.values()} - {0}):  # those with as many examples share what is usual
+        one = _repeated(batch, count)
+        try:
+            usual = _usual(network, one)
+        except (RuntimeError, IndexError):
+            continue
+        found |= {n: _reached(network, one, n, codes[n], usual) for n in names if len(codes[n]) == count}
+    return {n: found[n] for n in names if found.get(n)}
+
+
+def _code(channels: int) -> Tensor:
+    """bool (E, channels): which channels are set in which example. Example j sets those with bit j in their number, and another one
+    those without, so what holds one channel alone differs in the examples of its number, and in half of them; what holds several does in more."""
+    bits = torch.arange(channels) >> torch.arange((channels - 1).bit_length())[:, None] & 1 == 1
+    return torch.cat([bits, ~bits])
+
+
+def _reached(
+    network: Any, one: Batch, layer: str, code: Tensor, usual: Mapping[str, list[Tensor]]
+) -> dict[str, Tensor] | None:
+    """Who reads the channels of a layer, as in `Group`, before it is known whether they can be cut out. `one`: an example for each row of `code`."""
     try:
-        usual, _ = _run(network, one, layer, None)
-        seen = [_run(network, one, layer, v, usual) for v in VALUES]
+        first, second = (_run(network, one, layer, code, v, usual) for v in VALUES)
     except (_Unfit, RuntimeError, IndexError):
         return None
-    first, second = seen
     if any(not torch.equal(a, b) for a, b in zip(first[1].values(), second[1].values())):
         return None  # it reaches an answer past every layer that could be cut
     columns = {}
     for name, read in first[0].items():
-        calls = [_columns(network.get_submodule(name), a, b) for a, b in zip(read, second[0][name])]
+        calls = [_columns(network.get_submodule(name), code, a, b) for a, b in zip(read, second[0][name])]
         if any(c is None for c in calls):
             return None
         if differing := [c for c in calls if c.any()]:
             columns[name] = _even(torch.stack(differing).any(0))
-    if not columns or any(c is None for c in columns.values()):
+    if any(c is None for c in columns.values()):
         return None
     return columns
 
@@ -135,56 +153,72 @@ class _Unfit(Exception):
     pass
 
 
-def _run(
-    network: Any, batch: Batch, layer: str, value: float | None, held: Mapping[str, list[Tensor]] | None = None
-) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-    """Without `value`: what each layer gives, call by call. With it: what each layer reads when channel i of example i is `value`
-    and all others give what they gave. Beside it the answers."""
+def _usual(network: Any, batch: Batch) -> dict[str, list[Tensor]]:
+    """What each layer gives, call by call."""
     found: dict[str, list[Tensor]] = {}
 
-    def hook(name: str, module: nn.Module) -> Callable[..., Any]:
-        def record(_: Any, inputs: Any, output: Any) -> Any:
+    def recorded(name: str, module: nn.Module) -> Callable[..., Any]:
+        def forward(*inputs: Any, **more: Any) -> Any:
+            output = type(module).forward(module, *inputs, **more)
+            found.setdefault(name, []).append(output)
+            return output
+
+        return forward
+
+    with _instead(network, recorded):
+        network(batch)
+    return found
+
+
+def _run(
+    network: Any, batch: Batch, layer: str, code: Tensor, value: float, held: Mapping[str, list[Tensor]]
+) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+    """What each layer reads when the channels of each example that `code` says are `value`, and all others give what they gave,
+    which is not computed anew. Beside it the answers."""
+    found: dict[str, list[Tensor]] = {}
+
+    def changed(name: str, module: nn.Module) -> Callable[..., Any]:
+        passes = name == layer or isinstance(module, NORM) or _each(module)
+
+        def forward(*inputs: Any, **more: Any) -> Any:
             calls = found.setdefault(name, [])
-            calls.append(output if value is None else inputs[0])
-            if value is None:
-                return None
-            if name == layer:
-                return _with(module, output, value)
-            return None if isinstance(module, NORM) or _each(module) else held[name][len(calls) - 1]
+            calls.append(inputs[0])
+            if not passes:
+                return held[name][len(calls) - 1]
+            output = type(module).forward(module, *inputs, **more)
+            return _with(module, output, code, value) if name == layer else output
 
-        return record
+        return forward
 
-    with _hooked(network, hook):
+    with _instead(network, changed):
         answers = network(batch)
-    if layer not in found:
+    if found.pop(layer, None) is None:
         raise _Unfit
-    if value is not None:
-        found.pop(layer)
     return found, answers
 
 
 @contextmanager
-def _hooked(network: nn.Module, hook: Callable[[str, nn.Module], Any]) -> Iterator[None]:
+def _instead(network: nn.Module, forward: Callable[[str, nn.Module], Callable[..., Any]]) -> Iterator[None]:
+    """Every layer with numbers of its own does something else meanwhile."""
     leaves = [(n, m) for n, m in network.named_modules() if m.state_dict() and not any(m.children())]
-    handles = [m.register_forward_hook(hook(n, m)) for n, m in leaves]
+    for name, module in leaves:
+        module.forward = forward(name, module)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for _, module in leaves:
+            del module.forward
 
 
-def _with(module: nn.Module, output: Tensor, value: float) -> Tensor:
-    """Channel i of example i set to a value."""
+def _with(module: nn.Module, output: Tensor, code: Tensor, value: float) -> Tensor:
+    """The channels of each example that `code` says set to a value."""
     dim = 1 if isinstance(module, CONVOLUTION) else output.ndim - 1
-    moved = output.movedim(dim, 1).clone()  # (C, C, ...)
-    index = torch.arange(moved.shape[1], device=output.device)
-    moved[index, index] = value
-    return moved.movedim(1, dim)
+    moved = output.movedim(dim, 1)
+    return moved.masked_fill(code.to(output.device).view(*code.shape, *[1] * (output.ndim - 2)), value).movedim(1, dim)
 
 
-def _columns(module: nn.Module, a: Any, b: Any) -> Tensor | None:
-    """bool (C, columns): which columns of this reader differ for which channel; None where it is no layer to cut."""
+def _columns(module: nn.Module, code: Tensor, a: Any, b: Any) -> Tensor | None:
+    """bool (C, columns): which columns of this reader hold which channel; None where it is no layer to cut."""
     if not isinstance(a, Tensor) or a.shape != b.shape:
         return None
     if torch.equal(a, b):
@@ -196,7 +230,17 @@ def _columns(module: nn.Module, a: Any, b: Any) -> Tensor | None:
         dim = a.ndim - 1
     else:
         return None
-    return (a != b).movedim(dim, 1).flatten(2).any(2) if a.ndim > 2 else a != b
+    changed = ((a != b).movedim(dim, 1).flatten(2).any(2) if a.ndim > 2 else a != b).cpu()
+    if len(changed) != len(code):
+        return None
+    columns = changed.any(0).nonzero()[:, 0]
+    seen, bits = changed[:, columns], len(code) // 2
+    channel = (seen[:bits] << torch.arange(bits)[:, None]).sum(0)
+    if int(channel.max()) >= code.shape[1] or not torch.equal(code[:, channel], seen):
+        return None
+    holds = torch.zeros(code.shape[1], changed.shape[1], dtype=torch.bool)
+    holds[channel, columns] = True
+    return holds
 
 
 def _even(changed: Tensor) -> Tensor | None:
@@ -210,7 +254,7 @@ def _even(changed: Tensor) -> Tensor | None:
 def _checked(network: nn.Module, batch: Batch, found: Group) -> bool:
     """A network with half of the channels cut answers like one whose readers ignore that half."""
     keep, gone = torch.arange(0, found.channels, 2), torch.arange(1, found.channels, 2)
-    ignoring, cut = copy.deepcopy(network), copy.deepcopy(network)
+    ignoring, cut = _twin(network, found), _twin(network, found)
     for name, columns in found.columns.items():
         module = ignoring.get_submodule(name)
         if not (isinstance(module, NORM) or _each(module)):
@@ -225,6 +269,13 @@ def _checked(network: nn.Module, batch: Batch, found: Group) -> bool:
         a.shape == b.shape and float((a - b).abs().max()) <= SAME * max(1.0, float(a.abs().max()))
         for a, b in zip(before.values(), after.values())
     )
+
+
+def _twin(network: nn.Module, found: Group) -> nn.Module:
+    """A copy of a network that shares with it what a group does not touch: copying all of it for every group would be most of the work."""
+    touched = {*found.layers, *found.columns}
+    leaves = [m for n, m in network.named_modules() if n not in touched and not any(m.children())]
+    return copy.deepcopy(network, {id(m): m for m in leaves})
 
 
 def _repeated(batch: Batch, count: int) -> Batch:
