@@ -588,6 +588,7 @@ class Check:
             yield problem("recipe.match_outputs", place=self.place(("outputs",)))
         yield from self._alongs(plain)
         yield from self._jointly(plain)
+        yield from self._ahead(plain)
         yield from self._long(plain)
         yield from self._model(plain.get("model"), columns)
         yield from self._one(plain, "frame", "frames")
@@ -626,12 +627,37 @@ class Check:
                 yield from self.value(data[key], shape, ("data", key))
 
     def _jointly(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
-        """Fusions that are about each text by itself."""
+        """Fusions that are about each text by itself; inputs that are not read before a text as others are, where no fusion puts them there."""
         fusion, _ = self._named(plain.get("fusion"))
         model = plain.get("model") if isinstance(plain.get("model"), Mapping) else {}
-        for name, value in model.items():
-            if isinstance(value, Mapping) and JOINT in value and fusion in APART:
-                yield problem("joint.fusion", place=self.place(("model", name, JOINT)), name=name, fusion=fusion)
+        columns = {n: (s, kind) for s in ("inputs", "outputs") for n, (kind, _) in self._types(plain.get(s)).items()}
+        joint = {n: self._lent_by(v[JOINT]) for n, v in model.items() if isinstance(v, Mapping) and JOINT in v}
+        writers = [] if _mark_of("fusions", fusion, "x-ahead") else self._writers(model, columns)
+        for name, of in joint.items():
+            place = ("model", name, JOINT)
+            if fusion in APART:
+                yield problem("joint.fusion", place=self.place(place), name=name, fusion=fusion)
+            others = [n for n, (side, _) in columns.items() if side == "inputs" and joint.get(n) != of]
+            if of in writers and columns.get(name) == ("inputs", "text") and others:
+                yield problem("joint.mixed", place=self.place(place[:2]), name=name, output=of, others=others)
+
+    def _ahead(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
+        """A fusion whose positions stand in front of the text that is written: there is one, written by Luban's own Transformer, and an input."""
+        fusion, _ = self._named(plain.get("fusion"))
+        if not _mark_of("fusions", fusion, "x-ahead"):
+            return
+        names = {side: self._types(plain.get(side)) for side in ("inputs", "outputs")}
+        texts = [n for n, (kind, _) in names["outputs"].items() if _mark_of("columns", kind, "x-head") == "text"]
+        if not texts or not names["inputs"]:
+            yield problem("prefix.nothing", place=self.place(("fusion",)), fusion=fusion)
+        model = plain.get("model") if isinstance(plain.get("model"), Mapping) else {}
+        for name in texts:
+            head = self._named(model.get(name))[0] or "text"
+            if _mark_of("heads", head, "x-joins") is False:
+                fitting = [n for n in registry.names("heads") if _mark_of("heads", n, "x-joins")]
+                yield problem(
+                    "prefix.head", place=self.place(("model", name)), head=head, fusion=fusion, allowed=fitting
+                )
 
     def _long(self, plain: Mapping[str, Any]) -> Iterator[Problem]:
         """`long` is about texts that are read; windows need a text by itself, and answers that several can be one of."""
@@ -728,7 +754,8 @@ class Check:
         form = registry.schema("columns", kind)["x-form"] if kind in registry.names("columns") else ""
         several = form == "ids" if how == JOINT else form not in ("", "scalar", "index")
         if how == JOINT and of in (writers := self._writers(model, columns)) and (side, kind) == ("inputs", "text"):
-            yield from self._before(name, value, of, model, columns, path)
+            if isinstance(value, Mapping) and len(value) > 1:  # it has no windows
+                yield problem("joint.whole", place=self.place((*path, how)), name=name, output=of)
             return
         allowed = [n for n, found in columns.items() if several and n != name and found == (side, kind) and own(n)]
         if of not in allowed or lent - {how}:
@@ -750,17 +777,6 @@ class Check:
             n: self._named(model.get(n))[0] or "text" for n, found in columns.items() if found == ("outputs", "text")
         }
         return [n for n, head in heads.items() if _mark_of("heads", head, "x-joins")]
-
-    def _before(
-        self, name: str, value: Any, of: str, model: Mapping[str, Any], columns: Mapping[str, Any], path: Any
-    ) -> Iterator[Problem]:
-        """A text that is read before one that is written: so is every other input, and there are no windows."""
-        if isinstance(value, Mapping) and len(value) > 1:
-            yield problem("joint.whole", place=self.place((*path, JOINT)), name=name, output=of)
-        inputs = [n for n, (side, _) in columns.items() if side == "inputs"]
-        joint = lambda n: v.get(JOINT) if isinstance(v := model.get(n), Mapping) else None  # noqa: E731
-        if others := [n for n in inputs if self._lent_by(joint(n)) != of]:
-            yield problem("joint.mixed", place=self.place(path), name=name, output=of, others=others)
 
     def _suits(self, room: str, value: Any, kind: str | None, path: tuple[Any, ...]) -> Iterator[Problem]:
         """An encoder made for text cannot read an image."""

@@ -64,6 +64,7 @@ FUSIONS = {
     "join": "luban.nn.join:Join",
     "pair": "luban.nn.pair:Pair",
     "memory": "luban.nn.fusion:Memory",
+    "prefix": "luban.nn.prefix:Prefix",
     "masked": "luban.nn.networks.masked:Guess",
     "skip_gram": "luban.nn.skip_gram:SkipGram",
     "match": "luban.nn.match:Match",
@@ -217,7 +218,7 @@ def describe(thing: Any) -> dict[str, Any]:
         value = getattr(thing, mark, None)
         if isinstance(value, (str, tuple, dict)) and (value or mark in ("encoder", "head")):
             result["x-" + mark] = list(value) if isinstance(value, tuple) else value
-    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped", "joins", "pools")
+    marks = ("along", "joint", "sequences", "alone", "drawn", "draws", "mapped", "joins", "pools", "ahead")
     return result | {"x-" + mark: True for mark in marks if getattr(thing, mark, None) is True}
 
 

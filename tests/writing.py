@@ -13,14 +13,15 @@ from luban.recipe import Recipe, fill
 TEXTS = ["the cat sat on the mat", "a dog and a cat", "on the mat the dog sat", "cats and dogs", "mat, cat; hat."] * 2
 
 
-def recipe(head, inputs=(), frame="row", before=False, **data):
+def recipe(head, inputs=(), frame="row", before=False, fusion=None, **data):
     """`before`: the inputs are read in the text's own sequence."""
     outputs = {"text": {"text": {"vocabulary": 300, "length": 16}}}
     model = {"text": head} | {
         n: {"joint": "text"} if before else {"transformer": {"width": 16, "layers": 1, "heads": 2}} for n in inputs
     }
     plain = {"luban": 1, "inputs": dict.fromkeys(inputs, "text"), "outputs": outputs, "model": model, "frame": frame}
-    return Recipe.of(plain | {"size": "nano"} | ({"data": data} if data else {})).resolved()
+    plain |= {"size": "nano"} | ({"data": data} if data else {}) | ({"fusion": fusion} if fusion else {})
+    return Recipe.of(plain).resolved()
 
 
 @cache
@@ -32,11 +33,11 @@ def columns(inputs=(), before=False):
     return {n: joining.before(found["text"], c) if before and n in inputs else c for n, c in found.items()}
 
 
-def network(head="llama", inputs=(), seed=0, before=False, **settings):
+def network(head="llama", inputs=(), seed=0, before=False, fusion=None, **settings):
     """A small one with weights large enough that what it reads makes a difference."""
     torch.manual_seed(seed)
     small = {"width": 16, "layers": 2} | ({} if head == "lstm" else {"heads": 4}) | settings
-    made = build_network(recipe({head: small}, inputs, before=before), columns(inputs, before))
+    made = build_network(recipe({head: small}, inputs, before=before, fusion=fusion), columns(inputs, before))
     for p in made.parameters():
         if p.ndim > 1:
             torch.nn.init.normal_(p, 0, 0.3)

@@ -48,6 +48,11 @@ class Video(Column):
     form: ClassVar[str] = "frames"
     endings: ClassVar[tuple[str, ...]] = (*VIDEOS, *MOVING)
 
+    @property
+    def most(self) -> int:
+        """Positions of a value."""
+        return self.frames
+
     @cached_property
     def picture(self) -> Image:
         """The column of one frame."""

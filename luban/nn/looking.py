@@ -192,7 +192,8 @@ def _owners(network: nn.Module) -> dict[int, list[Owner]]:
         _claim(found, net.fusion, Owner(read, read))
         for name, head in net._heads():
             ahead = read if getattr(head, "before", 0) else ()
-            _claim(found, head, Owner((name,), (*ahead, name), read))
+            told = not getattr(net.fusion, "ahead", False)  # else there may be fewer positions than were read
+            _claim(found, head, Owner((name,), (*ahead, name) if told else (), read))
     return found
 
 

@@ -132,7 +132,7 @@ class Composed(Headed):
 
     def _fuse(self, recipe: Recipe, outputs: Mapping[str, Column]) -> dict[str, int]:
         """The fusion, what of it some outputs read (`places`), and the size of that."""
-        self.fusion = build("fusions", recipe.fusion, list(self.encoders))
+        self.fusion = self._fusion(recipe)
         self.places = [_place(recipe, n, c, self.groups, list(self.encoders)) for n, c in outputs.items()]
         if any(at is not None for at in self.places) and not hasattr(self.fusion, "positions"):
             name = next(n for n, at in zip(outputs, self.places) if at is not None)
@@ -141,6 +141,9 @@ class Composed(Headed):
                 problem("tags.fusion", place="fusion", fusion=recipe.fusion.type, output=name, allowed=fitting)
             )
         return {n: self.fusion.size if at is None else self.fusion.sizes[at[0]] for n, at in zip(outputs, self.places)}
+
+    def _fusion(self, recipe: Recipe) -> nn.Module:
+        return build("fusions", recipe.fusion, list(self.encoders))
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Input name -> first differentiable form. A shared encoder's is split into one per column."""

@@ -18,7 +18,8 @@ POSITIONS = "layers.positions"  # of a Transformer
 def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
     """Copy the weights of the encoders of `names`, then of fusion and heads where all before them are the same.
 
-    Per input, "fusion" and output: whether its weights were taken. A shared encoder's columns are copied one by one.
+    Per input, "fusion" and output: whether its weights were taken. A shared encoder's columns are copied one by one; a language
+    model writes on behind inputs that it has never read.
     """
     if not hasattr(new, "groups") or not hasattr(old, "groups"):
         taken = _copied(new, old) if type(new) is type(old) else False
@@ -42,7 +43,10 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
     before_heads = dict(old._heads())
     for name, head in new._heads():
         before = before_heads.get(name)
-        done[name] = whole and name in names and type(head) is type(before) and _copied(head, before)
+        itself = not theirs and bool(
+            getattr(head, "before", 0)
+        )  # a language model, whatever is put in front of its text now
+        done[name] = (whole or itself) and name in names and type(head) is type(before) and _copied(head, before)
     return done
 
 

@@ -13,7 +13,7 @@ from luban.errors import Unsupported
 from luban.nn.before import Before
 from luban.nn.network import Composed, build
 from luban.nn.tokens import Batch, Tokens
-from luban.recipe import Recipe
+from luban.recipe import Recipe, writes
 
 
 class Generator(Protocol):
@@ -33,6 +33,8 @@ class Generative(Composed):
 
     def __init__(self, recipe: Recipe, columns: Mapping[str, Column]):
         self.first = [columns[n] for n in recipe.inputs if recipe.before(n)]  # read by the writer itself
+        self.put_ahead = bool(getattr(registry.find("fusions", recipe.fusion.type), "ahead", False))
+        self.read = {n: columns[n] for n in recipe.inputs}
         super().__init__(recipe, columns)
         found = [n for n, head in self._heads() if getattr(head, "writes", False)]
         if len(found) > 1:
@@ -50,10 +52,23 @@ class Generative(Composed):
         """The head that writes. No attribute of its own: a checkpoint would hold its weights twice."""
         return self.heads[self.which]
 
+    def _fusion(self, recipe: Recipe) -> nn.Module:
+        if not self.put_ahead:
+            return super()._fusion(recipe)
+        written = next(n for n, part in recipe.outputs.items() if writes(part))
+        width = recipe.head(written).settings["width"]
+        return build("fusions", recipe.fusion, list(self.encoders), width)
+
     def _head(self, recipe: Recipe, name: str, column: Column, size: int) -> nn.Module:
-        if not (self.first and registry.find("heads", recipe.head(name).type).writes):
+        in_front = self.first or self.put_ahead
+        if not (in_front and getattr(registry.find("heads", recipe.head(name).type), "writes", False)):
             return super()._head(recipe, name, column, size)
-        return build("heads", recipe.head(name), column, 0, sum(c.most for c in self.first))
+        return build("heads", recipe.head(name), column, 0, self._in_front())
+
+    def _in_front(self) -> int:
+        """Positions of all inputs at most, before a fusion makes them fewer."""
+        most = lambda names, encoder: encoder.length or sum(self.read[n].most for n in names)  # noqa: E731
+        return sum(most(*pair) for pair in zip(self.groups, self.encoders))
 
     @property
     def window(self) -> int:
