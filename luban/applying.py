@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from luban import files, machine, registry, scaling
 from luban.energy import Meter
-from luban.recipe import Part
+from luban.part import Part
 from luban.report import Report
 
 if TYPE_CHECKING:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luban import console, registry
+from luban.checking import KEYS
 from luban.data.prepare import Data, gathered, prepare, read_for
 from luban.errors import DataError, Problem, RecipeError, RequestError, Unsupported, problem, raise_all
 from luban.messages import say
-from luban.recipe import BORROWED, KEYS, UNTOLD, Part, Recipe, usual_fusion
+from luban.part import BORROWED, Part
+from luban.recipe import UNTOLD, Recipe, usual_fusion
 from luban.scale import chosen, clashes
 
 if TYPE_CHECKING:

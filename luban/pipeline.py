@@ -36,7 +36,8 @@ from luban.comparing import compare
 from luban.data.prepare import Data, prepare
 from luban.errors import RequestError, Unsupported, need, raise_all
 from luban.pages import full_report, write_report
-from luban.recipe import DEFAULT, Part, Recipe, fill
+from luban.part import DEFAULT, Part
+from luban.recipe import Recipe, fill
 from luban.scale import unready
 from luban.scaling.joined import leading
 from luban.tuning import verbs
@@ -156,7 +157,7 @@ def _is_module(model: Any) -> bool:
 
 
 def _bad_settings(recipe: Recipe) -> list[Any]:
-    from luban.recipe import Check
+    from luban.checking import Check
 
     return Check().recipe(recipe.plain())
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luban import console, files, registry
+from luban.checking import Check
 from luban.errors import LubanError, RequestError, Unsupported, problem, raise_all
-from luban.recipe import Check
 
 
 def sound(

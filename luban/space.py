@@ -24,7 +24,8 @@ from luban.errors import Problem, problem
 from luban.settings import SIZES
 
 if TYPE_CHECKING:
-    from luban.recipe import Check, Recipe
+    from luban.checking import Check
+    from luban.recipe import Recipe
 
 SCALES = ("log", "linear")
 HEADS = ("train", "model", "inputs", "size", "fusion")  # what a name may begin with
@@ -303,7 +304,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def _with_value(recipe: Recipe, path: str, value: Any, columns: Mapping[str, Any]) -> Recipe:
-    from luban.recipe import Part
+    from luban.part import Part
 
     head, _, rest = path.partition(".")
     if head == "size":
@@ -325,7 +326,7 @@ def _with_value(recipe: Recipe, path: str, value: Any, columns: Mapping[str, Any
 
 
 def _with_setting(recipe: Recipe, name: str, setting: str, value: Any) -> Any:
-    from luban.recipe import Part
+    from luban.part import Part
 
     if name in recipe.outputs:
         old = recipe.head(name)

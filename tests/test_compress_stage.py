@@ -11,7 +11,7 @@ from luban.evaluation.attribution import attributions, likeness
 from luban.evaluation.latency import Timing, speedup
 from luban.evaluation.metrics import classification, regression
 from luban.nn.edits import replay
-from luban.recipe import Part
+from luban.part import Part
 from luban.stages.compress import methods
 from luban.stages.compress.compare import sample
 from luban.stages.train import train

@@ -22,7 +22,8 @@ from luban.nn.forms import GAIN, MANY
 from luban.nn.fusion import Concat
 from luban.nn.heads.category import CategoryHead
 from luban.nn.tokens import Encoder, Pool, Tokens
-from luban.recipe import Part, fill
+from luban.part import Part
+from luban.recipe import fill
 from tests import checkpoints
 
 B, T = 5, 9

@@ -10,7 +10,7 @@ from luban.applying import apply
 from luban.data.prepare import data_of
 from luban.energy import Meter
 from luban.pages import energy_of, full_report
-from luban.recipe import Part
+from luban.part import Part
 from tests import tiny
 
 RANGE = 262_143_328_850  # microjoules, as an Intel server says

@@ -10,7 +10,8 @@ from luban.columns.video import Video
 from luban.nn.encoders.frames import Frames
 from luban.nn.tokens import Pool
 from luban.nn.vision.backbone import Backbone
-from luban.recipe import Part, fill
+from luban.part import Part
+from luban.recipe import fill
 from luban.stages.explain.grad_cam import grad_cam
 
 HW = (32, 40)  # no square: sides that are taken for each other are seen

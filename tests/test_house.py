@@ -34,7 +34,7 @@ ORDER = [
         "report",
         "__init__",
     },
-    {"recipe", "space"},
+    {"part", "space", "checking", "changes", "recipe"},
     {"data"},
     {"columns"},
     {"engines", "openvino_engine"},

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from luban import registry
+from luban.checking import DATA_KEYS, KEYS
 from luban.cli import COMMON, VERBS, main
 from luban.command import Verb, _metavar
 from luban.data.models import MODELS
@@ -22,7 +23,6 @@ from luban.data.samples import SAMPLES
 from luban.messages import say, set_language
 from luban.planning import hardware
 from luban.planning.plan import CHOICES
-from luban.recipe import DATA_KEYS, KEYS
 from tests import tiny
 
 WORD = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ一-鿿][\w.+-]*")

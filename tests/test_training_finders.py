@@ -13,7 +13,7 @@ from luban import machine
 from luban.columns.examples import encode
 from luban.data.prepare import data_of
 from luban.errors import Unsupported
-from luban.recipe import Part
+from luban.part import Part
 from luban.training import choices, compiling, finders, precision
 from luban.training.compiling import compiled
 from luban.training.objectives import supervised

@@ -13,7 +13,7 @@ from luban import console, files
 from luban.cli import main
 from luban.columns.examples import encode
 from luban.data.prepare import data_of
-from luban.recipe import Part
+from luban.part import Part
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,8 @@ import pytest
 
 from luban.errors import RecipeError
 from luban.evaluation import metrics
-from luban.recipe import Part, Recipe
+from luban.part import Part
+from luban.recipe import Recipe
 from luban.space import HIGHER, Dimension, Space, default_search, flat, is_range, value_at, with_values
 from luban.yaml_file import dump, parse
 

@@ -17,7 +17,8 @@ from luban.data import models
 from luban.errors import LubanError, RecipeError, RequestError
 from luban.nn.tensor_files import read
 from luban.nn.vision.resnet import Basic, Bottleneck
-from luban.recipe import Part, fill
+from luban.part import Part
+from luban.recipe import fill
 
 DAISY = 985  # its number in ImageNet
 PEERS = [  # ours, the peer's name in timm, our settings, side

@@ -13,7 +13,8 @@ from luban import asking, pipeline
 from luban.columns.image import Image as Column
 from luban.errors import LubanError, MissingExtra, RecipeError, RequestError, need
 from luban.nn.vision.resnet import ResNet
-from luban.recipe import Part, Recipe
+from luban.part import Part
+from luban.recipe import Recipe
 from luban.tuning import verbs
 
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"

@@ -45,7 +45,8 @@ from luban.evaluation.intervals import mean, paired_difference
 from luban.evaluation.table import table
 from luban.evaluation.text_metrics import bits_per_byte, perplexity
 from luban.huggingface import imported
-from luban.recipe import Part, Recipe
+from luban.part import Part
+from luban.recipe import Recipe
 from luban.stages.compress import methods
 from luban.training.loop import fit
 from luban.training.objectives import Distillation, supervised

@@ -19,7 +19,8 @@ from luban.data.streams import by_blocks
 from luban.data.tagged import flat, tagged
 from luban.data.talks import READ, talked
 from luban.errors import DataError
-from luban.recipe import Part, Recipe
+from luban.part import Part
+from luban.recipe import Recipe
 
 PARTS = ("train", "validation", "test")
 

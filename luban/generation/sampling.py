@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from luban.checking import Check
 from luban.errors import RequestError, Unsupported, problem, raise_all
-from luban.recipe import Check, Recipe
+from luban.recipe import Recipe
 from luban.recipe import writes as writes_text
 from luban.settings import Beams, Count, Fraction, Natural, NonNegative, Positive, Range, schema_of
 

@@ -18,7 +18,8 @@ from luban.nn.before import Before
 from luban.nn.forms import MANY
 from luban.nn.joint import Joint
 from luban.nn.tokens import Batch, Encoder, Span, Tokens
-from luban.recipe import Part, Recipe
+from luban.part import Part
+from luban.recipe import Recipe
 
 NONE: Mapping[int, Tokens] = MappingProxyType({})
 

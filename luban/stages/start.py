@@ -19,7 +19,8 @@ from luban.messages import say
 from luban.nn.floating import multiplied_out, stored_layers
 from luban.nn.lora import merge_lora
 from luban.nn.transfer import take_over
-from luban.recipe import Part, Recipe, fill
+from luban.part import Part
+from luban.recipe import Recipe, fill
 from luban.training.random import seed_torch
 
 SMALLER = ("prune_channels", "low_rank")  # edits that leave layers of other sizes than a recipe's

@@ -24,7 +24,8 @@ from luban.files import write
 from luban.messages import say
 from luban.nn.fusion import Concat
 from luban.nn.networks.adversarial import both
-from luban.recipe import Part, fill
+from luban.part import Part
+from luban.recipe import fill
 from luban.settings import Count, Device, Dial, Fraction, Group, Named, Natural, NonNegative, Positive, Range
 from luban.training import checkpoints, growing, shares
 from luban.training.adapters import adapt, known_parts, trained

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luban import registry
-from luban.recipe import Part
+from luban.part import Part
 from luban.training.rules import Rule
 
 

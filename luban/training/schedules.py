@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from luban import registry
-from luban.recipe import Part
+from luban.part import Part
 from luban.settings import Count, Fraction, NonNegative, Positive, Range
 
 Shape = Callable[[float], float]

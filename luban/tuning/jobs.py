@@ -23,7 +23,8 @@ from luban.data.rows import Rows
 from luban.data.splits import Splits
 from luban.errors import LubanError
 from luban.messages import say
-from luban.recipe import Part, Recipe
+from luban.part import Part
+from luban.recipe import Recipe
 from luban.training.random import rng
 from luban.training.watching import listening_in
 from luban.tuning.goals import Goal, best_loss, score

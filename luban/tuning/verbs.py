@@ -16,7 +16,8 @@ from luban.asking import Ask, findings, recipe_from, show_columns, tell_findings
 from luban.data.prepare import Data, prepare
 from luban.energy import Meter
 from luban.errors import RequestError, need, raise_all
-from luban.recipe import Part, Recipe, fill
+from luban.part import Part
+from luban.recipe import Recipe, fill
 from luban.scale import world
 from luban.tuning.asked import counts_for, judgeable
 

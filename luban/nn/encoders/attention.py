@@ -11,7 +11,7 @@ from luban import registry
 from luban.nn.tokens import Encoder, Pool, Tokens
 from luban.nn.transformer import Attention as Heads
 from luban.nn.transformer import Shape, StochasticDepth, seen
-from luban.recipe import Part
+from luban.part import Part
 from luban.settings import Count, Fraction, Named
 
 

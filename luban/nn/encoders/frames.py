@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from luban import registry
 from luban.errors import RecipeError, problem
 from luban.nn.tokens import Encoder, Pool, Tokens
-from luban.recipe import Part
+from luban.part import Part
 from luban.settings import Named
 
 

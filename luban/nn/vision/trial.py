@@ -12,7 +12,7 @@ from luban.data import models
 from luban.errors import MissingExtra, Problem, RequestError
 from luban.nn.vision.backbone import Backbone
 from luban.nn.vision.weights import fitting
-from luban.recipe import Part
+from luban.part import Part
 
 
 def mistakes(part: Part, column: Any, place: str, fetch: bool = True) -> Iterator[Problem]:

@@ -28,7 +28,8 @@ from luban.nn.grouped import in_groups
 from luban.nn.lora import LORA
 from luban.nn.quantized import Quantized, stand_in
 from luban.nn.tokens import Batch
-from luban.recipe import BORROWED, MUON, Part, Recipe
+from luban.part import BORROWED, Part
+from luban.recipe import MUON, Recipe
 from luban.settings import SIZES
 from luban.training import growing, shares
 from luban.training.batches import batch_for, epochs_for, epochs_of, patience_for

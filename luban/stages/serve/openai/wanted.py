@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+from luban.checking import Check
 from luban.data.json_lines import strict
 from luban.data.rows import BadRow
 from luban.data.talks import PLAIN
 from luban.errors import Problem, problem
 from luban.generation.sampling import Penalty, Sampling
-from luban.recipe import Check
 from luban.settings import MOST_BEAMS, Fraction, Range, schema_of
 from luban.stages.serve.refusal import Refusal
 
