@@ -261,7 +261,8 @@ class Bundle:
         """Weights, those stored as integers included, of which four bits hold two a byte."""
         own = sum(p.numel() for p in self.network.parameters())
         stored = {torch.int8: 1, torch.uint8: 2}
-        return own + sum(b.numel() * stored.get(b.dtype, 0) for b in self.network.buffers())
+        held = {n: b for n, b in self.network.named_buffers() if not n.endswith("zero")}
+        return own + sum(b.numel() * stored.get(b.dtype, 0) for b in held.values())
 
     def bytes(self) -> int:
         """Size of the weights, as saved."""

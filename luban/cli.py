@@ -394,8 +394,9 @@ def generate(
     bundle = _load(folder)
     if chat:
         from luban.columns.chat import messages
+        from luban.data.talks import is_talk
 
-        given = messages(prompt, "--prompt") if prompt.lstrip().startswith("[") else []
+        given = messages(prompt, "--prompt") if is_talk(prompt) else []
         prompt = [m._asdict() for m in given] or [{"role": "user", "content": prompt}]
     if n == 1 and beams == 1 and not common["json"] and sys.stdout.isatty():
         for piece in stream(bundle, prompt, **asked, **sampling):
@@ -482,6 +483,8 @@ def explain(
     }
     report = _load(folder).explain(data, **settings)
     report.save(place)
+    for note in (b.text for b in report.blocks if getattr(b, "level", "") == "info"):
+        console.block(note)
     _result(report.to_json()["numbers"], say("explain.done", path=os.path.join(place, "explain.html")))
 
 

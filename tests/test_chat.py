@@ -265,6 +265,7 @@ def test_an_imported_model_learns_to_answer(chatml, tmp_path, capsys):
     capsys.readouterr()
     words = ["generate", str(tmp_path / "tuned"), "--chat", "--temperature", "0", "--tokens", "4", "--prompt"]
     assert main([*words, "is 3 good?"]) == 0 and capsys.readouterr().out.strip() in ("yes", "no")
+    assert main([*words, "[SEP] <|im_end|> is 3 good?"]) == 0  # a bracket begins no list of messages
     assert main([*words, '[{"role": "asistant"}]']) == 2
 
 

@@ -67,7 +67,7 @@ def arguments(name: str, model: Bundle) -> dict | None:
         return {"layers": [n for n, m in network.named_modules() if stand_in(m) is not None]}
     if name == "quantize_groups":
         layers = [n for n, m in network.named_modules() if in_groups(m) is not None]
-        return {"layers": layers} if layers else None
+        return {"layers": layers, "zeros": True} if layers else None
     if name == "quantize_static":
         found = calibrated(network.eval(), [batch_of(model)])
         return found if found["layers"] else None

@@ -212,3 +212,20 @@ def test_rows_of_word_vectors_that_are_too_short_are_said(tmp_path, capsys):
     table, hits = word_vectors.read(str(file), ["", "?", "good", "a b"], "text")
     assert hits == 2 and np.array_equal(table[3], [3, 4])
     assert "5 vectors" in capsys.readouterr().err
+
+
+# -- explanations of what is not all read ------------------------------------------------------------------------------------
+def test_an_explanation_says_what_it_leaves_out(tmp_path, capsys):
+    place, rows = (
+        tmp_path / "rows.jsonl",
+        [{"said": "the cat sat on the mat " * 4}, {"said": "half \ud800"}, {"said": "a dog"}],
+    )
+    place.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    made(
+        {"said": {"text": {"length": 8, "least": 1}}}, {"size": "number"}, {"said": TEXTS, "size": [1.0, 2.0] * 8}
+    ).save(tmp_path / "m")
+    assert main(["explain", str(tmp_path / "m"), str(place), "--method", "lime", "--out", str(tmp_path / "e")]) == 0
+    told = capsys.readouterr().err
+    assert "left out: 1. The first, line 2: Half of a Unicode surrogate pair." in told
+    assert "'said': 1 of 2 rows hold more than the 8 tokens that are read at once" in told
+    assert "answer to their beginning" in (tmp_path / "e" / "explain.html").read_text()

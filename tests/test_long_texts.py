@@ -1,27 +1,39 @@
 """Texts longer than the model reads at once: cut, split into windows whose answers make one, or refused, as the recipe asks."""
 
 import json
+import signal
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import luban
+from luban import pipeline
 from luban.bundle import Bundle, build_network
 from luban.cli import main
 from luban.columns import windows
 from luban.columns.answering import answer, outputs_of
 from luban.columns.base import make, together
-from luban.columns.examples import encode_values
+from luban.columns.examples import Examples, encode_values
+from luban.columns.fitting import fit_columns
+from luban.columns.kept import encode_kept
 from luban.columns.windows import Windows, by_sentences, opened, overlapping, stitched
-from luban.data.prepare import data_of
+from luban.data.frames import Framed
+from luban.data.prepare import data_of, prepare
+from luban.data.sources import read
 from luban.engines import OnnxEngine
 from luban.errors import DataError, RecipeError
 from luban.evaluation.table import table
+from luban.generation.asking import stream
 from luban.predictions import predict_file
 from luban.stages.serve.engine import Guarded
+from luban.training.random import rng
 from tests import tagging
+from tests.test_trust_resume import broken_at, same
 
 WORDS = ["red", "green", "blue", "old", "new", "the", "a", "cat"]
 RNG = np.random.default_rng(0)
@@ -276,10 +288,102 @@ def test_what_cannot_be_split_is_said_before_work_starts(more, said):
         of(**more)
 
 
-def test_training_reads_the_beginning_and_says_so(tmp_path, capsys):
-    rows = [{"said": t, "two": ROWS["two"][i]} for i, t in enumerate([LONG] * 4 + TEXTS[4:])]
-    luban.train(rows, target="two", types={"two": "category"}, size="nano", epochs=1, set=[f"inputs.said={json.dumps(READ)}"], evaluate=False)  # fmt: skip
-    assert "Training reads their beginning; answers are put together from windows" in capsys.readouterr().err
+# -- what a network learns from -----------------------------------------------------------------------------------------------
+ENDS = [" ".join([*RNG.choice(WORDS, 19), ("sun", "rain")[i % 2]]) for i in range(200)]
+TOLD = [{"said": t, "two": t.split()[-1]} for t in ENDS]  # that only the end of a text tells
+ASK = {
+    "target": "two",
+    "types": {"two": "category"},
+    "size": "nano",
+    "evaluate": False,
+    "precision": "fp32",
+    "epochs": 16,
+    "patience": 0,
+    "keep": "last",
+}
+
+
+def taught(long, rows=TOLD, **more):
+    text = {"text": {**READ["text"], "long": long}}
+    bag = {"said": {"bag": {"embedding": 8}}}
+    return luban.train(rows, set=[f"inputs.said={json.dumps(text)}", f"model={json.dumps(bag)}"], **ASK | more)
+
+
+def right(model):
+    rows = TOLD[160:]
+    return np.mean([a["two"] == r["two"] for a, r in zip(model.predict(rows), rows)])
+
+
+def test_what_only_the_end_of_a_long_text_tells_is_learned_from_its_windows(capsys):
+    assert right(taught("split", TOLD[:160], rate=0.03)) > 0.9
+    assert "one window of each, drawn at random, is learned from" in capsys.readouterr().err
+
+
+def test_planted_fault_what_is_cut_off_is_not_learned(monkeypatch):
+    assert right(taught("cut", TOLD[:160], rate=0.03)) < 0.7
+    monkeypatch.setattr("luban.columns.windows.Drawn.drawn", lambda self, random: self)  # always the first window
+    assert right(taught("split", TOLD[:160], rate=0.03)) < 0.7
+
+
+def learned_from(columns, rows, outputs=()):
+    framed = Framed(pa.Table.from_pylist(rows), np.arange(len(rows)))
+    return encode_kept(columns, ["said"], outputs, framed)
+
+
+def test_each_epoch_reads_another_window_and_all_of_them_in_the_end(judge):
+    examples = learned_from(judge.columns, [{"said": t} for t in (LONG, TEXTS[0])])
+    whole, seen = examples.inputs["said"][0].tolist(), set()
+    assert examples.lengths().tolist() == [8, 3]
+    for epoch in range(20):
+        drawn = examples.drawn(partial(rng, 0, "windows", epoch))
+        again = examples.drawn(partial(rng, 0, "windows", epoch))
+        x, mask = drawn.arrays(np.arange(2)).inputs["said"]
+        assert (x == again.arrays(np.arange(2)).inputs["said"][0]).all()
+        assert mask.sum(1).tolist() == [8, 3] and x[1, :3].tolist() == examples.inputs["said"][1].tolist()
+        assert (drawn.arrays(np.array([1, 0])).inputs["said"][0] == x[::-1]).all()  # whatever stands beside it
+        seen |= {start for start in range(12) if whole[start : start + 8] == x[0].tolist()}
+    assert seen == {0, 6, 11}
+
+
+def test_tags_go_with_their_window(tagger):
+    tags = " ".join("X" if w in ("red", "green") else "Y" for w in LONG.split())
+    examples = learned_from(tagger.columns, [{"said": LONG, "tags": tags}], ["tags"])
+    known = {tagger.columns["said"].encode(w)[0]: w in ("red", "green") for w in ("red", "green")}
+    x_number = tagger.columns["tags"].labels.index("X") + 1
+    for epoch in range(5):
+        arrays = examples.drawn(partial(rng, 0, "windows", epoch)).arrays(np.arange(1))
+        ids, answers = arrays.inputs["said"][0][0], arrays.targets["tags"][0][0]
+        assert len(ids) == len(answers) == 8
+        assert [i in known for i in ids] == [a == x_number for a in answers]
+
+
+def test_a_stopped_run_reads_the_windows_that_the_unbroken_one_would(tmp_path, monkeypatch):
+    path = str(tmp_path / "rows.jsonl")
+    Path(path).write_text("".join(json.dumps(r) + "\n" for r in TOLD))
+    whole = taught("split", path, out=tmp_path / "whole", batch=32, epochs=4)
+    assert whole.history[-1]["steps"] == 20
+    with monkeypatch.context() as patch:
+        broken_at(patch, 12, lambda: signal.raise_signal(signal.SIGTERM))
+        taught("split", path, out=tmp_path / "out", batch=32, epochs=4)
+    assert same(pipeline.resume(tmp_path / "out"), whole)
+
+
+def test_a_network_that_writes_learns_from_the_beginning_and_says_so(translator, capsys):
+    rows = [{"said": LONG, "echo": "a cat"}, {"said": TEXTS[0], "echo": "a cat"}]
+    examples = learned_from(translator.columns, rows, ["echo"])
+    assert examples.inputs["said"].lengths.tolist() == [8, 3] and type(examples) is Examples
+    recipe = luban.Recipe.of({"luban": 1, "inputs": {"said": READ}, "outputs": {"echo": "text"}, "size": "nano"})
+    fit_columns(recipe, prepare(recipe, read([{"said": f"{LONG} {i}", "echo": "a cat"} for i in range(20)])))
+    assert "Training reads their beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.0}, {"beams": 2, "temperature": 0.0}])
+def test_generation_from_a_long_text_is_refused_before_it_begins(translator, how):
+    with pytest.raises(DataError, match=r"'said': 19 tokens, and at most 8 are read at once. `luban predict` reads"):
+        translator.generate(LONG, **how)
+    with pytest.raises(DataError, match="19 tokens"):
+        next(stream(translator, LONG))
+    assert translator.generate(" ".join(LONG.split()[:8]))
 
 
 def test_a_network_gets_no_more_than_a_window(judge, monkeypatch):

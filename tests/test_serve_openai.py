@@ -301,6 +301,105 @@ def test_a_language_model_explains_what_it_goes_on_with(served, bundle):
         assert reply.status_code == (200 if row == {"review": 5} else 422) and "Error" not in reply.text, reply.text
 
 
+def test_where_a_language_model_looked_is_told_over_http(served, bundle):
+    asked = {"rows": [{"review": "good bad"}], "method": "lime", "attention": True}
+    reply = served[1].post("/explain", json=asked)
+    assert reply.status_code == 200, reply.text
+    found = bundle.explain([{"review": "good bad"}], rows=1, method="lime", attention=True).to_json()["numbers"]
+    (look,) = reply.json()["rows"][0]["attention"]
+    assert look["columns"] and reply.json() == json.loads(json.dumps(found))
+    assert "attention" not in served[1].post("/explain", json=asked | {"attention": False}).json()["rows"][0]
+    for wrong in ("yes", 1, None, [True]):
+        reply = served[1].post("/explain", json=asked | {"attention": wrong})
+        assert reply.status_code == 422 and reply.json()["error"]["place"] == "attention", reply.text
+
+
+@pytest.mark.parametrize("kind", ["talking", "imported"])
+def test_a_search_for_the_answer_to_a_conversation(kind, request):
+    model = request.getfixturevalue(kind)
+    (wanted,) = asking.generate(model, [SAID], tokens=6, temperature=0.0, beams=3)[0]
+    asked = {"model": "model", "messages": SAID, "max_completion_tokens": 6}
+    with serving(model) as (server, client):
+        found = client_of(server).chat.completions.create(**asked, logprobs=True, extra_body=SEARCH)
+        plain = client_of(server).chat.completions.create(**asked, temperature=0, logprobs=True)
+        long = client_of(server).chat.completions.create(model="model", messages=SAID, extra_body=SEARCH)
+        odd = [client.post("/v1/chat/completions", json={**asked, **SEARCH, **more}) for more in ODD]
+    (choice,) = found.choices
+    assert choice.message.content == wanted.text and choice.message.role == "assistant"
+    chances = [c.logprob for c in choice.logprobs.content]
+    assert chances == pytest.approx(wanted.log_probabilities, abs=1e-4)
+    likeliest = [c.logprob for c in plain.choices[0].logprobs.content]
+    assert sum(chances) / len(chances) >= sum(likeliest) / len(likeliest) - 1e-4
+    assert found.usage.completion_tokens == len(wanted.ids) and long.choices[0].finish_reason in ("length", "stop")
+    for reply, more in zip(odd, ODD):
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == next(iter(more)), reply.text
+
+
+ODD = ({"stream": True}, {"n": 2}, {"temperature": 1}, {"best_of": 33}, {"presence_penalty": 1})
+
+
+@pytest.fixture(scope="module")
+def imported(talking):
+    """The same network as an imported one has it: it writes texts, and knows a template."""
+    recipe = {"luban": 1, "outputs": {"talk": {"text": {"vocabulary": 300, "length": 128}}}, "size": "nano"}
+    text = make("talk", "text", dict(luban.Recipe.of(recipe).resolved().outputs["talk"].settings))
+    column = text.learned(**talking.columns["talk"].state)
+    return Bundle(
+        luban.Recipe.of(recipe | {"model": talking.recipe.plain()["model"]}).resolved(),
+        {"talk": column},
+        rebuilt(talking, column),
+    )
+
+
+def rebuilt(bundle, column):
+    network = bundle.copy_network()
+    network.outputs = {"talk": column}
+    return network
+
+
+ANSWERED = [*SAID, {"role": "assistant", "content": "long live"}]
+
+
+@pytest.mark.parametrize("kind", ["talking", "imported"])
+def test_a_conversation_is_explained_over_http(kind, request):
+    """Of a model that learned from conversations, and of one that writes texts and knows how conversations look."""
+    model, asked = (
+        request.getfixturevalue(kind),
+        {"rows": [{"messages": ANSWERED}], "method": "lime", "attention": True},
+    )
+    with serving(model) as (_, client):
+        reply = client.post("/explain", json=asked)
+        document = client.get("/openapi.json").json()
+        own = client.post(
+            "/explain", json={"rows": [{"talk": "the king" if kind == "imported" else SAID}], "method": "lime"}
+        )
+    assert reply.status_code == own.status_code == 200, reply.text + own.text
+    (row,) = reply.json()["rows"]
+    assert row["segments"]["prompt"] == ["be", "good", "and", "brief", "the", "king"] and row["attention"]
+    assert row["answer"] == model.chat(SAID, tokens=20, temperature=0.0)
+    alone = model.generate("the king", tokens=20, temperature=0.0) if kind == "imported" else row["answer"]
+    assert own.json()["rows"][0]["answer"] == alone
+    found = model.explain(asked["rows"], method="lime", attention=True).to_json()["numbers"]
+    assert reply.json()["rows"] == json.loads(json.dumps(found))["rows"]
+    assert "/explain" in document["paths"] and "messages" in document["components"]["schemas"]["Talk"]["properties"]
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        ([{"messages": []}], "messages"),
+        ([{"messages": [{"role": "cook", "content": "soup"}]}], "cook"),
+        ([{"messages": SAID}, {"messages": [{"role": "cook", "content": "soup"}]}], "rows[1]"),
+        ([{"messages": SAID}, {"talk": "the king"}], "rows[1].messages"),
+        ([{"messages": SAID, "talk": "the king"}], "messages"),
+    ],
+)
+def test_what_is_no_conversation_is_not_explained(imported, rows, said):
+    with serving(imported) as (_, client):
+        reply = client.post("/explain", json={"rows": rows})
+    assert reply.status_code == 422 and said in reply.text and "Error" not in reply.text, reply.text
+
+
 def test_embeddings():
     bundle = tiny_bundle(("age", "note"))
     with serving(bundle) as (server, client):
@@ -581,6 +680,15 @@ def test_one_token_of_a_megabyte(served):
     assert time.monotonic() - began < 2
 
 
+def test_a_message_of_a_megabyte(answering):
+    began, said = time.monotonic(), [{"role": "user", "content": "a" * 1_000_000}]
+    reply = answering[1].post("/v1/chat/completions", json={"messages": said})
+    assert reply.status_code == 400 and reply.json()["error"]["code"] == "context_length_exceeded"
+    reply = answering[1].post("/explain", json={"rows": [{"messages": said}], "method": "lime"})
+    assert reply.status_code == 200 and "longer than" in reply.json()["notes"][0], reply.text
+    assert time.monotonic() - began < 20
+
+
 def test_a_model_that_reads_nothing_predicts_nothing(served):
     reply = served[1].post("/predict", json={"rows": [{}]})
     assert reply.status_code == 422 and reply.json()["error"]["id"] == "text.nothing_to_answer"
@@ -607,6 +715,19 @@ def test_texts_are_written_in_the_precision_that_was_asked_for(folder, bundle):
         assert server.service.desk.precision == "bf16"
         told = client_of(server).completions.create(model="writer", **asked).choices[0].text
     assert told == bundle.generate("the ", tokens=12, temperature=0.0, precision="bf16")
+
+
+@pytest.mark.skipif(not machine.able("cpu"), reason="a processor that computes in bf16")
+def test_a_search_in_bf16_beside_texts(folder, bundle):
+    with serving(folder, api_key=KEY, precision="bf16") as (server, _), ThreadPoolExecutor(3) as pool:
+        stock = client_of(server)
+        ask = lambda prompt, **more: stock.completions.create(model="writer", prompt=prompt, max_tokens=12, **more)  # noqa: E731
+        searched = [pool.submit(ask, p, extra_body=SEARCH) for p in ("the ", "good bad")]
+        plain = pool.submit(ask, "odd", temperature=0)
+    for reply, prompt in zip(searched, ("the ", "good bad")):
+        wanted = bundle.generate(prompt, tokens=12, temperature=0.0, beams=3, precision="bf16")
+        assert reply.result().choices[0].text == wanted
+    assert plain.result().choices[0].text == bundle.generate("odd", tokens=12, temperature=0.0, precision="bf16")
 
 
 def test_a_precision_of_a_model_that_writes_nothing_is_refused():

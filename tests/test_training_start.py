@@ -7,7 +7,7 @@ import torch
 
 import luban
 from luban import pipeline
-from luban.errors import BundleError
+from luban.errors import BundleError, RequestError
 
 QUICK = {"epochs": 8, "rate": 0.01}
 WORDS = ["good", "great", "fine", "bad", "dull", "slow", "film", "plot"]
@@ -122,3 +122,11 @@ def test_resumed_as_it_was_started(before, tmp_path):
 def test_no_bundle_is_refused(tmp_path):
     with pytest.raises(BundleError):
         luban.train(table(60, 1), "y", start=tmp_path)
+
+
+def test_a_start_from_which_nothing_can_be_taken_is_refused(before):
+    rows = [{"said": f"word {i % 7}", "size": float(i)} for i in range(40)]
+    with pytest.raises(
+        RequestError, match=r"its columns are .*text.*, this recipe's said, size.*names: {ours: theirs}"
+    ):
+        luban.train(rows, "size", types={"said": "text"}, start=before[1], evaluate=False, epochs=1)

@@ -1,11 +1,12 @@
 """Smaller networks of text: integers in the weights, and students; what each keeps, how large it is, how fast it writes.
 
-    python -m benchmarks.language.smaller [--only gpt imported student classifier] [--gpt FOLDER] [--movie FOLDER] [--json FILE]
+    python -m benchmarks.language.smaller [--only gpt imported vectors student classifier] [--gpt FOLDER] [--movie FOLDER] [--json FILE]
 
 | part | what is compared, on the same held-out texts |
 |---|---|
 | gpt | the network of recipes/gpt-books.yaml after `--steps` updates: float32, int8, int4 |
 | imported | a published GPT (`--model`, SmolLM2), the same three |
+| vectors | the vectors that MiniLM's published float32 weights make of 300 film sentences, and those of int8 and int4 |
 | student | a smaller GPT distilled from the first one, the same smaller GPT trained alone for as many CPU seconds, and for as many updates |
 | classifier | MiniLM fine-tuned on film sentences (recipes/minilm-movie.yaml, `--epochs`), distilled into size nano, beside nano trained alone for as many CPU seconds |
 
@@ -41,6 +42,7 @@ from benchmarks.language.splits import split
 from luban.bundle import Bundle, build_network
 from luban.columns.kept import encode_kept
 from luban.data.prepare import data_of, prepare
+from luban.data.sources import read
 from luban.evaluation.intervals import mean, paired_difference
 from luban.evaluation.table import table
 from luban.evaluation.text_metrics import bits_per_byte, perplexity
@@ -55,6 +57,7 @@ from luban.training.random import seed_torch
 TRIAL = 6  # updates that tell how long one takes
 SMALL = {"width": 96, "layers": 3, "heads": 4}
 PROMPT, PAIRS = 32, 5
+SENTENCES = 300
 
 
 def held_out(characters: int) -> list[str]:
@@ -103,6 +106,32 @@ def integers(model: Bundle, texts: list[str], new: int) -> dict[str, Any]:
         "parameters": model.parameters(),
         "new": new,
     }
+
+
+def vectors(name: str) -> dict[str, Any]:
+    """How far the vectors of an encoder's integers lie from those of its own weights: 1 - cosine, mean over sentences; bytes."""
+    model = imported(name)
+    sides = {"fp32": model, "int8": methods.quantised(model, "int8"), "int4": methods.quantised(model, "int4")}
+    (column,) = model.columns.values()
+    sentences = read("movie-sentences").column("sentence").to_pylist()[-SENTENCES:]
+    found = {
+        n: np.concatenate([pooled(s, column, sentences[i : i + 50]) for i in range(0, SENTENCES, 50)])
+        for n, s in sides.items()
+    }
+    apart = {n: 1 - (v * found["fp32"]).sum(1) for n, v in found.items()}
+    rows = {n: {"distance": mean(apart[n]).to_json(), "bytes": on_disk(s)} for n, s in sides.items()}
+    return {"sides": rows, "sentences": SENTENCES, "model": name}
+
+
+@torch.inference_mode()
+def pooled(model: Bundle, column: Any, sentences: list[str]) -> np.ndarray:
+    """The mean of an encoder's states over the real positions of each sentence, of length 1: (N, D)."""
+    x, mask = map(torch.as_tensor, column.collate(column.encode_all(sentences)))
+    network = model.engine.network
+    (encoder,) = network.encoders
+    tokens = encoder(encoder.embed(x, mask), mask)
+    real = tokens.mask[..., None].to(tokens.x.dtype)
+    return torch.nn.functional.normalize((tokens.x * real).sum(1) / real.sum(1), dim=1).double().numpy()
 
 
 def writing(model: Bundle, new: int) -> Callable[[], float]:
@@ -207,7 +236,7 @@ def answered(model: Bundle, data: Any, output: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parts = ("gpt", "imported", "student", "classifier")
+    parts = ("gpt", "imported", "vectors", "student", "classifier")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--gpt")
     parser.add_argument("--steps", type=int, default=500, help="updates of the first GPT, where no folder holds one")
@@ -233,6 +262,8 @@ def main() -> None:
                 rows[part] = integers(model, texts, 128) | {"trained": about}
             elif part == "imported":
                 rows[part] = integers(imported(a.model), texts, 32) | {"model": a.model}
+            elif part == "vectors":
+                rows[part] = vectors("all-MiniLM-L6-v2")
             elif part == "student":
                 rows[part] = student(model, texts, a.updates, Path(place)) | {"teacher_trained": about}
             else:

@@ -14,7 +14,7 @@ import numpy as np
 
 from luban.columns.base import Segments, coloured
 from luban.columns.chat import Chat, opened, sequence
-from luban.columns.text import Text, worded
+from luban.columns.text import LONG, Text, worded
 from luban.data.talks import Said
 from luban.settings import Beams, Count, Dial, File, Fraction, Model  # noqa: F401, inherited settings are looked up here
 
@@ -50,6 +50,10 @@ class Talk(Chat):
         kept = {k: v for k, v in column.settings().items() if k in own}
         made = cls(**{**kept, "name": name, "length": most, "state": {**column.state, "hide": HIDDEN}})
         return column.keeping(made)
+
+    def near(self, value: Sequence[Said]) -> list[Said]:
+        """What of each message may be weighed at all: of one that is far too long its end."""
+        return [s._replace(content=s.content[-self.length * LONG :]) for s in value]
 
     def weighed(self, value: Sequence[Said]) -> Weighed:
         """All positions, however many."""

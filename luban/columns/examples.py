@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,11 +86,19 @@ class Examples:
         """Per example the longest of its inputs and texts to write, None where nothing is ragged."""
         sides = {**self.inputs, **self.targets}
         found = [
-            e.lengths
+            self.reached(n)
             for n, e in sides.items()
             if isinstance(e, Ragged) and getattr(self.columns.get(n), "of_form", "") != "grid"
         ]
         return np.maximum.reduce(found) if found else None
+
+    def reached(self, name: str) -> np.ndarray:
+        """Per example how many positions of a ragged input or target stand in its batch: (N,)."""
+        return (self.inputs if name in self.inputs else self.targets)[name].lengths  # type: ignore[union-attr]
+
+    def drawn(self, random: Callable[[], np.random.Generator]) -> Examples:
+        """The examples of an epoch, where one is something else each time (`luban.columns.windows.Drawn`)."""
+        return self
 
     def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
         """The batch of some examples; with `rng` it is augmented, and columns `of:` another follow its change."""

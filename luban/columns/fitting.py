@@ -9,6 +9,7 @@ from typing import Any
 from luban.columns import joining
 from luban.columns.base import Column, make, to_list
 from luban.columns.examples import cells
+from luban.columns.windows import SPLIT
 from luban.console import tell
 from luban.data.blocks import some
 from luban.recipe import Recipe
@@ -33,12 +34,12 @@ def fit_columns(recipe: Recipe, data: Any, names: Sequence[str] | None = None) -
         if n in recipe.inputs and recipe.together(n):
             found |= _joined(recipe, found[n], framed)
         else:
-            _told(found[n], framed)
+            _told(found[n], framed, recipe)
     found |= _shared(recipe, chosen, found)
     for n in chosen:
         if n in recipe.inputs and (written := recipe.before(n)) in found:
             found[n] = before(found[written], make(n, chosen[n].type, dict(chosen[n].settings)), framed)
-            _told(found[n], framed)
+            _told(found[n], framed, recipe)
     return {n: found[n] for n in chosen}
 
 
@@ -69,7 +70,7 @@ def _joined(recipe: Recipe, base: Any, framed: Any) -> dict[str, Any]:
     own = {n: {k: recipe.inputs[n].settings[k] for k in ("length", "keep", "long")} for n in names}
     found = joining.joined(recipe, base, own, {n: cells(few.only(n)) for n in names})
     for column in found.values():
-        _told(column, framed)
+        _told(column, framed, recipe)
     return found
 
 
@@ -100,11 +101,12 @@ def _fitted(column: Column, framed: Any, sharers: Sequence[str] = ()) -> Column:
     return column.fit(values, of=cells(few.only(of))) if of else column.fit(values)
 
 
-def _told(column: Any, framed: Any) -> None:
+def _told(column: Any, framed: Any, recipe: Recipe) -> None:
     """Say how many texts lose something."""
     if (cut := column.state.get("cut")) and not framed.pack:
+        learned = column.long == SPLIT and not recipe.writes  # nobody knows what of an answer belongs to which window
         tell(
-            f"columns.{column.long}",
+            "columns.windows_learned" if learned else f"columns.{column.long}",
             name=column.name,
             share=f"{cut:.1%}" if cut >= 0.001 else f"{cut:.3%}",
             most=column.room,

@@ -9,6 +9,7 @@ import numpy as np
 
 from luban.columns.base import Column, Encoded, Ragged
 from luban.columns.examples import Examples, cells, encode
+from luban.columns.windows import Drawn, learning
 from luban.console import Progress, tell
 from luban.data import cache
 from luban.data.blocks import rest
@@ -28,12 +29,12 @@ def encode_kept(
 
     The cache is known by the cells, the rows chosen, the columns' settings and all they learned, so that it cannot be
     another's. Where it cannot be written (a full disk), that is said and the examples stay in memory.
-    Raises DataError as `encode` does.
+    Long texts that are read in windows are all there (`luban.columns.windows.Drawn`). Raises DataError as `encode` does.
     """
     if framed.pack:
         columns = {n: c.whole() if hasattr(c, "whole") else c for n, c in columns.items()}
         return packed(_kept(columns, inputs, outputs, framed), framed.pack)
-    return _kept(columns, inputs, outputs, framed)
+    return Drawn.of(_kept(learning(columns, outputs), inputs, outputs, framed))
 
 
 def packed(examples: Examples, length: int) -> Examples:

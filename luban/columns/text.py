@@ -251,12 +251,13 @@ class Text(Column):
 
     @property
     def _limit(self) -> int:
-        """Tokens of the longest text that is taken; of others there is no longest."""
+        """Tokens of the longest text that is taken, where one is: in windows or in one piece."""
         reads = self.state.get("reads")
-        return (self.room - WHOLE + reads) * WINDOWS if reads else self.room if self.long == "refuse" else WHOLE
+        room = self.room - WHOLE + reads if reads else self.room
+        return room if self.long == "refuse" else room * WINDOWS
 
     def refused(self, values: Any) -> dict[int, tuple[str, dict[str, Any]]]:
-        if self.long != "refuse" and not self.state.get("reads"):
+        if self.long == "cut":
             return {}
         values, limit = to_list(values), self._limit
         texts = [self._joined(v) for v in values]
@@ -264,9 +265,10 @@ class Text(Column):
         far = [len(t) > limit * LONG for t in texts]
         near = [i for i, t in enumerate(texts) if not far[i] and len(t.encode("utf-8", "replace")) > limit]
         counts = dict(zip(near, self.whole().lengths_of([values[i] for i in near]).tolist()))
-        about = {"name": self.name, "most": limit}
+        about = {"name": self.name, "most": limit, "windows": WINDOWS}
+        reason = "column.too_long" if self.long == "refuse" else "column.too_many_windows"
         found = {i: ("column.far_too_long", about | {"count": len(t)}) for i, t in enumerate(texts) if far[i]}
-        found |= {i: ("column.too_long", about | {"count": n}) for i, n in counts.items() if n > limit}
+        found |= {i: (reason, about | {"count": n}) for i, n in counts.items() if n > limit}
         return found
 
     def windows(self, ids: np.ndarray, sentences: bool) -> list[np.ndarray]:
@@ -274,18 +276,35 @@ class Text(Column):
 
         `sentences`: they end with sentences and share nothing, else a quarter with the one before.
         """
-        most = self.state["reads"]
-        if len(ids) <= most:
+        if len(ids) <= self.state["reads"]:
             return [np.arange(len(ids))]
-        before, after = len(self.state.get("before", ())), len(self.state.get("after", ()))
-        inside, room = ids[before : len(ids) - after], max(1, most - before - after)
+        before, room, after = self._around
         if sentences:
+            inside = ids[before : len(ids) - after]
             ends, begins = self._marks
             spans = by_sentences(ends[inside], begins[inside], room)
         else:
-            spans = overlapping(len(inside), room)
-        first, last = np.arange(before), np.arange(len(ids) - after, len(ids))
-        return [np.concatenate([first, before + np.arange(a, b), last]) for a, b in spans]
+            spans = overlapping(len(ids) - before - after, room)
+        return [self._window(len(ids), span) for span in spans]
+
+    def window(self, length: int, share: float) -> np.ndarray:
+        """Positions of the one of its `windows` that stands at a share of them, 0 the first: of a text of `length` ids."""
+        if length <= self.state["reads"]:
+            return np.arange(length)
+        before, room, after = self._around
+        spans = overlapping(length - before - after, room)
+        return self._window(length, spans[int(share * len(spans))])
+
+    @property
+    def _around(self) -> tuple[int, int, int]:
+        """Control tokens before a text, positions of a window between them, control tokens after it."""
+        before, after = len(self.state.get("before", ())), len(self.state.get("after", ()))
+        return before, max(1, self.state["reads"] - before - after), after
+
+    def _window(self, length: int, span: tuple[int, int]) -> np.ndarray:
+        before, _, after = self._around
+        start, stop = span
+        return np.concatenate([np.arange(before), before + np.arange(start, stop), np.arange(length - after, length)])
 
     @property
     def _marks(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,22 +1,23 @@
 """Texts longer than a model reads at once, where the recipe says `long: split`: read in windows, the answers put together.
 
-Only answers are made so (`predict`, `evaluate`, the server, an exported file): a network learns from the beginning of a
-long text. What one window says is one answer of the head; `Column.pooled` makes one of several, tags are stitched together,
-written texts joined. numpy only, so that every engine reads long texts alike.
+What one window says is one answer of the head; `Column.pooled` makes one of several, tags are stitched together,
+written texts joined. A network learns in each epoch from another window of a long text (`Drawn`), except where a text is written: what
+of it belongs to which window nobody knows. numpy only, so that every engine reads long texts alike.
 
 Letters: N examples, W windows of all of them, T positions, K numbers for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from luban.columns.base import Column, Encoded, Ragged, take, together
-from luban.columns.examples import Examples
+from luban.columns.examples import Arrays, Examples
 
 SPLIT = "split"
 
@@ -27,6 +28,62 @@ def opened(columns: Mapping[str, Column]) -> Mapping[str, Column]:
     if not long:
         return columns
     return together({n: c.opened() if n in long else c for n, c in columns.items()})  # type: ignore[attr-defined]
+
+
+def learning(columns: Mapping[str, Column], outputs: Sequence[str]) -> Mapping[str, Column]:
+    """The columns that a network learns from: opened, unless it writes."""
+    return columns if any(columns[n].form == "ids" for n in outputs) else opened(columns)
+
+
+@dataclass(frozen=True)
+class Drawn(Examples):
+    """Examples to learn from: of a long text one window at a time, the one that stands at its share of them, with the
+    tags that are of it. `drawn` gives those of an epoch; until then it is the first one.
+    """
+
+    shares: np.ndarray | None = None  # (N,), 0 the first window, below 1
+
+    @classmethod
+    def of(cls, examples: Examples) -> Examples:
+        """The same examples where nothing is longer than a window."""
+        found = cls(**{f: getattr(examples, f) for f in Examples.__dataclass_fields__})
+        return found if any((examples.inputs[n].lengths > r).any() for n, r in found.reads.items()) else examples  # type: ignore[union-attr]
+
+    @property
+    def reads(self) -> dict[str, int]:
+        """Inputs that are read in windows, and how many positions at once."""
+        found = {n: self.columns[n].state.get("reads") for n in self.inputs}
+        return {n: reads for n, reads in found.items() if reads}
+
+    def drawn(self, random: Callable[[], np.random.Generator]) -> Examples:
+        made = copy.copy(self)  # with what has been collated once
+        object.__setattr__(made, "shares", random().random(len(self)))
+        return made
+
+    def reached(self, name: str) -> np.ndarray:
+        """Windows of a long text are all as long, so that batches of like length stay so in every epoch."""
+        column = self.columns[name]
+        reads = self.reads.get(column.of if column.along else name)  # type: ignore[attr-defined]
+        return np.minimum(super().reached(name), reads) if reads else super().reached(name)
+
+    def arrays(self, index: np.ndarray, rng: np.random.Generator | None = None) -> Arrays:
+        shares = np.zeros(len(index)) if self.shares is None else self.shares[index]
+        places = {
+            n: [self.columns[n].window(k, s) for k, s in zip(self.inputs[n].lengths[index], shares)] for n in self.reads
+        }  # type: ignore[union-attr, attr-defined]
+
+        def cut(name: str, encoded: Encoded) -> Encoded:
+            column = self.columns[name]
+            at = places.get(column.of if column.along else name)  # type: ignore[attr-defined]
+            return take(encoded, index) if at is None else Ragged.of([encoded[int(i)][p] for i, p in zip(index, at)])
+
+        inputs = {n: cut(n, self.inputs[n]) for n in self.inputs}
+        targets = {n: cut(n, e) for n, e in self.targets.items()}
+        blocks = [(names, x[index], mask[index]) for names, x, mask in self.blocks]
+        flat = {n: (x[index], mask[index]) for n, (x, mask) in self.flat_targets.items()}
+        rows = self.rows[index] if isinstance(self.rows, np.ndarray) else None
+        part = Examples(self.columns, inputs, targets, rows, len(index), (blocks, flat))
+        return part.arrays(np.arange(len(index)), rng)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ ROLES = ("system", "user", "assistant")
 KEYS = (("role", "content"), ("from", "value"))  # of OpenAI's messages and of ShareGPT's conversations
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 HOLDS = ("messages", "conversations", "conversation")  # where a record keeps the list
+SPEAK = ("text", "chat")  # types of columns whose network may answer one
 PLAIN = {"type": "text"}  # what OpenAI's API calls plain text
 SIDES = ("chosen", "rejected")
+_LIST = re.compile(r"\s*\[\s*\{")
 
 
 class Said(NamedTuple):
@@ -65,17 +68,18 @@ def preferred(value: Any) -> dict[str, list[Said]]:
 
 
 def _ending(prompt: Any, answer: Any, side: str) -> list[Said]:
-    said = messages(answer) if _is_talk(answer) else [Said("assistant", str(answer))]
+    said = messages(answer) if is_talk(answer) else [Said("assistant", str(answer))]
     if said[0].role == "assistant" and prompt is not None:
-        before = messages(prompt) if _is_talk(prompt) else [Said("user", str(prompt))]
+        before = messages(prompt) if is_talk(prompt) else [Said("user", str(prompt))]
         said = [*before, *said]
     if said[-1].role != "assistant":
         raise BadRow("preference.no_answer", side=side, role=said[-1].role)
     return said
 
 
-def _is_talk(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, str) and value.lstrip().startswith("[{"))
+def is_talk(value: Any) -> bool:
+    """Whether it is a list of messages, or begins as one in JSON does; a text may well begin with a bracket."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, str) and bool(_LIST.match(value)))
 
 
 def spoken(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -98,6 +102,11 @@ def _part(part: Any, place: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") != PLAIN["type"] or not isinstance(part.get("text"), str):
         raise DataError(problem("chat.no_part", place=place))
     return part["text"]
+
+
+def held(names: Sequence[str]) -> str | None:
+    """The first of some columns that conversations usually stand in."""
+    return next((n for n in HOLDS if n in names), None)
 
 
 READ: Mapping[str, Callable[[Any], Any]] = {"chat": messages, "preference": preferred}

@@ -9,11 +9,13 @@ import numpy as np
 
 from luban import machine
 from luban.columns.examples import encode_values
+from luban.columns.windows import SPLIT
 from luban.console import tell
 from luban.data.halves import broken
 from luban.errors import DataError, Unsupported
 from luban.generation.sampling import Precision, Sampling, checked, orderly, width, writes
 from luban.generation.writing import Text, searched, streamed, written
+from luban.messages import say
 from luban.nn.tokens import Batch
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -97,8 +99,6 @@ def _ids(column: Any, prompt: Prompt | np.ndarray) -> np.ndarray:
     """The ids that are read before anything is written."""
     if isinstance(prompt, np.ndarray):
         return prompt
-    if broken(prompt):
-        raise DataError("data.lone_surrogate")
     if isinstance(prompt, str):
         return column.prompt(prompt)
     if column.chat is None:
@@ -117,6 +117,9 @@ def begun(
     """The texts to write and the inputs of each; a prompt may be ids already. Raises DataError for an input that cannot be."""
     column = network.outputs[network.written]
     if not inputs:
+        for number, prompt in enumerate(prompts, 1):
+            if not isinstance(prompt, np.ndarray) and broken(prompt):
+                raise DataError("generate.bad_input", number=number, reason=say("data.lone_surrogate"))
         given = [_ids(column, p) for p in prompts]
         most = tokens or network.window
         return [Text(list(map(int, ids)), most, stop=tuple(stop)) for ids in given], None
@@ -124,11 +127,14 @@ def begun(
     examples, bad = encode_values(columns, inputs, rows)
     if bad:
         raise DataError("generate.bad_input", number=min(bad) + 1, reason=bad[min(bad)])
+    read = {n: columns[n].lengths_of([r[n] for r in rows]) for n in inputs if columns[n].form == "ids"}
+    for name, lengths in read.items():
+        if columns[name].long == SPLIT and lengths.max() > columns[name].room:
+            raise DataError("generate.long", name=name, count=int(lengths.max()), most=columns[name].room)
     batch = Batch.of(examples.arrays(np.arange(len(examples))), next(network.parameters()).device)
     most = tokens or min(column.length + 1, network.window - 1)
     texts = [Text([column.begin], most, stop=tuple(stop)) for _ in rows]
-    for name in (n for n in inputs if columns[n].form == "ids"):
-        lost = columns[name].lengths_of([r[name] for r in rows]) - columns[name].room
-        for t, more in zip(texts, lost):
+    for name, lengths in read.items():
+        for t, more in zip(texts, lengths - columns[name].room):
             t.lost = max(t.lost, int(more))
     return texts, batch

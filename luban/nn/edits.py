@@ -52,10 +52,12 @@ def quantize_linear(network: nn.Module, *, layers: list[str]) -> nn.Module:
     return network
 
 
-def quantize_groups(network: nn.Module, *, layers: list[str]) -> nn.Module:
-    """Use for a file of a seventh the size: linear and embedding weights in four bits, one scale for each 32 of a row."""
+def quantize_groups(network: nn.Module, *, layers: list[str], zeros: bool = False) -> nn.Module:
+    """Use for a file of a seventh the size: linear and embedding weights in four bits, one scale and, with `zeros`, one zero point
+    for each 32 of a row; models that were saved earlier have none.
+    """
     for name in layers:
-        module = in_groups(network.get_submodule(name))
+        module = in_groups(network.get_submodule(name), zeros)
         if module is None:
             raise ValueError(name)
         put(network, name, module)

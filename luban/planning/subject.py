@@ -251,7 +251,7 @@ class Look:
 
 
 def _look(examples: Examples, plan: Plan) -> Look:
-    lengths = {n: e.lengths for n, e in examples.inputs.items() if isinstance(e, Ragged)}
+    lengths = {n: examples.reached(n) for n, e in examples.inputs.items() if isinstance(e, Ragged)}
     if not lengths:
         return Look()
     batches = order(examples, min(plan.batch, len(examples)), plan.seed, 0, tokens=plan.tokens)

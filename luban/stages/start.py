@@ -34,7 +34,7 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     knows every label of the training rows. Everything else is fitted and starts anew, and both are told.
     `names`: what a column of this recipe is called there, where that differs, such as {sentence: text}.
     Quantised layers are taken over as floating-point weights. Raises BundleError for a folder that is no Bundle, DataError,
-    RequestError for a name that is not there, Unsupported for a model whose layers were made smaller.
+    RequestError for a name that is not there, and where nothing could be taken, Unsupported for a model whose layers were made smaller.
     """
     before = source if isinstance(source, Bundle) else opened(source)
     path = str(before.path or ("" if isinstance(source, Bundle) else source))  # a checkpoint was never a saved model
@@ -52,6 +52,8 @@ def start(bundle: Bundle, data: Any, *, source: str, names: dict[str, str] = Non
     network = build_network(recipe, columns, bundle.edits, getattr(bundle.network, "module", None))
     taken = take_over(network, merge_lora(before.copy_network()), kept)
     weights = [n for n, done in taken.items() if done]
+    if not kept and not weights:
+        raise RequestError(problem("start.nothing", place=path, here=list(fresh), there=list(before.columns)))
     new = [n for n in columns if n not in kept or not taken.get(n)]
     tell("start.taken", source=path or say("start.given"), columns=list(kept) or "-", weights=weights or "-")
     if new:

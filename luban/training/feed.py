@@ -34,19 +34,20 @@ class Feed:
         """The batches number `start`, `start` + 1 ... of an epoch."""
         plan = self.plan
         found = order(self.examples, plan.batch, plan.seed, epoch, tokens=plan.tokens)
+        examples = self.examples.drawn(partial(rng, plan.seed, "windows", epoch))
         if not plan.loader_workers and self._small():
             yield from self._together(found[start:])
             return
         if plan.loader_workers:
-            _ = self.examples.blocks, self.examples.flat_targets, self.examples.augmented  # once, not in each thread
-        yield from ahead(partial(self._batch, epoch, found), range(start, len(found)), plan.loader_workers)
+            _ = examples.blocks, examples.flat_targets, examples.augmented  # once, not in each thread
+        yield from ahead(partial(self._batch, examples, epoch, found), range(start, len(found)), plan.loader_workers)
 
-    def _batch(self, epoch: int, found: list[np.ndarray], place: int) -> Batch:
+    def _batch(self, examples: Examples, epoch: int, found: list[np.ndarray], place: int) -> Batch:
         """This rank's share of one global batch."""
         augmented = self.plan.augment and self.examples.augmented
         augment = rng(self.plan.seed, "augment", epoch, place, *self.ranks.own) if augmented else None
         index, counts = self.ranks.share(found[place])
-        batch = Batch.of(self.examples.arrays(index, augment), self.plan.device)
+        batch = Batch.of(examples.arrays(index, augment), self.plan.device)
         batch.counts = counts
         return growing.shrunk(batch, self.grids, growing.scale(self.plan.progressive, epoch, self.plan.epochs))
 

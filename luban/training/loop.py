@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from luban.training.feed import Feed
 from luban.training.guard import Again, Guard
 from luban.training.plan import History, Plan
 from luban.training.precision import products
-from luban.training.random import seed_torch
+from luban.training.random import rng, seed_torch
 from luban.training.ranks import here
 from luban.training.signals import Stopped, listening
 from luban.training.state import State
@@ -59,7 +60,9 @@ class Run:
         data: str = "",
     ):
         self.data = data
-        self.ranks, self.training, self.validation = here(), training, validation
+        self.ranks, self.training = here(), training
+        fixed = partial(rng, plan.seed, "windows")  # of a long text the same one in every epoch
+        self.validation = validation.drawn(fixed) if validation is not None else None
         self.plan, self.objective, self.make_step, self.folder = plan, objective, step, folder
         self.feed = Feed(training, plan, self.ranks)
         whole = self.feed.updates

@@ -128,13 +128,21 @@ def loaded(folder: Path, config: Mapping[str, Any], name: str, room: str = ENCOD
         n.removeprefix("model.") for n in getattr(kind, "_keys_to_ignore_on_load_missing", None) or ()
     }  # fixed positions of Marian
     lacking = [k for k in about["missing_keys"] if k.removeprefix("model.") not in made and not k.startswith("pooler.")]
-    wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"])
+    wrong = sorted(map(_shaped, about["mismatched_keys"]))
     if lacking or wrong:
         values = {"lacking": shortened(sorted(lacking)) or "-", "wrong": shortened(wrong) or "-"}
         raise RequestError(problem("model.weights_differ", place=str(folder), name=name, **values))
     if extra := sorted(about["unexpected_keys"]):
         tell("model.extra", name=name, count=len(extra), names=shortened(extra))
     return _evenly(model) if room == ENCODERS else model
+
+
+def _shaped(key: Any) -> str:
+    """A weight that does not fit: its name, the shape in the file, the shape that the network has."""
+    if not isinstance(key, tuple):
+        return str(key)
+    found, wanted = (" x ".join(map(str, shape)) or "()" for shape in key[1:3])
+    return f"{key[0]} ({found}; {wanted})"
 
 
 def _kind(config: Mapping[str, Any], name: str, room: str) -> tuple[Any, Any]:

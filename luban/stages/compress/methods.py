@@ -77,7 +77,8 @@ def quantised(bundle: Bundle, kind: str = "int8") -> Bundle:
     """
     if kind == "int4":
         layers = _layers(bundle.network, in_groups)
-        bundle = edited(bundle, {"edit": "quantize_groups", "layers": layers}) if layers else bundle
+        edit = {"edit": "quantize_groups", "layers": layers, "zeros": True}
+        bundle = edited(bundle, edit) if layers else bundle
         return bundle if layers and not _layers(bundle.network, stand_in) else quantised(bundle)
     layers = _layers(bundle.network, stand_in)
     if not layers:

@@ -22,6 +22,8 @@ from luban.bundle import Bundle
 from luban.columns import answering
 from luban.columns.base import Answer, Column, Ragged, take, text_of
 from luban.columns.examples import Arrays, encode, encode_values, records
+from luban.data.prepare import Data
+from luban.data.talks import SPEAK, held, talked
 from luban.errors import DataError, RequestError, Unsupported, problem
 from luban.generation.writing import respond
 from luban.messages import say
@@ -92,7 +94,7 @@ def explain(
     the predicted one; of tags a type, a tag, or one at a place (see `luban.columns.tags.Tags.fixed`). `samples`: coalitions
     or masks a row (auto: 512, or eight a segment). `background`: what stands where a segment is gone: the column's "nothing there", the values of one row (a mapping), or of the explained rows in turn.
     A language model writes `tokens` on from the beginning of each text, and the words of that beginning are weighed: its prompt; of a
-    conversation all before the assistant's last answer. One that says hidden words says the one at `[MASK]`, or the middle one.
+    conversation all before the assistant's last answer (of an imported model that knows how one looks: the column `messages`). One that says hidden words says the one at `[MASK]`, or the middle one.
     `attention`: for the first rows also where the network looked, layer by layer and head by head; that is no explanation.
     `out`: folder for explain.json and explain.html.
     Raises RequestError, DataError; Unsupported where the method cannot explain this network.
@@ -100,12 +102,14 @@ def explain(
     close = bundle.matches
     if close:
         bundle, output = bundle.closeness(), MATCH
-    network = bundle.network if close else _asked(bundle, output, target)
+    said = "" if close else _said(bundle, data)
+    network = bundle.network if close else _asked(bundle, output, target, said)
     columns, given = bundle.columns, None
     if network is bundle.network and not (close or (bundle.outputs and bundle.inputs)):
         raise Unsupported("explain.no_question", inputs=list(bundle.inputs), outputs=list(bundle.outputs))
     if "score" in getattr(bundle.network, "lacks", ()):
         raise Unsupported("explain.no_score", outputs=list(bundle.outputs))
+    data = Data(talked(data.rows, said, "chat", False)) if said else data
     data_rows, framed = _rows(bundle, data, rows)
     if network is bundle.network:
         raw, values = records(framed.table), _values(encode(columns, bundle.inputs, (), framed))
@@ -113,7 +117,8 @@ def explain(
     else:
         if network.reads not in framed.table.column_names:
             raise DataError(problem("data.no_column", place=data.rows.source, name=network.reads, allowed=framed.table.column_names))  # fmt: skip
-        columns, raw, values = network.prompts([r[network.reads] for r in records(framed.table)], tokens)
+        places = [data.rows.place(r) for r in data_rows]
+        columns, raw, values = network.prompts([r[network.reads] for r in records(framed.table)], tokens, places)
         output, given = network.output, network.answered(values, tokens)
     found = explain_rows(
         network, columns, raw, values, data_rows,
@@ -121,10 +126,10 @@ def explain(
         steps=steps, background=background, seed=seed, given=given, attention=attention,
     )  # fmt: skip
     report = page(found, columns, {"background": background, "seed": seed, "target": target})
-    if network is not bundle.network and network.cut:
-        report.note(
-            "info", say("explain.cut", rows=len(network.cut), tokens=max(v[network.input].size for v in values))
-        )
+    notes = [*_unread(data), *_beginnings(bundle, network, raw, values)]
+    report.numbers |= {"notes": notes} if notes else {}
+    for note in notes:
+        report.note("info", note)
     if out:
         report.save(Path(out))
     return report
@@ -180,11 +185,20 @@ def explain_rows(
         )  # fmt: skip
 
 
-def _asked(bundle: Bundle, output: str | None, target: Any) -> Any:
+def _said(bundle: Bundle, data: Any) -> str:
+    """The column with the conversations that a network which writes texts is asked about; "" where there is a column of texts."""
+    written = getattr(bundle.network, "written", None)
+    there = data.table.column_names
+    if bundle.inputs or written is None or written in there or bundle.columns[written].type not in SPEAK:
+        return ""
+    return held(there) or ""
+
+
+def _asked(bundle: Bundle, output: str | None, target: Any, said: str) -> Any:
     """The network that is explained: the Bundle's own, or where it has no input or no output one around it that has both."""
     network = bundle.network
     if not bundle.inputs and hasattr(network, "advance"):
-        return GoingOn(network)
+        return GoingOn(network, said)
     if bundle.inputs and not bundle.outputs and all(hasattr(g, "logits") for g in getattr(network, "fusion", ())):
         return FillingIn(network, output, bundle.columns, None if target is None else str(target))
     return network
@@ -206,6 +220,27 @@ def _rows(bundle: Bundle, data: Any, rows: Any) -> tuple[list[int], Any]:
             raise DataError(problem("explain.unread", place=data.rows.source, reason=data.rows.quarantine[0].reason))
         raise RequestError(problem("explain.no_rows", asked=str(rows), there=there))
     return [int(np.ravel(r)[0]) for r in framed.rows], framed
+
+
+def _unread(data: Any) -> list[str]:
+    """What is said of rows that cannot be read."""
+    bad = data.rows.quarantine
+    return [say("explain.left_out", count=len(bad), line=bad[0].line, reason=bad[0].reason)] if bad else []
+
+
+def _beginnings(
+    bundle: Bundle, network: Any, raw: Sequence[Mapping[str, Any]], values: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What is said of texts that are longer than what is explained of them."""
+    if network is not bundle.network and hasattr(network, "cut"):
+        most = max((v[network.input].size for v in values), default=0)
+        return [say("explain.cut", rows=len(network.cut), tokens=most)] if network.cut else []
+    texts = [bundle.columns[n] for n in bundle.inputs if bundle.columns[n].form == "ids"]
+    long = {c.name: c.overlong([r[c.name] for r in raw]) for c in texts}
+    return [
+        say(f"explain.only_{c.keep}", name=c.name, rows=long[c.name], all=len(raw), tokens=c.room)
+        for c in texts if long[c.name]
+    ]  # fmt: skip
 
 
 def _values(encoded: Any) -> list[dict[str, np.ndarray]]:

@@ -81,7 +81,7 @@ def _names(scorer: Scorer, columns: Mapping[str, Column], e: Example, row: int) 
     if np.ndim(answer) == 2 and hasattr(columns[scorer.output], "begin"):
         column, ids = columns[scorer.output], answer[0][answer[0] >= 0]
         if hasattr(scorer.network, "read_as"):
-            found[scorer.network.reads] = scorer.network.read_as(e.x, ids)
+            found[scorer.network.part] = scorer.network.read_as(e.x, ids)
         else:
             found[scorer.output] = column.positions(np.array([column.begin, *ids[:-1]]))
     return found

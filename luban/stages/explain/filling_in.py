@@ -28,7 +28,7 @@ class FillingIn(nn.Module):
         if name is not None and name not in network.masked:
             raise RequestError(problem("explain.no_such_output", name=name, allowed=network.masked))
         self.name = name or network.masked[0]
-        self.reads = self.input = self.name
+        self.reads = self.input = self.part = self.name
         self.output = OUTPUT
         at = network.masked.index(self.name)
         self.encoder, self.guess, self.network = network.encoders[at], network.fusion[at], network
@@ -40,12 +40,13 @@ class FillingIn(nn.Module):
         self.cut: list[int] = []
 
     def prompts(
-        self, values: Sequence[Any], tokens: int = 1
+        self, values: Sequence[Any], tokens: int = 1, places: Sequence[str] = ()
     ) -> tuple[dict[str, Column], list[dict[str, Any]], list[dict]]:
         """The columns of this network, its raw rows and their encoded values. Raises DataError for a value without two words."""
         raw = [self.column.asking(v) for v in values]
         if not all(raw):
-            raise DataError("explain.no_place", input=self.name)
+            place = places[raw.index("")] if places else ""
+            raise DataError(problem("explain.no_place", place=place, input=self.name))
         self.cut = [i for i, v in enumerate(raw) if self.column.overlong([v])]
         columns: dict[str, Column] = {self.name: self.column, OUTPUT: self.word}
         return columns, [{self.name: v} for v in raw], [{self.name: self.column.encode(v)} for v in raw]

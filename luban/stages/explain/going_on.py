@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from luban.columns.asked import HIDDEN, Talk
-from luban.columns.base import GONE, Answer, Column, text_of
-from luban.errors import DataError
+from luban.columns.base import GONE, Answer, Column, make, text_of
+from luban.errors import DataError, Unsupported, problem
 from luban.generation.writing import Text, written
 from luban.nn.tokens import Batch
 
@@ -31,12 +31,18 @@ class GoingOn(nn.Module):
     the prompt, A of the answer.
     """
 
-    def __init__(self, network: Any):
+    def __init__(self, network: Any, said: str = ""):
+        """`said`: the name of the conversations that are read, of a network that writes texts and knows how one looks.
+
+        Raises Unsupported where it does not know.
+        """
         super().__init__()
         self.writer, self.written, self.network = network.writer, network.written, network
-        self.reads = self.output = self.written  # the column of what it reads and writes
+        self.reads, self.output, self.part = said or self.written, self.written, self.written
         self.input = INPUT
         self.column = network.outputs[self.written]
+        if said:
+            self.column = _talking(self.column, said)
         self.outputs, state = network.outputs, self.column.state
         self.talks = hasattr(self.column, "asked")
         # a network that reads one thing before it writes another begins behind the prompt
@@ -44,27 +50,30 @@ class GoingOn(nn.Module):
         self.first = [] if self.behind or (state.get("bare") and not self.talks) else [self.column.begin]
         self.cut: list[int] = []  # prompts that were too long, by their rows
 
-    def prompts(self, values: Sequence[Any], tokens: int) -> tuple[dict[str, Column], list[dict[str, Any]], list[dict]]:
+    def prompts(
+        self, values: Sequence[Any], tokens: int, places: Sequence[str] = ()
+    ) -> tuple[dict[str, Column], list[dict[str, Any]], list[dict]]:
         """The columns of this network, its raw rows and their encoded values: the beginnings of some texts, or all of a
-        conversation up to what is answered; as many positions as leave room for `tokens`.
+        conversation up to what is answered; as many positions as leave room for `tokens`. `places`: where each stands.
 
         Raises DataError for one with nothing in it.
         """
         most = max(1, self.network.window - tokens - len(self.first) - len(self.behind) - 1)
         most = min(most, TALK if self.talks else PROMPT)
         if self.talks:
-            column, raw = Talk.of(self.column, INPUT, most), [self.column.asked(v) for v in values]
-            if not all(raw):
-                raise DataError("explain.empty_prompt")
+            column, talks = Talk.of(self.column, INPUT, most), [self.column.asked(v) for v in values]
+            raw = [column.near(said) for said in talks]
+            empty = [i for i, said in enumerate(raw) if not said]
         else:
             state = {**self.column.state, "before": [], "after": [], "hide": HIDDEN}
             column = replace(self.column, name=INPUT, length=most, keep="start", state=state)
             raw = [text_of(v) or "" for v in values]
-            if any(not t.strip() for t in raw):
-                raise DataError("explain.empty_prompt")
+            empty = [i for i, t in enumerate(raw) if not t.strip()]
+        if empty:
+            raise DataError(problem("explain.empty_prompt", place=places[empty[0]] if places else ""))
         self.cut = [i for i, v in enumerate(raw) if column.overlong([v])]
         encoded = [{INPUT: column.encode(v)} for v in raw]
-        return {INPUT: column, self.written: self.column}, [{INPUT: v} for v in raw], encoded
+        return {INPUT: column, self.written: self.outputs[self.written]}, [{INPUT: v} for v in raw], encoded
 
     def answered(self, values: Sequence[Mapping[str, np.ndarray]], count: int) -> tuple[list[Answer], np.ndarray]:
         """What it writes after each prompt, the likeliest token each, and the ids (R, A), GONE behind the end."""
@@ -112,3 +121,10 @@ class GoingOn(nn.Module):
 
     def score(self, o: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n: self.writer.score(o[n], a) for n, a in answers.items()}
+
+
+def _talking(column: Any, name: str) -> Any:
+    """The column of a text that is written as one of conversations."""
+    if column.chat is None:
+        raise Unsupported("chat.no_template", output=column.name)
+    return column.keeping(column.becomes(make(name, "chat", {})))

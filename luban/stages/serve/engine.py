@@ -17,9 +17,13 @@ import numpy as np
 from luban import files, machine, registry
 from luban.columns.answering import Engine, answer, finite
 from luban.columns.base import Answer
+from luban.data.rows import BadRow
+from luban.data.talks import SPEAK, messages
 from luban.engines import engine_of, exported, opened
 from luban.errors import BundleError, DataError, Problem, RequestError, Unsupported, problem
 from luban.stages.serve.refusal import placed
+
+TALKS = "messages"  # what a conversation is called in a request
 
 
 class Guarded:
@@ -31,6 +35,13 @@ class Guarded:
         self.limit()
         self.inputs, self.outputs = tuple(engine.inputs), tuple(engine.outputs)
         self.explained = self.inputs or self.outputs  # what goes on from a text reads the beginning of that text
+        writes = [self.columns[n] for n in self.outputs if not self.inputs]
+        self.talks = any(c.type in SPEAK and getattr(c, "chat", None) for c in writes)
+
+    def explaining(self, rows: Sequence[Any]) -> tuple[str, ...]:
+        """The columns that rows to be explained must have; `messages` will do where the model knows how conversations look."""
+        first = rows[0] if rows and isinstance(rows[0], dict) else {}
+        return (TALKS,) if self.talks and TALKS in first and not set(self.explained) & set(first) else self.explained
 
     def limit(self, pixels: int = 0) -> None:
         """How many pixels a picture may have that is sent; 0: what is usual."""
@@ -70,7 +81,8 @@ class Explainer:
     nothing else.
     """
 
-    settings = ("method", "output", "target")
+    settings = ("method", "output", "target", "attention")
+    flags = ("attention",)  # those that are true or false
     most = 8  # rows of one request
 
     def __init__(self, made: Callable[[], Any]):
@@ -83,15 +95,26 @@ class Explainer:
         columns = {n: c.guarded(self.pixels) for n, c in served.columns.items()}
         return replace(served, columns=columns, network=served.copy_network())
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The numbers of the explanation report. Raises RequestError, BundleError where the model is there no more."""
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """The numbers of the explanation report. `names`: the columns that are read. Raises DataError where a row cannot be read,
+        RequestError, BundleError where the model is there no more.
+        """
         from luban.data.prepare import data_of
 
         explain = registry.find("stages", "explain")
+        for i, row in enumerate(rows if TALKS in names else ()):
+            try:
+                messages(row[TALKS])
+            except BadRow as e:
+                raise DataError(problem(e.id, place=f"rows[{i}].{TALKS}", **{"name": TALKS, **e.values})) from e
         with self.lock:
-            names = self.bundle.inputs or self.bundle.outputs
-            inputs = [{n: row[n] for n in names} for row in rows]
-            report = explain(self.bundle, data_of(inputs, self.bundle.columns), rows=len(rows), **settings)
+            data = data_of([{n: row[n] for n in names if n in row} for row in rows], self.bundle.columns)
+            if bad := data.rows.quarantine:
+                raise DataError(problem(bad[0].reason_id, place=f"rows[{bad[0].line - 1}]", **bad[0].values))
+            data = replace(data, rows=replace(data.rows, source="rows"))  # what is wrong with one is told as rows:1
+            report = explain(self.bundle, data, rows=len(rows), **settings)
         return report.to_json()["numbers"]
 
 

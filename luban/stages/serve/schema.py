@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from luban import __version__
+from luban import __version__, registry
 from luban.messages import say
-from luban.stages.serve.engine import Guarded
+from luban.stages.serve.engine import TALKS, Guarded
 from luban.stages.serve.openai.wanted import SCHEMAS
 from luban.stages.serve.rows import LARGEST
 from luban.stages.serve.service import Service
@@ -46,7 +46,7 @@ def _answers(engine: Guarded) -> tuple[str, ...]:
         return ()
     if engine.inputs:
         return ("predict", "explain")
-    return () if any(getattr(engine.columns[n], "alone", False) for n in engine.outputs) else ("explain",)
+    return ("explain",)
 
 
 def _post(name: str, service: Service) -> dict[str, Any]:
@@ -109,7 +109,11 @@ def _schemas(service: Service) -> dict[str, Any]:
         "additionalProperties": False,
     }
     explainer = engine.explainer
-    settings = {n: bounded({"type": ["string", "number", "boolean"]}, 200) for n in getattr(explainer, "settings", ())}
+    flags = getattr(explainer, "flags", ())
+    settings = {
+        n: {"type": "boolean"} if n in flags else bounded({"type": ["string", "number", "boolean"]}, 200)
+        for n in getattr(explainer, "settings", ())
+    }
     few = min(limits.batch, getattr(explainer, "most", 1))
     string = {"type": "string", "maxLength": 1000}
     error = _object({"id": string, "message": string, "place": string})
@@ -123,19 +127,27 @@ def _schemas(service: Service) -> dict[str, Any]:
     answered = _object({"answers": _object(dict.fromkeys(engine.outputs, answer))})
     return {
         "Row": row,
+        **({"Talk": _talk(limits.body)} if engine.talks else {}),
         "PredictRequest": _request(limits.batch, {}),
-        "ExplainRequest": _request(few, settings),
+        "ExplainRequest": _request(few, settings, ("Row", "Talk") if engine.talks else ("Row",)),
         "Answers": _object({"rows": _many({"oneOf": [answered, _object({"error": error})]}, limits.batch)}),
         "Explanation": {"type": "object"},
         "Refused": {"type": "object", "properties": {"error": error}, "required": ["error"]},
     }
 
 
-def _request(most: int, settings: dict[str, Any]) -> dict[str, Any]:
-    row = {"$ref": "#/components/schemas/Row"}
+def _talk(most: int) -> dict[str, Any]:
+    """A conversation that a writer of texts answers."""
+    talk = bounded(registry.find("columns", "chat")(TALKS).schema(), most)
+    return {**_object({TALKS: talk}), "additionalProperties": False}
+
+
+def _request(most: int, settings: dict[str, Any], rows: Sequence[str] = ("Row",)) -> dict[str, Any]:
+    kinds = [{"$ref": f"#/components/schemas/{name}"} for name in rows]
+    row = kinds[0] if len(kinds) == 1 else {"oneOf": kinds}
     many = {"rows": {**_many(row, most), "minItems": 1}, **settings}
     batch = {"type": "object", "properties": many, "required": ["rows"], "additionalProperties": False}
-    return {"oneOf": [batch, row]}
+    return {"oneOf": [batch, *kinds]}
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -123,14 +123,16 @@ class Service:
         until = time.monotonic() + self.limits.deadline
         most = min(explainer.most, self.limits.batch)
         asked = await self._asked(call, until, most, explainer.settings)
-        wrong = next((p for p in self._checked(asked.rows, self.engine.explained) if p is not None), None)
+        names = self.engine.explaining(asked.rows)
+        wrong = next((p for p in self._checked(asked.rows, names) if p is not None), None)
         if wrong is not None:
             return 422, {"error": plain(wrong)}
-        odd = next((k for k, v in asked.settings.items() if not isinstance(v, (str, int, float, bool))), None)
-        if odd is not None:
-            raise Refusal(422, "serve.bad_setting", place=odd)
+        for name, value in asked.settings.items():
+            flag = name in explainer.flags
+            if not isinstance(value, bool if flag else (str, int, float, bool)):
+                raise Refusal(422, "serve.bad_flag" if flag else "serve.bad_setting", place=name)
         try:
-            return 200, await self.wait(Job(call=partial(explainer, asked.rows, asked.settings)), call, until)
+            return 200, await self.wait(Job(call=partial(explainer, asked.rows, asked.settings, names)), call, until)
         except LubanError as e:
             return 422, {"error": plain(e.problems[0])}
 
@@ -170,7 +172,7 @@ class Service:
 
     def _checked(self, rows: Sequence[Any], names: Sequence[str]) -> list[Problem | None]:
         """What is wrong with each row that must have columns of these names."""
-        free = [n for n in names if self.engine.columns[n].drawn]
+        free = [n for n in names if n in self.engine.columns and self.engine.columns[n].drawn]
         return [reading.check(r, i, names, self.engine.outputs, free) for i, r in enumerate(rows)]
 
     async def wait(self, job: Job, call: Call, until: float) -> Any:

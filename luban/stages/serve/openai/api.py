@@ -110,7 +110,11 @@ class Api:
         try:
             if make is None:
                 raise Unsupported("serve.openai.no_chat")
-            return np.asarray(make(spoken(messages)), np.int32)
+            said = spoken(messages)
+            count, limit = sum(len(m.get("content", "")) for m in said), self.network.window - 1
+            if count > (limit + 1) * LONG:  # not even cut into tokens
+                raise Refusal(400, "serve.openai.far_too_long", place="messages", found=count, limit=limit)
+            return np.asarray(make(said), np.int32)
         except LubanError as e:
             raise Refusal(
                 400, problem("serve.openai.no_chat", place="messages") if make is None else e.problems[0]
