@@ -62,6 +62,7 @@ ENCODERS = {
 FUSIONS = {
     "concat": "luban.nn.fusion:Concat",
     "join": "luban.nn.join:Join",
+    "film": "luban.nn.film:FiLM",
     "pair": "luban.nn.pair:Pair",
     "memory": "luban.nn.fusion:Memory",
     "prefix": "luban.nn.prefix:Prefix",

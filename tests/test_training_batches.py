@@ -88,3 +88,35 @@ def test_the_budget_stands_in_the_recipe_and_in_the_history(capsys):
     assert f"at most {chosen['tokens']} positions" in capsys.readouterr().err.replace(",", "")
     fixed = luban.train(rows, "y", types={"text": "text"}, size="nano", epochs=1, tokens=0, evaluate=False)
     assert fixed.history[-1]["batches"]["most"] == chosen["batch"]
+
+
+def beside(lengths: np.ndarray, side: int, written: bool = False) -> Examples:
+    """Texts of these lengths with a picture of `side` x `side` each."""
+    text = Ragged(np.zeros(lengths.sum(), np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+    picture, count = np.zeros((len(lengths), 3, side, side), np.uint8), len(lengths)
+    ins, outs = ({"picture": picture}, {"text": text}) if written else ({"picture": picture, "text": text}, {})
+    return Examples({}, ins, outs, np.arange(count), count)
+
+
+def test_short_questions_beside_pictures_are_mixed():
+    """Each kind of question has a length of its own: sorted by it, a batch would hold one kind."""
+    lengths = np.random.default_rng(0).choice([4, 5, 6, 9], 1000)
+    mixed = beside(lengths, side=32)
+    for tokens in (0, 200):
+        found = order(mixed, 20, 0, 0, tokens=tokens)
+        assert not faults(mixed, found, 20, 20 * 9) and all(len(set(lengths[b])) > 1 for b in found)
+        assert updates_in(mixed, 20, 0, 1, tokens) == len(found) == 50
+    assert tokens_for(mixed, 20) == 0
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        texts(1000),
+        beside(np.random.default_rng(0).choice([4, 5, 6, 9], 1000), side=2),  # padding costs as much as the picture
+        beside(np.random.default_rng(0).choice([4, 5, 6, 90], 1000), side=32),  # long texts
+        beside(np.random.default_rng(0).choice([4, 5, 6, 9], 1000), side=32, written=True),
+    ],
+)
+def test_everywhere_else_like_lengths_stand_together(examples):
+    assert padding(examples, order(examples, 20, 0, 0)) < 1.2

@@ -190,3 +190,18 @@ def test_a_shortcut_of_few_channels_learns_with_several_threads():
     env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run([sys.executable, "-c", SHORT], env=env, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_several_rows_name_is_opened_once(tmp_path, monkeypatch):
+    from PIL import Image as Picture
+
+    paths = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for i, path in enumerate(paths):
+        Picture.new("RGB", (8, 8), (90 * i, 0, 0)).save(path)
+    column = Image("picture", side=8).fit(paths)
+    opened, encode = [], Image.encode
+    monkeypatch.setattr(Image, "encode", lambda self, v, of=None: (opened.append(v), encode(self, v, of))[1])
+    asked = [paths[0], paths[1], paths[0], None, paths[1], None]
+    found = column.encode_all(asked)
+    assert opened.count(paths[0]) == opened.count(paths[1]) == 1
+    assert all(np.array_equal(x, encode(column, v)) for x, v in zip(found, asked))

@@ -162,8 +162,11 @@ class Image(Column):
         items = list(values) if isinstance(values, np.ndarray) else to_list(values)
         if not items:
             return np.zeros((0, self.size, *self.hw), np.uint8)
+        keys = [v if isinstance(v, str) else i for i, v in enumerate(items)]
+        once = dict(zip(keys, items))  # a file that several rows name is opened once
         with ThreadPoolExecutor(DECODERS) as pool:
-            return np.stack(list(pool.map(self.encode, items)))
+            found = dict(zip(once, pool.map(self.encode, once.values())))
+        return np.stack([found[k] for k in keys])
 
     def decode(self, array: np.ndarray, mask: np.ndarray | None = None) -> Answer:
         """array (C, H, W) from -1 to 1 -> base64 of a PNG, which any image input reads."""

@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from luban.columns.base import Ragged
 from luban.columns.examples import Examples
 from luban.training.random import rng
 
 MOST = {"nano": 20, "small": 40, "base": 60}  # epochs over a small set, by the recipe's size
 PLENTY = 4000  # rows from which on an epoch teaches enough for fewer of them
 POOL = 50  # batches that are sorted by length together: enough to leave almost no padding, few enough to stay random
+SHORT = 16  # positions of texts that are not sorted where they stand beside larger inputs
 MOST_OF = 2  # batches of short examples under a budget of tokens hold at most so many times `batch`
 
 
 def order(
     examples: Examples, batch: int, seed: int, epoch: int, purpose: str = "order", tokens: int = 0
 ) -> list[np.ndarray]:
-    """The batches of one epoch: every example once, shuffled; examples of like length stand together.
+    """The batches of one epoch: every example once, shuffled; examples of like length stand together where padding costs something.
 
     `tokens` > 0 is the budget of a batch: examples x the longest of them stays within it, however long they are, so that
     every update costs about the same and none runs out of memory; only an example that is longer by itself exceeds it.
@@ -29,7 +31,7 @@ def order(
     """
     random = rng(seed, purpose, epoch)
     index = random.permutation(len(examples))
-    lengths = examples.lengths()
+    lengths = sorted_by(examples)
     if lengths is None:
         return _cut(index, batch)
     batches: list[np.ndarray] = []
@@ -38,6 +40,21 @@ def order(
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += _cut_by_tokens(pool, lengths[pool], batch * MOST_OF, tokens) if tokens else _cut(pool, batch)
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def sorted_by(examples: Examples) -> np.ndarray | None:
+    """The lengths that batches are sorted by; None where nothing has one, and for short texts beside a larger input of fixed size.
+
+    There padding costs next to nothing, and questions of one length are often questions of one kind: a batch of nothing but "is there a
+    flag" teaches to answer by the question alone.
+    """
+    lengths = examples.lengths()
+    if lengths is None or not len(lengths) or int(lengths.max()) > SHORT:
+        return lengths
+    fixed = (x for x in examples.inputs.values() if not isinstance(x, Ragged))
+    written = any(isinstance(x, Ragged) for x in examples.targets.values())
+    larger = any(x[0].size > SHORT * int(lengths.max()) for x in fixed)
+    return None if larger and not written else lengths
 
 
 def _cut(index: np.ndarray, batch: int) -> list[np.ndarray]:
@@ -57,7 +74,7 @@ def _cut_by_tokens(index: np.ndarray, lengths: np.ndarray, most: int, tokens: in
 
 def updates(examples: Examples, batch: int, seed: int, tokens: int = 0) -> Iterator[int]:
     """How many batches each epoch has; under a budget that differs a little with the shuffle."""
-    budgeted = tokens > 0 and examples.lengths() is not None
+    budgeted = tokens > 0 and sorted_by(examples) is not None
     for epoch in count():
         yield len(order(examples, batch, seed, epoch, tokens=tokens)) if budgeted else -(-len(examples) // batch)
 
@@ -74,7 +91,7 @@ def epochs_of(steps: int, examples: Examples, batch: int, seed: int, tokens: int
 
 def tokens_for(examples: Examples, batch: int) -> int:
     """What `tokens: auto` means: as much as `batch` examples of average length; 0, no budget, where nothing has a length."""
-    lengths = examples.lengths()
+    lengths = sorted_by(examples)
     if lengths is None or not len(lengths):
         return 0
     return max(int(lengths.max()), round(batch * float(lengths.mean())))

@@ -27,10 +27,12 @@ from luban.training import checkpoints, signals, snapshot
 from luban.training.compiling import compiled
 from luban.training.feed import Feed
 from luban.training.guard import Again, Guard
+from luban.training.objectives import Mixed
 from luban.training.plan import History, Plan
 from luban.training.precision import products
 from luban.training.random import rng, seed_torch
 from luban.training.ranks import here
+from luban.training.remembering import remembering
 from luban.training.signals import Stopped, listening
 from luban.training.state import State
 from luban.training.steps import plain
@@ -286,7 +288,9 @@ def fit(
     try:
         ragged = training.lengths() is not None
         exact, fast = products(plan.precision, plan.device), compiled(run.network, plan.compile, ragged=ragged)
-        with exact, fast, listening() as (stop, caught):
+        changing = isinstance(objective, Mixed) or (plan.augment and bool(training.augmented))
+        once = remembering(run.network, plan, changing=changing, alone=run.ranks.world == 1)
+        with exact, fast, once, listening() as (stop, caught):
             number = run.go(lambda: caught[0] if stop.is_set() else signals.asked(), progress, watch)
             if stop.is_set() and run.ranks.world == 1:  # be it after the last step: what follows training is not begun
                 number = caught[0]
