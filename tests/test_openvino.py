@@ -46,6 +46,52 @@ def test_it_answers_as_the_model_does(model, file):
     assert engine.weights == model.fingerprint()
 
 
+@pytest.mark.parametrize("threads, streams", [(1, 0), (2, 1)])
+def test_one_thread_is_the_callers_own(file, threads, streams):
+    """To hand one picture to a stream and wait for it takes as long as a small network."""
+    engine = OpenVinoEngine(file, threads=threads)
+    assert int(engine.compiled.get_property("NUM_STREAMS")) == streams
+
+
+def test_what_is_fed_is_read_where_it_lies_and_left_as_it_was(model, file):
+    """Also where it may not be written to, or lies in steps; an answer stays what it is while the next is made."""
+    engine = OpenVinoEngine(file, threads=1)
+    examples, _ = encode_values(engine.columns, engine.inputs, records(4))
+    arrays = examples.arrays(np.arange(4))
+    x, mask = arrays.inputs["photo"]
+    before, want = x.copy(), engine.run(arrays)["y"]
+    kept, copy = want, want.copy()
+    x.flags.writeable = False
+    arrays.inputs["photo"] = (x, mask)
+    assert np.array_equal(engine.run(arrays)["y"], want) and np.array_equal(x, before)
+    arrays.inputs["photo"] = (np.repeat(before, 2, 0)[::2], mask)
+    assert np.array_equal(engine.run(arrays)["y"], want)
+    engine.run(examples.arrays(np.array([3, 2, 1, 0])))
+    assert np.array_equal(kept, copy)
+
+
+def test_a_single_example_has_a_graph_of_its_own_that_answers_alike(model, file, monkeypatch):
+    examples, _ = encode_values(model.columns, model.inputs, records(5))
+    engine, all_of_them = OpenVinoEngine(file, threads=1), examples.arrays(np.arange(5))
+    many = engine.run(all_of_them)["y"]
+    assert "of_one" not in engine.__dict__, "made when it is asked for"
+    for i in range(5):
+        assert np.allclose(engine.run(examples.arrays(np.array([i])))["y"][0], many[i], atol=1e-5)
+    assert "of_one" in engine.__dict__ and np.array_equal(engine.run(all_of_them)["y"], many)
+    monkeypatch.setattr("luban.openvino_engine.TWICE", 0)  # weights too large to lie in memory twice
+    assert OpenVinoEngine(file, threads=1).model is None
+    assert np.allclose(OpenVinoEngine(file, threads=1).run(examples.arrays(np.array([2])))["y"][0], many[2], atol=1e-5)
+
+
+def test_several_threads_ask_at_once(file):
+    engine = OpenVinoEngine(file, threads=1)
+    examples, _ = encode_values(engine.columns, engine.inputs, records(8))
+    alone = [engine.run(examples.arrays(np.array([i])))["y"] for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda i: engine.run(examples.arrays(np.array([i % 8])))["y"], range(64))]
+    assert all(np.array_equal(found[i], alone[i % 8]) for i in range(64))
+
+
 @pytest.fixture(scope="module", params=["fcos", "faster_rcnn"])
 def detector(request, tmp_path_factory):
     """A detector that has hardly learned, and its exported file."""

@@ -108,6 +108,12 @@ def test_it_computes_with_integers_and_the_gate_holds_it_against_the_network(res
     assert np.abs(session.run(arrays)["y"] - small.engine.run(arrays)["y"]).max() < 0.05 * np.abs(exact).max()
     assert path.stat().st_size < 0.4 * resnet.export(out=tmp_path / "whole.onnx", data=TABLE).stat().st_size
     assert integer_nodes(path, tmp_path) >= 20
+    numbers, said = small.reports["compress"].numbers, " ".join(small.reports["compress"].to_text().split())
+    for batch in ("1", "32"):  # beside PyTorch, which is what was, and beside the file that could be had without
+        faster = numbers["speedup_as_files"][batch]["faster"]
+        assert (f"own ONNX file, too, faster in batches of {batch}:" in said) == faster
+        assert (f"own ONNX file not called faster in batches of {batch}:" in said) == (not faster)
+    assert "\\n" not in said
 
 
 def integer_nodes(path, folder) -> int:

@@ -169,12 +169,16 @@ class Lessons:
         recipe = self.recipe.with_stage(Part("train", settings))
         seed_torch(recipe.seed, "weights")
         network = build_network(recipe, self.teacher.columns)
-        objective = supervised if alone else Distillation(self.teacher.copy_network())
-        plan = methods.course_of(recipe, self.rows[0], length.get("epochs", 0), network, objective)
-        self.precision = plan.precision  # found once, then of all
-        started = time.process_time()
-        fit(network, *self.rows, plan=plan, objective=objective)
-        seconds = time.process_time() - started
+        epochs, (training, validation) = length.get("epochs", 0), self.rows
+        objective, started = supervised, time.process_time()
+        if not alone:
+            teacher = self.teacher.copy_network()
+            known, training = methods.once_asked(teacher, recipe, training, epochs, network)
+            objective = Distillation(teacher, kept=known)
+        asking, found = time.process_time() - started, methods.course_of(recipe, training, epochs, network, objective)
+        self.precision, started = found.precision, time.process_time()  # found once, then of all
+        fit(network, training, validation, plan=found, objective=objective)
+        seconds = asking + time.process_time() - started
         return replace(self.teacher, recipe=recipe, network=network.cpu().eval(), edits=[]), seconds
 
 
@@ -244,7 +248,7 @@ def main() -> None:
     parser.add_argument("--movie")
     parser.add_argument("--epochs", type=int, default=1, help="of MiniLM, where no folder holds one")
     parser.add_argument("--updates", type=int, default=150, help="of the distilled GPT")
-    parser.add_argument("--student-epochs", type=int, default=2, help="of the distilled classifier")
+    parser.add_argument("--student-epochs", type=int, default=8, help="of the distilled classifier")
     parser.add_argument("--characters", type=int, default=2000)
     parser.add_argument("--json")
     a = parser.parse_args()

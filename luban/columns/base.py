@@ -209,6 +209,15 @@ class Column:
         """Whether `augment` may turn and shear."""
         return False
 
+    @property
+    def moving(self) -> bool:
+        """Whether `augment` shows a value otherwise than it is, and not only hides of it: what was said of it may be no answer then."""
+        return False
+
+    def unmoved(self) -> Self:
+        """The column as one that is not `moving`."""
+        return self
+
     def still(self) -> Self:
         """The column as it augments where one that is `of:` it cannot follow a turn: shifts and mirrors are all it does."""
         return self

@@ -60,12 +60,15 @@ class Pairs(MutableMapping[str, Any]):
 
 @dataclass
 class Arrays:
-    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch. `inputs` may be a `Pairs`."""
+    """One batch in numpy; `luban.nn.tokens.Batch` is the same in torch. `inputs` may be a `Pairs`; `places`: where its
+    examples stand among all.
+    """
 
     inputs: MutableMapping[str, Pair]
     targets: dict[str, Pair]
     size: int
     rows: Any = None
+    places: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Examples:
         if rng is not None and self.augmented:
             self._augment(inputs, targets, rng)
         rows = self.rows[index] if isinstance(self.rows, np.ndarray) else None
-        return Arrays(inputs, targets, len(index), rows)
+        return Arrays(inputs, targets, len(index), rows, index)
 
     @cached_property
     def augmented(self) -> list[str]:

@@ -206,6 +206,17 @@ class Image(Column):
     def turning(self) -> bool:
         return self.randaugment > 0
 
+    @property
+    def mirrored(self) -> bool:
+        return bool(self.flip if self.flip != "auto" else self.size == 3)
+
+    @property
+    def moving(self) -> bool:
+        return bool(self.shift or self.mirrored or self.randaugment or self.erase)
+
+    def unmoved(self) -> Self:
+        return replace(self, shift=0.0, flip=False, randaugment=0.0, erase=0.0)
+
     def still(self) -> Self:
         copy = replace(self)
         object.__setattr__(copy, "_still", True)
@@ -215,11 +226,12 @@ class Image(Column):
         """Shifted by up to `shift` of a side (a pixel at least), the edge repeated; mirrored at random where `flip` allows; then
         what `randaugment` and `erase` do.
         """
+        if not self.moving:
+            return x, None
         count = len(x)
         far = [max(round(self.shift * n), self.shift > 0) for n in x.shape[2:]]
         dy, dx = (rng.integers(-n, n + 1, count) for n in far)
-        mirrored = self.flip if self.flip != "auto" else self.size == 3
-        change = Move(dy, dx, (rng.random(count) < 0.5) & bool(mirrored), self.shift)
+        change = Move(dy, dx, (rng.random(count) < 0.5) & self.mirrored, self.shift)
         drawn = None
         if self.randaugment:
             drawn = augmenting.draw(count, self.randaugment, rng, self.__dict__.get("_still", False))

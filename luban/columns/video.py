@@ -126,8 +126,17 @@ class Video(Column):
         """The mean colour of the training frames, (C, 1, 1)."""
         return self.picture.nothing(x)
 
+    @property
+    def moving(self) -> bool:
+        return self.picture.moving
+
+    def unmoved(self) -> Self:
+        return replace(self, shift=0.0, flip=False)
+
     def augment(self, x: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
         """All frames of a clip moved, and mirrored, alike."""
+        if not self.moving:
+            return x, None
         _, change = self.picture.augment(x[:, 0], mask, rng)
         return self.follow(x, change), change
 

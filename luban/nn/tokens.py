@@ -46,8 +46,8 @@ class Pyramid(NamedTuple):
 class Batch:
     """What a network sees of some examples. `size` is known without any input (a language model has none).
 
-    inputs, targets: column name -> (x (B, ...), mask (B,) or (B, T)); rows: ids of the examples' rows. `counts`: False where
-    they only stand in for rows that this process has none of.
+    inputs, targets: column name -> (x (B, ...), mask (B,) or (B, T)); rows: ids of the examples' rows; places: where these
+    stand among all examples that batches are cut from. `counts`: False where they only stand in for rows that this process has none of.
     """
 
     inputs: MutableMapping[str, tuple[Tensor, Tensor]]
@@ -55,6 +55,7 @@ class Batch:
     size: int
     rows: Any = None
     counts: bool = True
+    places: np.ndarray | None = None
 
     @classmethod
     def of(cls, arrays: Any, device: torch.device | str = "cpu") -> Batch:
@@ -67,7 +68,7 @@ class Batch:
             {n: (put(x), put(mask)) for n, (x, mask) in others.items()},
         )
         targets = {n: (put(x), put(mask)) for n, (x, mask) in arrays.targets.items()}
-        return cls(inputs, targets, arrays.size, arrays.rows)
+        return cls(inputs, targets, arrays.size, arrays.rows, places=arrays.places)
 
     def together(self, names: list[str]) -> tuple[Tensor, Tensor]:
         """Inputs of one number per example side by side: (x (B, F), mask (B, F))."""
@@ -79,13 +80,12 @@ class Batch:
 
     def take(self, index: slice | Tensor) -> Batch:
         """Some of its examples: per-example gradients, micro-batches."""
-        if isinstance(index, slice):
-            size, rows = len(range(self.size)[index]), self.rows if self.rows is None else self.rows[index]
-        else:
-            size, rows = index.shape[0], self.rows if self.rows is None else self.rows[index.cpu().numpy()]
-        return replace(
-            self, inputs=_taken(self.inputs, index), targets=_taken(self.targets, index), size=size, rows=rows
-        )
+        size = len(range(self.size)[index]) if isinstance(index, slice) else index.shape[0]
+        known = self.rows is not None or self.places is not None  # ids and places lie in memory, wherever the rest is
+        at = index.cpu().numpy() if known and not isinstance(index, slice) else index
+        rows, places = (of if of is None else of[at] for of in (self.rows, self.places))
+        inputs, targets = _taken(self.inputs, index), _taken(self.targets, index)
+        return replace(self, inputs=inputs, targets=targets, size=size, rows=rows, places=places)
 
     def answered(self, output: str, answers: Tensor) -> Batch:
         """The batch in which the answers to an output are these: a text is scored while it is read, so a network must have it.
@@ -113,8 +113,8 @@ class Batch:
         others, targets, start = cut(others), cut(self.targets), 0
         for i, size in enumerate(sizes):
             inputs = Pairs([(names, x[i], mask[i]) for names, x, mask in blocks], at(others, i))
-            rows = None if self.rows is None else self.rows[start : start + size]
-            yield Batch(inputs, at(targets, i), size, rows, self.counts)
+            rows, places = (of if of is None else of[start : start + size] for of in (self.rows, self.places))
+            yield Batch(inputs, at(targets, i), size, rows, self.counts, places)
             start += size
 
 

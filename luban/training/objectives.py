@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from luban.errors import RequestError, Unsupported
 from luban.nn.tokens import Batch, brought
+from luban.training.teaching import Answers
 
 Losses = dict[str, tuple[Tensor, Tensor]]
 Objective = Callable[[Any, Batch, np.random.Generator], Losses]
@@ -36,16 +37,21 @@ supervised.weights = _weights  # type: ignore[attr-defined]
 
 
 class Distillation:
-    """(1 - share) x the truth + share x the teacher's answers (Hinton et al. 2015). The teacher is frozen."""
+    """(1 - share) x the truth + share x the teacher's answers (Hinton et al. 2015). The teacher is frozen.
 
-    def __init__(self, teacher: nn.Module, *, share: float = 0.7, temperature: float = 2.0):
-        self.teacher = teacher.eval().requires_grad_(False)
+    `kept`: its answers to the training examples, where it was asked before; without them it is asked in each update.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, *, share: float = 0.7, temperature: float = 2.0, kept: Answers | None = None
+    ):
+        self.teacher, self.kept = teacher.eval().requires_grad_(False), kept
         self.share, self.temperature = share, temperature
 
     def __call__(self, network: Any, batch: Batch, rng: np.random.Generator) -> Losses:
         o = network(batch)
         with torch.no_grad():
-            soft = self.teacher(batch)
+            soft = self.teacher(batch) if self.kept is None else self.kept.of(batch.places, o)
         truth = network.loss(o, batch)
         result: Losses = {}
         for name, each in network.divergence(o, soft, self.temperature, batch).items():
@@ -86,7 +92,7 @@ class Mixed:
         else:
             embedded, both = blended(embedded, batch, index, share)
         o = network(both, embedded)
-        partners = replace(batch, rows=None).take(index)  # whose ids would have to be asked of the device
+        partners = replace(batch, rows=None, places=None).take(index)  # which would have to be asked of the device
         mine, theirs = network.loss(o, batch), network.loss(o, partners)
         mix = lambda a, b: share * a + (1 - share) * b  # noqa: E731
         return {n: (mix(mine[n][0], theirs[n][0]), mix(mine[n][1], theirs[n][1])) for n in mine}

@@ -39,6 +39,7 @@ class Comparison:
     before: dict[str, Any]
     after: dict[str, Any]
     speed: dict[str, Any] = field(default_factory=dict)
+    file_speed: dict[str, Any] = field(default_factory=dict)  # both as files
     metrics: dict[str, dict[str, list[Metric]]] = field(default_factory=dict)  # output -> metric -> before, after, diff
     agreement: dict[str, dict[str, Any]] = field(default_factory=dict)
     explanations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Comparison:
             "after": self.after,
             "threads": 1,
             "speedup": self.speed,
+            **({"speedup_as_files": self.file_speed} if self.file_speed else {}),
             "outputs": {
                 n: {m: dict(zip(("before", "after", "difference"), v)) for m, v in metrics.items()}
                 for n, metrics in self.metrics.items()
@@ -130,6 +132,7 @@ def _time(found: Comparison, before: Bundle, after: Bundle, examples: Examples) 
             if file:
                 found.before[f"file_milliseconds_{size}"] = file[0].per_row
                 found.after[f"file_milliseconds_{size}"] = second.per_row
+                found.file_speed[str(size)] = speedup(file[0], second)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from luban.nn.tokens import Batch
 from luban.part import BORROWED, Part
 from luban.recipe import MUON, Recipe
 from luban.settings import SIZES
-from luban.training import growing, shares
+from luban.training import growing, shares, teaching
 from luban.training.batches import batch_for, epochs_for, epochs_of, patience_for
 from luban.training.choices import Choices
 from luban.training.loop import History, Plan, fit
@@ -55,6 +55,7 @@ COURSE = (
     "on_divergence",
 )  # of a student's recipe
 WITHIN = ("hidden", "kv_heads")  # sizes within a Transformer that mean nothing at another width
+STILL = 10  # epochs of pictures as they are that teach a student more than as many of moved ones, by the time that both take
 LEAST = 64  # weights that a layer needs for int8 to be worth its scales
 
 
@@ -229,10 +230,34 @@ def distilled(
     student = build_network(recipe, bundle.columns)
     _tell_larger(bundle, replace(bundle, recipe=recipe, network=student, edits=[]), target)
     teacher = bundle.copy_network().to(machine.device())
-    objective = Distillation(teacher, share=share, temperature=temperature)
+    known, training = once_asked(teacher, recipe, training, epochs, student)
+    objective = Distillation(teacher, share=share, temperature=temperature, kept=known)
     plan = course_of(recipe, training, epochs, student, objective)
     history = fit(student, training, validation, plan=plan, objective=objective, title=say("compress.distilling"))
     return replace(bundle, recipe=recipe, network=_finished(student, history), edits=[])
+
+
+def once_asked(
+    teacher: Any, recipe: Recipe, training: Examples, epochs: int, student: Any
+) -> tuple[teaching.Answers | None, Examples]:
+    """What the teacher says of every training row, and the examples that the student sees with that: nothing in them is moved.
+
+    None, and the examples as they were, where the teacher has to be asked in each update: for updates that end within an epoch, for too many bytes of
+    answers, and for more than `STILL` epochs of what augmentation moves, which then is worth more than the time.
+    """
+    settings, plan = (
+        (recipe.stage("train") or Part("train")).settings,
+        plan_of(recipe, len(training), epochs, 1.0, student),
+    )
+    steps = 0 if epochs else settings.get("steps") or 0
+    length = steps * plan.batch * (settings.get("accumulate") or 1) / len(training) if steps else plan.epochs
+    shown = teaching.unmoved(training) if plan.augment else training
+    able = length >= 1 and (length <= STILL or shown is training)
+    asked = settings.get("precision") or "auto"
+    known = teaching.ask(teacher.eval(), training, plan.device, asked) if able else None
+    kind = "always" if known is None else "once" if shown is training else "still"
+    tell(f"compress.asked.{kind}", rows=len(training), epochs=STILL)
+    return (None, training) if known is None else (known, shown)
 
 
 def _tell_larger(teacher: Bundle, student: Bundle, target: str) -> None:

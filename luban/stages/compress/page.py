@@ -12,7 +12,8 @@ from luban.stages.compress.compare import BATCHES, Comparison
 def page(title: str, done: list[str], found: Comparison) -> Report:
     """`done`: sentences that say what was done."""
     report = Report("compress", title, {"methods": done, **found.numbers()})
-    report.text("\n".join(done))
+    for sentence in done:
+        report.text(sentence)
     _sizes(report, found)
     if not found.rows:
         report.note("warn", say("compress.not_measured"))
@@ -53,17 +54,13 @@ def _times(before: float, after: float) -> str:
 
 def _speed(report: Report, found: Comparison) -> None:
     """Faster is said only where it was measured."""
-    for batch, speed in found.speed.items():
-        values = {
-            "batch": batch,
-            "ratio": f"{speed['value']:.2f}",
-            "low": f"{speed['low']:.2f}",
-            "high": f"{speed['high']:.2f}",
-        }
-        if speed["faster"]:
-            report.note("good", say("compress.faster", **values))
-        else:
-            report.note("info", say("compress.not_faster", **values))
+    for kind, speeds in (("", found.speed), ("_file", found.file_speed)):
+        for batch, speed in speeds.items():
+            values = {"batch": batch} | {
+                k: f"{speed[v]:.2f}" for k, v in (("ratio", "value"), ("low", "low"), ("high", "high"))
+            }
+            faster = speed["faster"]
+            report.note("good" if faster else "info", say(f"compress.{'' if faster else 'not_'}faster{kind}", **values))
 
 
 def _metrics(report: Report, name: str, metrics: dict[str, Any]) -> None:
@@ -95,7 +92,7 @@ def _agreement(report: Report, found: Comparison) -> None:
             same = numbers["same"]
             ends = (same.value, same.value) if same.low is None else (same.low, same.high)
             shown = {"share": f"{same.value:.1%}", "low": f"{ends[0]:.1%}", "high": f"{ends[1]:.1%}"}
-            report.text(say("compress.same", name=name, rows=found.rows, **shown))
+            report.text(say("compress.same", name=name, rows=f"{found.rows:,}", **shown))
         else:
             correlation = numbers["correlation"]
             shown = "-" if correlation is None else f"{correlation:.4f}"
