@@ -1,24 +1,28 @@
 """What a frozen encoder says of an example is worked out once: later epochs, and other rows with the same picture, find it.
 
-Keyed by what the encoder reads, to the bit, so that nothing stale is found. An example is computed by itself: what is remembered does not
-depend on its neighbours in a batch, and a resumed run, which remembers nothing, goes on with the same bits.
+Keyed by what the encoder reads, to the bit, so that nothing stale is found. Examples are computed in passes of always as many: what is
+remembered does not depend on the neighbours in a batch, and a resumed run, which remembers nothing, goes on with the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luban.machine import free_memory
 from luban.nn.tokens import Encoder, Tokens
 from luban.training.plan import Plan
 
 DRAWN = ("p", "rate", "drop_prob")  # what dropout, stochastic depth, and that of timm, call their share
-ROOM = 2 << 30  # bytes that one encoder may keep; what comes later is computed each time
+ROOM = (
+    2 << 30
+)  # bytes that one encoder may keep, and no more than a quarter of what is free; what comes later is computed each time
+TOGETHER = 8  # examples of a pass: nearly as fast as more, and little is wasted where fewer are new
 
 
 @contextmanager
@@ -56,29 +60,50 @@ class Memory:
         self.encoder, self.compute = encoder, encoder.forward
         self.found: dict[bytes, tuple[Tensor, Tensor]] = {}
         self.spans: Any = ()
+        self.room = min(ROOM, (free_memory() or 4 * ROOM) // 4)
         self.bytes = self.asked = self.computed = 0
+        self.together = 0  # examples of a pass; not known yet
 
     def __call__(self, embedded: Tensor, mask: Tensor) -> Tokens:
         """embedded (B, ...), mask (B, ...) -> Tokens (B, T, D)."""
-        if embedded.requires_grad:
-            return self.compute(embedded, mask)
-        each = [self._one(embedded[i : i + 1], mask[i : i + 1]) for i in range(len(embedded))]
-        return Tokens(torch.stack([x for x, _ in each]), torch.stack([real for _, real in each]), self.spans)
+        return self.compute(embedded, mask) if embedded.requires_grad else self._told(embedded, mask)
 
     @torch.no_grad()
-    def _one(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        self.asked += 1
-        key = _digest(embedded, mask)
-        if key in self.found:
-            return self.found[key]
-        self.computed += 1
-        tokens = self.compute(embedded, mask)
-        self.spans, result = tokens.spans, (tokens.x[0], tokens.mask[0])
-        size = sum(t.numel() * t.element_size() for t in result)
-        if self.bytes + size <= ROOM:
-            self.found[key] = result
-            self.bytes += size
-        return result
+    def _told(self, embedded: Tensor, mask: Tensor) -> Tokens:
+        keys = [_digest(embedded[i : i + 1], mask[i : i + 1]) for i in range(len(embedded))]
+        first = {k: i for i, k in reversed([*enumerate(keys)])}
+        each = {k: self.found[k] for k in first if k in self.found}
+        new = [k for k in first if k not in each]
+        self.together = self.together or self._alike(embedded[:1], mask[:1])
+        for some in (new[at : at + self.together] for at in range(0, len(new), self.together)):
+            each |= zip(some, self._pass(embedded, mask, [first[k] for k in some]))
+        self._keep({k: each[k] for k in new})
+        self.asked += len(keys)
+        self.computed += len(new)
+        return Tokens(*(torch.stack(found) for found in zip(*(each[k] for k in keys))), self.spans)
+
+    def _pass(self, embedded: Tensor, mask: Tensor, rows: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Of each of at most `together` rows. Where there are fewer, the last stands for those that lack: sums of as many are made alike."""
+        filled = rows + rows[-1:] * (self.together - len(rows))
+        tokens = self.compute(embedded[filled], mask[filled])
+        self.spans = tokens.spans
+        return [(x.clone(), real.clone()) for x, real in zip(tokens.x[: len(rows)], tokens.mask)]
+
+    def _alike(self, x: Tensor, mask: Tensor) -> int:
+        """`TOGETHER` where an example gets the same bits in every place among so many, whatever the others are; else 1. Looked at on
+        noise, so that every run of a recipe finds the same."""
+        one = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+        masks = mask.expand(TOGETHER, *mask.shape[1:])
+        alone = self.compute(one.expand(TOGETHER, *x.shape[1:]).contiguous(), masks).x
+        among = self.compute(torch.cat([one, *(one * i for i in range(1, TOGETHER))]), masks).x
+        return TOGETHER if all(torch.equal(alone[0], other) for other in (*alone, among[0])) else 1
+
+    def _keep(self, found: Mapping[bytes, tuple[Tensor, Tensor]]) -> None:
+        for key, result in found.items():
+            size = sum(t.numel() * t.element_size() for t in result)
+            if self.bytes + size <= self.room:
+                self.found[key] = result
+                self.bytes += size
 
 
 def _digest(embedded: Tensor, mask: Tensor) -> bytes:
