@@ -256,7 +256,7 @@ def once_asked(
     asked = settings.get("precision") or "auto"
     known = teaching.ask(teacher.eval(), training, plan.device, asked) if able else None
     kind = "always" if known is None else "once" if shown is training else "still"
-    tell(f"compress.asked.{kind}", rows=len(training), epochs=STILL)
+    tell(f"compress.asked.{kind}", rows=f"{len(training):,}", epochs=STILL)
     return (None, training) if known is None else (known, shown)
 
 
