@@ -115,6 +115,32 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(name):
         assert counter.get_total_flops() == trace.flops
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_a_backward_pass_of_a_convolution_is_two_of_its_products(kind, groups):
+    layer, x = kind(8, 16, 3, groups=groups), torch.randn(2, 8, 6, 6, requires_grad=True)
+    forward, whole, frozen = Trace(), Trace(), Trace()
+    with forward:
+        y = layer(x)
+    with whole:
+        y.sum().backward()
+    with frozen:
+        layer(x.detach()).sum().backward()  # of its weights alone
+    assert whole.flops == 2 * forward.flops > 0 and frozen.flops == 2 * forward.flops
+    if groups == 1:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            layer(x).sum().backward()
+        assert counter.get_total_flops() == 3 * forward.flops
+
+
+def test_what_is_frozen_is_read_and_not_learned():
+    what = subject(NETWORKS["cnn"])
+    still = replace(what, plan=replace(what.plan, freeze=["review"]))
+    whole, held = (Measured(w, False).step(what.most, "fp32", False) for w in (what, still))
+    assert held.forward == whole.forward and held.backward < 0.5 * whole.backward and held.held < whole.held
+
+
 def test_a_stack_measured_at_two_depths_is_the_whole_stack():
     sizes = {"layers": 9, "width": 32, "heads": 4, "vocabulary": 40, "length": 16}
     what = of_shape(sizes, PLAIN)

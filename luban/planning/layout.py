@@ -27,6 +27,7 @@ from luban.planning.trace import HALVES, Standing, Step
 from luban.scale import clashes
 from luban.training.divided import unfit
 from luban.training.recompute import recomputed
+from luban.training.shares import freeze
 
 STRATEGIES = ("ddp", "fsdp", "tensor")
 OWN = ("ddp", "fsdp")  # those that Luban trains with; a recipe can name them
@@ -78,7 +79,9 @@ class Measured:
     @cached_property
     def network(self) -> Any:
         with self._fakes:
-            return self.subject.build()
+            network = self.subject.build()
+            freeze(network, self.subject.plan.freeze)
+            return network
 
     @cached_property
     def unfit(self) -> dict[str, list[Problem]]:

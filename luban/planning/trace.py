@@ -49,7 +49,18 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -
     return sdpa_backward_flop(grad.shape, q.shape, k.shape, v.shape)
 
 
-COUNTED: dict[Any, Callable[..., int]] = {  # what torch's own table lacks: kernels of processors
+def _convolution_backward(
+    grad: Any, x: Any, weight: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any, turned: bool, *rest: Any
+) -> int:
+    """A product for each of the two gradients that are asked for, each as large as that of the forward pass: every position by every weight.
+    torch's table forgets that a channel's filter sees its own group alone."""
+    asked = rest[-1]
+    places = x if turned else grad
+    return 2 * places.numel() // places.shape[1] * weight.numel() * sum(asked[:2])
+
+
+COUNTED: dict[Any, Callable[..., int]] = {  # what torch's own table lacks, and what it has wrong
+    aten.convolution_backward: _convolution_backward,
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: lambda *a, **k: 2 * _recurrent(*a, **k),
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
