@@ -56,10 +56,8 @@ def taught(recipe: str, seed: int, out: str | Path | None, changes: Sequence[str
 
     if out and (Path(out) / "MANIFEST.json").exists():
         model, asked = luban.load(str(out)), Recipe.load(recipe, tuple(changes))
-        parts = (
-            asked.model if asked.stage("start") else asked.resolved().model
-        )  # what it started from may say how large it is
-        assert model.recipe.seed == seed and all(model.recipe.model[n] == p for n, p in parts.items()), out
+        parts = asked.model if asked.stage("start") else asked.resolved().model  # what it started from may say the rest
+        assert model.recipe.seed == seed and all(_holds(model.recipe.model[n], p) for n, p in parts.items()), out
         return model, learned(model)["cpu_seconds"]
     started = time.process_time()
     model = luban.train(recipe, seed=seed, set=changes, out=str(out) if out else None, evaluate=False)
@@ -72,6 +70,11 @@ def examples(model: Any, data: Any, part: str, rows: int | None = None) -> Any:
 
     framed = data.framed(data.part(part)[:rows], model.recipe.frame)
     return encode(model.columns, model.inputs, model.outputs, framed)
+
+
+def _holds(made: Any, asked: Any) -> bool:
+    """Whether a part of a model is what was asked for, and everything that was said of it."""
+    return made.type == asked.type and all(made.settings.get(k) == v for k, v in asked.settings.items())
 
 
 def learned(model: Any) -> dict[str, Any]:

@@ -81,17 +81,23 @@ def test_it_learns_to_look_where_a_question_points():
     assert np.mean(right[-20:]) > 0.8
 
 
-def test_in_a_recipe(tmp_path):
+def model_and_rows(place):
     rng = np.random.default_rng(0)
     rows = [
-        {
-            "picture": rng.integers(0, 255, (8, 8, 3), np.uint8),
-            "question": ["left", "right"][i % 2],
-            "answer": "ab"[i % 3 == 0],
-        }
+        {"picture": rng.integers(0, 255, (8, 8, 3), np.uint8), "question": ["left", "right"][i % 2], "answer": "ab"[i % 3 == 0]}
         for i in range(40)
-    ]
-    types = {"picture": "image", "question": "text"}
-    model = luban.train(rows, "answer", types=types, set=["fusion=film"], size="nano", epochs=1, evaluate=False, out=tmp_path / "m")  # fmt: skip
+    ]  # fmt: skip
+    asked = {"types": {"picture": "image", "question": "text"}, "set": ["fusion=film"], "size": "nano", "epochs": 1}
+    return luban.train(rows, "answer", evaluate=False, out=place, **asked), rows
+
+
+def test_in_a_recipe(tmp_path):
+    model, rows = model_and_rows(tmp_path / "m")
     asked = [{k: r[k] for k in ("picture", "question")} for r in rows]
     assert luban.load(str(tmp_path / "m")).predict(asked) == model.predict(asked)
+
+
+@pytest.mark.slow
+def test_as_a_file_it_takes_every_size_of_batch(tmp_path):
+    model, rows = model_and_rows(tmp_path / "m")
+    assert model.export(out=tmp_path / "m.onnx", data=rows)  # its gate tries several

@@ -55,7 +55,7 @@ class FiLM(nn.Module):
         for block in self.blocks:
             h = block(h, said)
         h = self.layers(self._pooled(h, self._energy(there, said), seen.mask))
-        return Tokens(h[:, None], h.new_ones(len(h), 1, dtype=torch.bool))
+        return Tokens(h[:, None], h.new_ones(h.shape[0], 1, dtype=torch.bool))
 
     def _energy(self, there: Tensor, said: Tensor) -> Tensor:
         """How well each position (B, T, D), as it is and where it is, fits what is asked for: (B, T, heads)."""
