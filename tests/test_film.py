@@ -41,6 +41,21 @@ def test_what_is_said_changes_what_is_seen_example_by_example():
     torch.testing.assert_close(net([Tokens(seen.x[:1], seen.mask[:1], seen.spans), Tokens(said.x[:1], said.mask[:1], said.spans)]).x, whole.x[:1])  # fmt: skip
 
 
+def test_a_picture_is_looked_at_wherever_it_stands():
+    """Planted fault: always the first input."""
+
+    class Map(Seen):
+        mapped = True
+
+    net, (seen, said) = film(), tokens()
+    turned = FiLM([Said(), Map()], width=16).eval()
+    turned.load_state_dict(net.state_dict())
+    torch.testing.assert_close(turned([said, seen]).x, net([seen, said]).x)
+    turned.at = 0
+    with pytest.raises(RuntimeError):
+        turned([said, seen])
+
+
 def test_a_place_matters():
     net, (seen, said) = film(), tokens()
     turned = net([seen._replace(x=seen.x.flip(1)), said])

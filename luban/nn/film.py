@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ class FiLM(nn.Module):
     """Use where one input says what to look for in another: a question about a picture. Instead: `join`, where words and places
     must be compared one by one.
 
-    Every position of the first input is projected to `width`, and told where it is; all others, each pooled to one vector, give for
+    Looked at is the first picture, where there is none the first input. Every position of it is projected to `width`, and told where it is; all others, each pooled to one vector, give for
     every block a factor and a summand of each feature (Perez et al. 2018, "FiLM"). The positions' mean, their maximum and what the others
     look at with `heads` queries (Yang et al. 2016, "Stacked Attention Networks") stand side by side before one dense layer. -> Tokens (B, 1, width).
     Raises Unsupported for one input alone.
@@ -37,7 +37,8 @@ class FiLM(nn.Module):
         super().__init__()
         if len(encoders) < 2:
             raise Unsupported("film.alone")
-        seen, *others = encoders
+        self.at = next((i for i, e in enumerate(encoders) if e.mapped), 0)
+        seen, *others = self._in_order(encoders)
         self.pools = nn.ModuleList(Pool(e.pooling, e.size, e.length, e.ways) for e in others)
         self.project = nn.Sequential(nn.LayerNorm(seen.size), nn.Linear(seen.size, width))
         self.places = told(seen, width)
@@ -49,13 +50,17 @@ class FiLM(nn.Module):
         self.size = width
 
     def forward(self, tokens: Sequence[Tokens]) -> Tokens:
-        seen, *others = tokens
+        seen, *others = self._in_order(tokens)
         said = torch.cat([pool(t) for pool, t in zip(self.pools, others)], 1)  # (B, sum of sizes)
         there = h = self.places(self.dropout(self.project(seen.x)), seen)
         for block in self.blocks:
             h = block(h, said)
         h = self.layers(self._pooled(h, self._energy(there, said), seen.mask))
         return Tokens(h[:, None], h.new_ones(h.shape[0], 1, dtype=torch.bool))
+
+    def _in_order(self, each: Sequence[Any]) -> list[Any]:
+        """What is looked at, and behind it the others."""
+        return [each[self.at], *each[: self.at], *each[self.at + 1 :]]
 
     def _energy(self, there: Tensor, said: Tensor) -> Tensor:
         """How well each position (B, T, D), as it is and where it is, fits what is asked for: (B, T, heads)."""
