@@ -10,6 +10,7 @@ from luban.bundle import Bundle, build_network
 from luban.columns.base import make
 from luban.columns.examples import cells
 from luban.data.frames import row
+from luban.data.rows import Rows as ReadRows
 from luban.recipe import Recipe
 
 
@@ -17,7 +18,8 @@ class Rows:
     """What explain asks of prepared data: a table, all of it held out."""
 
     def __init__(self, table: pa.Table):
-        self.table = table
+        count = table.num_rows
+        self.table, self.rows = table, ReadRows(table, np.arange(1, count + 1), "rows", rows_in=count)
 
     def held_out(self):
         return "test", np.arange(self.table.num_rows)

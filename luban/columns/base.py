@@ -250,6 +250,10 @@ class Column:
         """What an earlier model's column is in one that starts from it, where `fresh` stands; None where it cannot be."""
         return self if self.type == fresh.type else None
 
+    def overlong(self, values: Any) -> int:
+        """How many of some values are read only in part."""
+        return 0
+
     def refused(self, values: Any) -> dict[int, tuple[str, dict[str, Any]]]:
         """Which of some values the recipe wants refused: number -> sentence id and what it names."""
         return {}

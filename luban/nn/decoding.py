@@ -30,7 +30,6 @@ BLOCK = 64  # features of an output that are made together
 FEW, MANY = 4, 15  # rows that are multiplied block by block
 LEAST = 1 << 17  # weights of a matrix that is worth it
 ROWS = 32  # that weights are packed for; packed for fewer, products of any number are slower
-PATIENCE = 16  # products until packing repays, which takes as long as some ten of them
 LARGEST = 1 << 27  # weights of a network that is packed in fp32: half a gigabyte that is there twice
 
 
@@ -38,7 +37,7 @@ class Product:
     """x (B, I) -> x W' + b (B, O) with W (O, I), both in fp32.
 
     half: W and x rounded to bf16, W packed into the order in which oneDNN reads it; sums and b stay fp32.
-    packs: W packed in fp32 after some products, where `repays` says so. Else W stays where it lies: MKL copies a large matrix
+    packs: W packed in fp32, where `repays` says so. Else W stays where it lies: MKL copies a large matrix
     into an order of its own before it multiplies, and for a handful of rows that takes as long as the product. Small matrices
     it leaves where they are, so for so few rows W is a batch of small ones: on Intel processors 1.3 to 2 times as fast. For
     3 rows and fewer, and from 16 on, it is slower.
@@ -47,8 +46,8 @@ class Product:
     def __init__(self, weight: Tensor, bias: Tensor | None, half: bool = False, packs: bool = False):
         count = len(weight) // BLOCK if weight.numel() >= LEAST and not (half or packs) else 0
         whole = count * BLOCK
-        self.weight, self.across, self.bias, self.half = weight, weight.t(), bias, half
-        self.packed, self.calls = _packed(weight.bfloat16()) if half else None, 0 if packs else PATIENCE
+        self.across, self.bias, self.half = weight.t(), bias, half
+        self.packed = _packed(weight.bfloat16() if half else weight) if half or packs else None
         self.blocks = weight[:whole].view(count, BLOCK, -1).transpose(1, 2) if count else None  # (count, I, 64)
         self.offsets = None if bias is None else bias[:whole].view(count, 1, BLOCK)
         left = len(weight) > whole
@@ -57,9 +56,6 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         if self.half:
             return _times(x.bfloat16(), self.packed, self.bias).float()
-        if self.calls < PATIENCE:
-            self.calls += 1
-            self.packed = _packed(self.weight) if self.calls == PATIENCE else None
         if self.packed is not None:
             return _times(x, self.packed, self.bias)
         if self.blocks is None or not FEW <= len(x) <= MANY:
