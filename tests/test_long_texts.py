@@ -30,6 +30,7 @@ from luban.errors import DataError, RecipeError
 from luban.evaluation.table import table
 from luban.generation.asking import stream
 from luban.predictions import predict_file
+from luban.stages.compress import methods
 from luban.stages.serve.engine import Guarded
 from luban.training.random import rng
 from tests import tagging
@@ -343,6 +344,24 @@ def test_each_epoch_reads_another_window_and_all_of_them_in_the_end(judge):
         assert (drawn.arrays(np.array([1, 0])).inputs["said"][0] == x[::-1]).all()  # whatever stands beside it
         seen |= {start for start in range(12) if whole[start : start + 8] == x[0].tolist()}
     assert seen == {0, 6, 11}
+
+
+def test_the_examples_of_a_batch_are_told_by_where_they_stand_among_all(judge):
+    """What a teacher said of an example is found by it."""
+    examples = learned_from(judge.columns, [{"said": t} for t in (LONG, *TEXTS[:3])])
+    assert examples.arrays(np.array([3, 0])).places.tolist() == [3, 0]
+
+
+def test_a_teacher_of_long_texts_is_asked_about_each_window_that_is_seen(judge, monkeypatch):
+    """What it said of one window is no answer to the next."""
+    told = []
+    monkeypatch.setattr(methods, "tell", lambda ident, **_: told.append(ident))
+    for text, kind in ((LONG, "always"), (TEXTS[0], "once")):
+        examples = learned_from(judge.columns, [{"said": text}] * 8)
+        network = judge.copy_network()
+        known, shown = methods.once_asked(network, judge.recipe, examples, 2, judge.copy_network())
+        assert (known is None) == (kind == "always") and shown is examples
+    assert told == ["compress.asked.always", "compress.asked.once"]
 
 
 def test_tags_go_with_their_window(tagger):

@@ -99,6 +99,11 @@ class Examples:
         """Per example how many positions of a ragged input or target stand in its batch: (N,)."""
         return (self.inputs if name in self.inputs else self.targets)[name].lengths  # type: ignore[union-attr]
 
+    @property
+    def redrawn(self) -> bool:
+        """Whether `drawn` gives other examples in each epoch."""
+        return False
+
     def drawn(self, random: Callable[[], np.random.Generator]) -> Examples:
         """The examples of an epoch, where one is something else each time (`luban.columns.windows.Drawn`)."""
         return self

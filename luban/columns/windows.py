@@ -55,6 +55,10 @@ class Drawn(Examples):
         found = {n: self.columns[n].state.get("reads") for n in self.inputs}
         return {n: reads for n, reads in found.items() if reads}
 
+    @property
+    def redrawn(self) -> bool:
+        return True
+
     def drawn(self, random: Callable[[], np.random.Generator]) -> Examples:
         made = copy.copy(self)  # with what has been collated once
         object.__setattr__(made, "shares", random().random(len(self)))
@@ -83,7 +87,9 @@ class Drawn(Examples):
         flat = {n: (x[index], mask[index]) for n, (x, mask) in self.flat_targets.items()}
         rows = self.rows[index] if isinstance(self.rows, np.ndarray) else None
         part = Examples(self.columns, inputs, targets, rows, len(index), (blocks, flat))
-        return part.arrays(np.arange(len(index)), rng)
+        found = part.arrays(np.arange(len(index)), rng)
+        found.places = index  # among all, not in this part
+        return found
 
 
 @dataclass(frozen=True)

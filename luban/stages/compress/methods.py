@@ -243,7 +243,7 @@ def once_asked(
     """What the teacher says of every training row, and the examples that the student sees with that: nothing in them is moved.
 
     None, and the examples as they were, where the teacher has to be asked in each update: for updates that end within an epoch, for too many bytes of
-    answers, and for more than `STILL` epochs of what augmentation moves, which then is worth more than the time.
+    answers, for examples of which each epoch shows another part, and for more than `STILL` epochs of what augmentation moves, which then is worth more than the time.
     """
     settings, plan = (
         (recipe.stage("train") or Part("train")).settings,
@@ -252,7 +252,7 @@ def once_asked(
     steps = 0 if epochs else settings.get("steps") or 0
     length = steps * plan.batch * (settings.get("accumulate") or 1) / len(training) if steps else plan.epochs
     shown = teaching.unmoved(training) if plan.augment else training
-    able = length >= 1 and (length <= STILL or shown is training)
+    able = length >= 1 and not training.redrawn and (length <= STILL or shown is training)
     asked = settings.get("precision") or "auto"
     known = teaching.ask(teacher.eval(), training, plan.device, asked) if able else None
     kind = "always" if known is None else "once" if shown is training else "still"
