@@ -32,11 +32,15 @@ STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 SIDES, BATCH = (224, 192), 32
 
 
-@torch.no_grad()
 def features(files: list[str], side: int, shape: str) -> np.ndarray:
     """(N, 1280): the last map of the published network, averaged."""
     column = make("image", "image", {"side": side, "channels": 3, "shape": shape}).supposed()
-    encoder = EfficientNet([column], weights="efficientnet-lite0").eval()
+    return averaged(column, EfficientNet([column], weights="efficientnet-lite0").eval(), files)
+
+
+@torch.no_grad()
+def averaged(column: Any, encoder: Any, files: list[str]) -> np.ndarray:
+    """(N, D): the last map of an encoder of the column's images, averaged."""
     found = []
     for start in range(0, len(files), BATCH):
         x = torch.from_numpy(column.encode_all(files[start : start + BATCH]))

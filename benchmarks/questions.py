@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.clip_art import BATCH, PARTS, features
+from benchmarks.clip_art import PARTS, averaged, features
 from benchmarks.common import finish, learned, taught
 from luban.data import samples
 from luban.data.prepare import prepare
@@ -141,16 +141,9 @@ def probes(x: dict[str, np.ndarray], rows: dict[str, Any], part: str) -> np.ndar
     return answers
 
 
-@torch.no_grad()
 def maps(detector: Any, files: list[str]) -> np.ndarray:
     """(N, 1280): the last map of the detector's encoder, averaged."""
-    column, encoder = detector.columns["image"], detector.network.encoder_of("image")
-    found = []
-    for start in range(0, len(files), BATCH):
-        x = torch.from_numpy(column.encode_all(files[start : start + BATCH]))
-        mask = torch.ones(len(x), dtype=torch.bool)
-        found.append(encoder(encoder.embed(x, mask), mask).x.mean(1).numpy())
-    return np.concatenate(found)
+    return averaged(detector.columns["image"], detector.network.encoder_of("image"), files)
 
 
 def known(path: Path, rows: dict[str, Any], make: Any) -> dict[str, np.ndarray]:

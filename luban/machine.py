@@ -159,17 +159,9 @@ def processor() -> dict[str, Any]:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take, the container's limit included; None where the system does not tell."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{n}").read_text().strip() for n in ("max", "current"))
-        found += [int(limit) - int(used)] if limit != "max" else []
-    except (OSError, ValueError):
-        pass
-    return max(0, min(found)) if found else None
+    """Bytes that this process may still take, as `memory` has them."""
+    found = memory()
+    return found[0] if found else None
 
 
 def versions() -> dict[str, str]:

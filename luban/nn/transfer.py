@@ -43,9 +43,8 @@ def take_over(new: Any, old: Any, names: Collection[str]) -> dict[str, bool]:
     before_heads = dict(old._heads())
     for name, head in new._heads():
         before = before_heads.get(name)
-        itself = not theirs and bool(
-            getattr(head, "before", 0)
-        )  # a language model, whatever is put in front of its text now
+        # a language model, whatever is put in front of its text now
+        itself = not theirs and bool(getattr(head, "before", 0))
         done[name] = (whole or itself) and name in names and type(head) is type(before) and _copied(head, before)
     return done
 
