@@ -45,9 +45,8 @@ class OpenVinoEngine(Described):
             raise BundleError("onnx.other_format", path=str(path), found=about["luban.format"][:20], known=FORMAT)
         super().__init__(path, about)
         count = allowed(threads)
-        streams = min(
-            count - 1, 1
-        )  # one thread is that of the caller: to hand a small network to a stream costs half of its time
+        # one thread is that of the caller: to hand a small network to a stream costs half of its time
+        streams = min(count - 1, 1)
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count, "NUM_STREAMS": streams}
         self._compile = lambda graph: core.compile_model(graph, "CPU", settings)
         try:
