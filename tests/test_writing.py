@@ -16,9 +16,11 @@ from luban.columns.kept import packed
 from luban.columns.text import Text
 from luban.errors import RequestError, Unsupported
 from luban.evaluation.likelihood import likelihood, windows
+from luban.generation import writing
 from luban.generation.asking import computes
 from luban.generation.beams import beams
 from luban.generation.choosing import choose
+from luban.generation.guessing import LENGTHS, Guesses, Rates, worth
 from luban.generation.sampling import GREEDY, Sampling, checked, orderly
 from luban.generation.writing import STOP, Writer, searched, streamed, write, written
 from luban.generation.writing import Text as Asked
@@ -90,7 +92,7 @@ def quick(request, monkeypatch):
         monkeypatch.setattr(decoding, "FEW", 1)
     taken = []
     real = decoding.Step.__call__
-    monkeypatch.setattr(decoding.Step, "__call__", lambda *a: (taken.append(1), real(*a))[1])
+    monkeypatch.setattr(decoding.Step, "__call__", lambda *a, **k: (taken.append(1), real(*a, **k))[1])
     with torch.inference_mode():
         yield taken
 
@@ -107,24 +109,75 @@ def test_control_quickly(fault, monkeypatch, quick):
     net = made("llama", {}, ("source",))
     attend, turn, read = decoding._Layer._attend, decoding._turn, decoding.Step.__call__
     if fault == "mask":  # a row sees what stands behind its end
-        monkeypatch.setattr(decoding._Layer, "_attend", lambda self, q, k, v, _: attend(self, q, k, v, None))
+        monkeypatch.setattr(
+            decoding._Layer, "_attend", lambda self, q, rows, k, v, _: attend(self, q, rows, k, v, None)
+        )
     elif fault == "turn":  # every token stands at the first place
         monkeypatch.setattr(decoding, "_turn", lambda _: turn(net.writer.layers.angles[None, :1]))
     elif fault == "memory":  # one text reads what belongs to its neighbour
 
-        def next_door(self, h, past):
+        def next_door(self, h, past, last=False):
             past.memory = [tuple(t.roll(1, 0) for t in pair) for pair in past.memory]
-            return read(self, h, past)
+            return read(self, h, past, last)
 
         monkeypatch.setattr(decoding.Step, "__call__", next_door)
     else:
 
-        def flat(self, q, k, v, blocked):
+        def flat(self, *given):
             self.scale = 1.0
-            return attend(self, q, k, v, blocked)
+            return attend(self, *given)
 
         monkeypatch.setattr(decoding._Layer, "_attend", flat)
     assert stepwise_gap(net, SOURCE) > 1e-3
+
+
+# Several tokens of each row at once, of which some are taken back (what guesses are read with).
+AHEAD = [h for h in HEADS if h[0] != "lstm"]
+
+
+def verified_gap(net, inputs, counts=(3, 1, 2), right=((2, 3, 1, 1), (1, 1, 1, 1), (2, 1, 2, 1))):
+    """How far logits are from those of one reading, of rows that go on by `right` of the tokens that are read at once."""
+    b = batch(net, [" ".join(TEXTS[i:] + TEXTS[:i]) for i in range(4)], inputs)
+    x, _ = b.targets["text"]
+    whole = net(b)["text"]
+    before = torch.cat([x.new_full((4, 1), net.writer.column.begin), x[:, :-1]], 1)
+    first = torch.tensor([1, 2, 1, 3])
+    state, gap = net.start(b), 0.0
+    net.advance(state, before[:, :3] * (torch.arange(3) < first[:, None]), torch.arange(3) < first[:, None])
+    at = first.clone()
+    for count, good in zip(counts, right):
+        places = at[:, None] + torch.arange(count)
+        good = torch.tensor(good)
+        wrong = torch.arange(count) >= good[:, None]  # tokens that the rows do not have there
+        logits = net.verify(state, torch.where(wrong, 3, before.gather(1, places)))
+        gap = max(
+            gap, float((logits - whole.gather(1, places[..., None].expand_as(logits))).abs()[~wrong].max().detach())
+        )
+        at = at + good
+        state.rewind(at)
+    return gap
+
+
+@pytest.mark.parametrize(("head", "settings"), AHEAD, ids=str)
+@pytest.mark.parametrize("inputs", [None, SOURCE], ids=["alone", "reading"])
+@pytest.mark.parametrize("how", ["quick", "plain"])
+def test_tokens_read_at_once_are_those_read_one_by_one(head, settings, inputs, how):
+    net = made(head, settings | {"length": 40}, tuple(inputs or ()))
+    with torch.inference_mode(how == "quick"), torch.set_grad_enabled(how != "quick"):
+        assert verified_gap(net, inputs) < 2e-5
+
+
+@pytest.mark.parametrize("fault", ["the future", "not taken back"])
+def test_control_tokens_read_at_once(fault, monkeypatch):
+    net = made("llama", {"length": 40})
+    if fault == "the future":
+        visible = Past.visible
+        seen = lambda self, n: None if visible(self, n) is None else visible(self, n).any(2, keepdim=True)  # noqa: E731
+        monkeypatch.setattr(Past, "visible", seen)
+    else:
+        monkeypatch.setattr(Past, "rewind", lambda *_: None)
+    with torch.inference_mode():
+        assert verified_gap(net, None) > 1e-3
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 9, 15, 16, 40])
@@ -215,6 +268,7 @@ def test_control_packed_weights(kept, change, monkeypatch):
 
 
 def test_a_network_that_is_gone_takes_its_packed_weights_along(kept):
+    gc.collect()
     net = made("gpt", {})
     _logits(net)
     there = len(decoding.KEPT)
@@ -228,17 +282,22 @@ def test_a_network_that_is_gone_takes_its_packed_weights_along(kept):
 def test_texts_in_bf16_are_nearly_as_likely(head, settings):
     """The same ids, told their chances in both precisions; rows of different lengths, that come and leave."""
     net = made(head, settings)
-    chances = {}
+    read, chances = net.advance, {}
     for precision in ("fp32", "bf16"):
         texts = [Asked([net.writer.column.begin] + [5] * i, 9 - 2 * i, GREEDY) for i in range(3)]
-        logits, writer = [], Writer(net, precision)
+        told, writer = [], Writer(net, precision, ahead=0)
+
+        def advance(*given, told=told):
+            logits = read(*given)
+            told.append(logits.float().log_softmax(-1)[:, 7])
+            return logits
+
+        net.advance = advance
         writer.add(texts)
         while writer.texts:
-            logits.append(writer.logits.log_softmax(-1)[:, 7].tolist())
-            writer.logits = torch.zeros_like(writer.logits)
-            writer.logits[:, 7] = 1.0  # forced: every text goes on with the same id
+            writer.next = [(7, 0.0)] * len(writer.texts)  # forced: every text goes on with the same id
             writer.step()
-        chances[precision] = np.concatenate(logits)
+        chances[precision] = torch.cat(told).numpy()
     gap = np.abs(chances["fp32"] - chances["bf16"])
     assert 0 < gap.max() < 0.1, gap
 
@@ -353,6 +412,127 @@ def test_written_side_by_side_as_alone(head, settings):
         writer.step()
     assert [t.ids for t in texts] == alone
     assert all(t.reason in ("end", "length") for t in texts)
+
+
+# -- guesses ---------------------------------------------------------------------------------------------------------
+WAYS = [
+    GREEDY,
+    Sampling(temperature=0.3),
+    Sampling(temperature=0.0, repetition_penalty=1.05),
+    Sampling(temperature=0.5, top_k=3),
+]
+
+
+def _guessed(net, ahead, inputs=None):
+    """Texts of all ways side by side, some of which join late; how often tokens were read, and whether several at once."""
+    read = []
+    verify, advance = net.verify, net.advance
+    net.verify = lambda *given: (read.append(1), verify(*given))[1]
+    net.advance = lambda *given: (read.append(0), advance(*given))[1]
+    begin = net.writer.column.begin
+    asked = lambda n: [Asked([begin, 5, 6, 7, 5, 6, 7, 5][: 8 - i], n - 5 * i, s) for i, s in enumerate(WAYS)]  # noqa: E731
+    first, late = asked(60), asked(40)
+    late[0].stop, late[1].streamed = (" a",), True
+    give = lambda: batch(net, TEXTS[:4], inputs) if inputs else nothing(4)  # noqa: E731
+    writer = Writer(net, ahead=ahead)
+    writer.add(first, give())
+    for _ in range(3):
+        writer.step()
+    writer.add(late, give())
+    while writer.texts:
+        writer.step()
+    del net.verify, net.advance
+    return [(t.ids, t.log_probabilities, t.text, t.reason) for t in [*first, *late]], read
+
+
+@pytest.mark.parametrize(("head", "settings"), AHEAD, ids=str)
+@pytest.mark.parametrize("inputs", [None, SOURCE], ids=["alone", "reading"])
+def test_a_text_is_the_same_with_guesses(head, settings, inputs):
+    net = made(head, settings | {"length": 90}, tuple(inputs or ()))
+    plain, one_by_one = _guessed(net, 0, inputs)
+    found, read = _guessed(net, 8, inputs)
+    for (ids, chances, *rest), (own, others, *same) in zip(found, plain, strict=True):
+        assert ids == own and rest == same and np.allclose(chances, others, atol=1e-4)
+    assert sum(read) > 0 == sum(one_by_one) and len(read) < len(one_by_one)
+
+
+def test_a_text_that_goes_round_is_read_a_few_times(monkeypatch):
+    net = made("gpt", {"length": 90})
+    net.writer.layers.positions.data.zero_()
+    begin, calls = net.writer.column.begin, []
+    monkeypatch.setitem(net.writer.column.state, "end", -2)  # nothing ends it
+    for name in ("verify", "advance"):
+        real = getattr(net, name)
+        monkeypatch.setattr(net, name, lambda *given, real=real: (calls.append(1), real(*given))[1])
+    (text,) = written(net, [Asked([begin], 80, GREEDY)])
+    assert len(text.ids) == 80 and len(calls) < 40, len(calls)
+
+
+@pytest.mark.parametrize("fault", ["believed", "not taken back", "a place too far"])
+def test_control_guesses(fault, monkeypatch):
+    if fault == "believed":  # every guess is taken for what the network says
+        real = writing._chosen
+
+        def believing(logits, texts, guessed):
+            found = real(logits, texts, guessed)
+            if logits.shape[1] > 1:
+                each = [[*g, found[(i + 1) * logits.shape[1] - 1][0]] for i, g in enumerate(guessed)]
+                found = [(i, p) for (_, p), i in zip(found, itertools.chain(*each))]
+            return found
+
+        monkeypatch.setattr(writing, "_chosen", believing)
+    elif fault == "not taken back":
+        monkeypatch.setattr(Past, "rewind", lambda *_: None)
+    else:  # the first token behind a wrong guess is told as if that had been right
+        rewind = Past.rewind
+        monkeypatch.setattr(
+            Past, "rewind", lambda self, lengths: rewind(self, lengths.clamp(max=self.longest) + 0 * lengths + 1)
+        )
+    with pytest.raises((AssertionError, IndexError, RuntimeError)):
+        test_a_text_is_the_same_with_guesses("llama", {}, None)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 8), st.integers(1, 59))
+def test_a_guess_is_what_stood_behind_the_longest_ending(ids, most, cut):
+    guesses = Guesses([])
+    for part in (ids[:cut], ids[cut:]):  # read in two goes
+        guesses.read.extend(part)
+        found, length = guesses.next(most)
+    places = [
+        (n, at)
+        for n in LENGTHS
+        for at in range(len(ids) - 1, n - 1, -1)
+        if len(ids) >= n and ids[at - n : at] == ids[-n:]
+    ]
+    if not places:
+        assert (found, length) == ([], 0)
+        return
+    n, at = places[0]
+    circle = ids[at:]
+    assert found == [circle[i % len(circle)] for i in range(most)] and length == n
+
+
+def test_as_many_are_guessed_as_pay():
+    sure, unsure, none = ([1] * 8, 0.99), ([1] * 8, 0.02), ([], 0.0)
+    assert worth([sure]) == 8 and worth([none]) == worth([unsure]) == worth([none] * 40) == 0
+    assert 0 < worth([([1] * 8, 0.5)]) < 8
+    assert worth([sure] * 8) * 8 + 8 <= 64 and worth([sure] * 65) == 0
+    rates = Rates()
+    assert worth([([1] * 8, rates.of(2))]) > 0
+    for _ in range(30):
+        rates.add(2, 0, 4)
+    assert worth([([1] * 8, rates.of(2))]) == 0 and rates.of(3) == 0.5
+    waits = 0
+    while not worth([([1] * 8, rates.of(2))]):
+        waits += 1
+        rates.left(2)
+    assert 10 < waits < 200
+    for _ in range(30):
+        rates.add(2, 4, 4)  # what is lately right is soon believed again
+    assert 0.8 < rates.of(2) <= 1
+    for _ in range(500):
+        rates.left(2)
+    assert rates.of(2) <= 1
 
 
 def test_inputs_of_texts_that_join_stay_theirs():

@@ -1,12 +1,16 @@
 """Tokens a second of generation: Luban's `Writer` beside `transformers.generate`, the same weights, batches of 1 and 8.
 
-    python -m benchmarks.language.generate [--size 10m | gpt2] [--new 128] [--prompt 32] [--pairs 5] [--json FILE]
+    python -m benchmarks.language.generate [--size 10m | gpt2 | --model FOLDER] [--new 128] [--prompt 32] [--pairs 5] [--json FILE]
 
 A GPT of the GPT-2 shape with random weights is made in Luban and written as a GPT-2 folder, which `transformers` loads. Both write greedily from
 the same random prompts, the same number of tokens, and `same` counts the tokens that are equal. Both sides in turns within one process, A B A B,
 each turn in CPU seconds of the process; the rival is the fastest of what its documentation offers, chosen by a trial of each (`hf_generate`),
 and its default, beside which Luban writes in fp32; beside the fastest in bf16 where the processor has it. `limit`: tokens a second if every weight had to be read once a step and nothing else took time, at the memory's speed as measured
 here by a product of a matrix and a vector of that size.
+
+Random weights write what cannot be guessed. With `--model` (a saved language model, or a name that `luban import` takes) both go on with the first tokens of
+held-out documents (`english-books`, test), eight of them: one by one, each a pair, and all at once. The rival is its default, and with `prompt_lookup_num_tokens`, which it has for one text.
+`readings`: how often Luban's network was read for each token, greedily and at temperatures 0.7 and 1.
 """
 
 from __future__ import annotations
@@ -21,22 +25,30 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 
 from benchmarks.common import finish
 from benchmarks.language import hf_generate
 from benchmarks.language.nanogpt_loop import clock as clock_of
-from luban.bundle import build_network
+from benchmarks.language.splits import split
+from luban.bundle import Bundle, build_network
 from luban.columns.text import Text as Column
-from luban.generation.writing import Text, written
+from luban.generation.sampling import Sampling
+from luban.generation.writing import Text, Writer, written
+from luban.huggingface import imported
 from luban.machine import able
 from luban.recipe import Recipe, fill
+from luban.stages.export.to_huggingface import to_huggingface
 
 SIZES = {
     "nano": (32, 2, 2, 300, 64),
     "10m": (384, 6, 6, 2000, 256),
     "gpt2": (768, 12, 12, 50_256, 256),
 }  # width, layers, heads, vocabulary, length
+
+
+TEXTS = 8
 
 
 class Ids(Column):
@@ -157,9 +169,54 @@ def compared(
     return rows
 
 
+def learned(name: str, new: int, prompt: int, rounds: int) -> dict[str, Any]:
+    """The same with weights that have learned, and texts that somebody wrote."""
+    from transformers import AutoModelForCausalLM
+
+    model = Bundle.load(name) if Path(name).exists() else imported(name)
+    made = model.engine.network
+    column = made.outputs["text"]
+    beginnings = [column.prompt(row["text"][: 20 * prompt])[:prompt] for row in split("english-books")["test"]]
+    ids = torch.tensor(np.stack([b for b in beginnings if len(b) == prompt][:TEXTS]))
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        to_huggingface(model, str(Path(place) / "hf"))
+        other = AutoModelForCausalLM.from_pretrained(Path(place) / "hf", dtype=torch.float32).eval()
+        for name, batches, more in (
+            ("batch 1", ids.split(1), {}),
+            ("batch 1, lookup", ids.split(1), {"prompt_lookup_num_tokens": 10}),
+            (f"batch {TEXTS}", [ids], {}),
+        ):
+            mine(made, batches[0], 8), theirs(other, batches[0], 8, more)
+            turns = [(mine(made, b, new), theirs(other, b, new, more)) for _ in range(rounds) for b in batches]
+            ratios = [b[0] / a[0] for a, b in turns]
+            equal = sum(x == y for a, b in turns for p, q in zip(a[1], b[1]) for x, y in zip(p, q))
+            count = len(batches[0]) * new
+            rows[name] = {
+                "luban": count / statistics.median(a[0] for a, _ in turns), "rival": count / statistics.median(b[0] for _, b in turns),
+                "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(turns),
+                "same": equal / (len(turns) * count),
+            }  # fmt: skip
+    rows["readings"] = {str(t): readings(made, ids, new, t) for t in (0.0, 0.7, 1.0)}
+    return {"parameters": model.parameters(), **rows}
+
+
+def readings(made: Any, ids: torch.Tensor, new: int, temperature: float) -> float:
+    """How often the network is read for a token of one text."""
+    steps = 0
+    for i, row in enumerate(ids.tolist()):
+        writer = Writer(made)
+        writer.add([Text(row, new, Sampling(temperature=temperature, seed=i))])
+        while writer.texts:
+            writer.step()
+            steps += 1
+    return steps / (len(ids) * new)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="10m")
+    parser.add_argument("--model")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=5)
@@ -170,13 +227,18 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    about = {"new": a.new, "prompt": a.prompt, "transformers": transformers.__version__}
+    if a.model:
+        with torch.inference_mode():
+            rows = learned(a.model, a.new, a.prompt, a.pairs)
+        finish("language.generate", {"model": Path(a.model).name, **about, **rows}, a.json)
+        return
     made = network(a.size)
     with tempfile.TemporaryDirectory() as place, torch.inference_mode():
         folder(made, Path(place))
         rows = {f"batch {b}": compared(made, Path(place), b, a.new, a.prompt, a.pairs) for b in a.batches}
-    sizes = {"parameters": sum(p.numel() for p in made.parameters()), "new": a.new, "prompt": a.prompt}
-    about = {"size": a.size, **sizes, "transformers": transformers.__version__}
-    finish("language.generate", {**about, **rows}, a.json)
+    count = sum(p.numel() for p in made.parameters())
+    finish("language.generate", {"size": a.size, "parameters": count, **about, **rows}, a.json)
 
 
 if __name__ == "__main__":

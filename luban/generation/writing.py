@@ -1,4 +1,7 @@
-"""Texts written side by side: new ones join between two tokens, those that are done leave (Yu et al. 2022, "Orca")."""
+"""Texts written side by side: new ones join between two tokens, those that are done leave (Yu et al. 2022, "Orca").
+
+What they go on with is guessed and read along where the network can take back what was wrong, see `guessing`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from luban.errors import Unsupported
 from luban.generation.choosing import choose
+from luban.generation.guessing import MOST, Guesses, Rates, worth
 from luban.generation.sampling import END, GREEDY, LENGTH, STOP, Sampling
 from luban.nn.tokens import Batch
 
@@ -37,17 +41,22 @@ class Text:
     cut: int = 0  # tokens of the prompt that were left out at its beginning, for lack of room
     lost: int = 0  # tokens of the input that were cut off at its end
     read: list[int] = field(default_factory=list)  # the prompt and what is written, once it has begun
+    guesses: Guesses | None = None
 
 
 class Writer:
-    """The texts that one network writes at this moment. Not for several threads at once."""
+    """The texts that one network writes at this moment. Not for several threads at once.
 
-    def __init__(self, network: Any, precision: str = "fp32"):
+    `ahead`: tokens that are guessed at once at most; one by one without.
+    """
+
+    def __init__(self, network: Any, precision: str = "fp32", ahead: int = MOST):
         self.network, self.column, self.half = network, network.outputs[network.written], precision == "bf16"
+        self.ahead, self.rates = ahead if getattr(network, "verifies", False) else 0, Rates()
         self.device = next(network.parameters()).device
         self.texts: list[Text] = []
         self.state: Any = None
-        self.logits: Tensor | None = None  # (B, V) of what comes next
+        self.next: list[tuple[int, float]] = []  # the token of each that comes next, and its log-probability
 
     @torch.inference_mode()
     def add(self, texts: Sequence[Text], batch: Batch | None = None) -> None:
@@ -63,10 +72,9 @@ class Writer:
             ids[i, : len(t.prompt)], mask[i, : len(t.prompt)] = torch.as_tensor(np.asarray(t.prompt)), True
         with self.autocast():
             state = self.network.start(batch if batch is not None else Batch({}, {}, len(texts)))
-            logits = self.network.advance(state, ids.to(self.device), mask.to(self.device)).float()
-        if self.texts:
-            state, logits = self.state.join(state), torch.cat([self.logits, logits])
-        self.state, self.logits, self.texts = state, logits, [*self.texts, *texts]
+            logits = self.network.advance(state, ids.to(self.device), mask.to(self.device))
+        self.state = self.state.join(state) if self.texts else state
+        self.texts, self.next = [*self.texts, *texts], [*self.next, *_chosen(logits[:, None], texts, [[]] * len(texts))]
 
     def autocast(self) -> Any:
         """What the network computes in."""
@@ -80,29 +88,67 @@ class Writer:
             text.prompt = [text.prompt[0], *text.prompt[text.cut + 1 :]]
         text.most = min(text.most, self.network.window - len(text.prompt))
         text.read = [*text.prompt, *text.ids]
+        text.guesses = Guesses(text.read)
 
     @torch.inference_mode()
     def step(self) -> list[Text]:
-        """One more token of each text; those that are done with it, which leave."""
-        if not self.texts:
-            return []
-        sampling, read = [t.sampling for t in self.texts], [t.read for t in self.texts]
-        ids, chances = choose(self.logits, sampling, read, [len(t.prompt) for t in self.texts])
-        for t, i, p in zip(self.texts, ids, chances):
-            t.log_probabilities.append(p)
-            t.ids.append(i)
-            t.read.append(i)
-            self._look(t)
+        """One more token of each text, and those that were guessed rightly; the texts that are done with it, which leave."""
+        for t, (i, p) in zip(self.texts, self.next):
+            self._write(t, i, p)
+        done = self._leave()
+        if self.texts:
+            self._read(self._guessed())
+        return done + self._leave()
+
+    def _guessed(self) -> list[tuple[list[int], int]]:
+        """What each text may go on with and the length of the ending that tells so, equally far for all that have one."""
+        if not self.ahead:
+            return [([], 0)] * len(self.texts)
+        room = self.network.window - max(len(t.read) for t in self.texts)
+        found = [t.guesses.next(min(self.ahead, t.most - len(t.ids), room)) for t in self.texts]
+        count = worth([(ids, self.rates.of(n) if ids else 0.0) for ids, n in found], self.ahead)
+        for ids, n in found:
+            if ids and not count:
+                self.rates.left(n)
+        return [(ids[:count], n) for ids, n in found]
+
+    def _read(self, guessed: list[tuple[list[int], int]]) -> None:
+        """Read what each text ends with and what was guessed to follow. What it would have written itself is written."""
+        count = max(len(g) for g, _ in guessed)
+        rows = [[t.read[-1], *g, *[0] * (count - len(g))] for t, (g, _) in zip(self.texts, guessed)]
+        tokens = torch.tensor(rows, device=self.device)  # (B, 1 + count)
+        with self.autocast():
+            if not count:
+                logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))[:, None]
+            else:
+                before = self.state.lengths
+                logits = self.network.verify(self.state, tokens)
+        chosen = _chosen(logits, self.texts, [row[1:] for row in rows])
+        if not count:
+            self.next = chosen
+            return
+        each = [chosen[at : at + count + 1] for at in range(0, len(chosen), count + 1)]
+        right = [next((n for n, i in enumerate(g) if i != own[n][0]), len(g)) for (g, _), own in zip(guessed, each)]
+        for t, (g, length), own, n in zip(self.texts, guessed, each, right):
+            if g:
+                self.rates.add(length, n, len(g))
+            for i, p in own[:n]:
+                if not t.reason:
+                    self._write(t, i, p)
+        self.next = [own[n] for own, n in zip(each, right)]
+        self.state.rewind(before + 1 + torch.tensor(right, device=self.device))
+
+    def _write(self, t: Text, id_: int, chance: float) -> None:
+        t.log_probabilities.append(chance)
+        t.ids.append(id_)
+        t.read.append(id_)
+        self._look(t)
+
+    def _leave(self) -> list[Text]:
+        """Those that are done, which leave."""
         done = [t for t in self.texts if t.reason]
         if done:
-            stay = [i for i, t in enumerate(self.texts) if not t.reason]
-            ids = [ids[i] for i in stay]
-            self._only(stay)
-        if self.texts:
-            tokens = torch.tensor(ids, device=self.device)[:, None]
-            with self.autocast():
-                logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))
-            self.logits = logits.float()
+            self._only([i for i, t in enumerate(self.texts) if not t.reason])
         return done
 
     def drop(self, text: Text) -> None:
@@ -113,8 +159,8 @@ class Writer:
     def _only(self, stay: list[int]) -> None:
         """The texts at these places go on, the others have left."""
         keep = torch.tensor(stay, device=self.device, dtype=torch.long)
-        self.texts = [self.texts[i] for i in stay]
-        self.state, self.logits = (self.state.take(keep), self.logits[keep]) if stay else (None, None)
+        self.texts, self.next = [self.texts[i] for i in stay], [self.next[i] for i in stay]
+        self.state = self.state.take(keep) if stay else None
 
     def _look(self, t: Text) -> None:
         """Whether a text is done, and what of it is sure to stay."""
@@ -128,6 +174,16 @@ class Writer:
             if found:
                 t.reason, whole = STOP, whole[: min(found)]
             t.text = whole if t.reason else whole[: len(whole) - _unsure(whole, t.stop)]
+
+
+def _chosen(logits: Tensor, texts: Sequence[Text], guessed: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    """logits (B, n, V) of what follows each text, and each of its guesses as if it were right -> tokens, those of a text together."""
+    rows = [(t, g[:n]) for t, g in zip(texts, guessed) for n in range(logits.shape[1])]
+    read = [[*t.read, *g] if g else t.read for t, g in rows]
+    ids, chances = choose(
+        logits.flatten(0, 1).float(), [t.sampling for t, _ in rows], read, [len(t.prompt) for t, _ in rows]
+    )
+    return list(zip(ids, chances))
 
 
 def _unsure(text: str, stop: Sequence[str]) -> int:

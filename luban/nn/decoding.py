@@ -1,10 +1,10 @@
-"""One further token of each row through a causal Transformer with a past: what writing a text does again and again.
+"""A few further tokens of each row through a causal Transformer with a past: what writing a text does again and again.
 
     step = step_of(head, past, ids, mask)   # None where a part of it is not as `transformer` made it
-    logits = step(embedded, past)           # (B, D) -> (B, V), and the past is one longer
+    logits = step(embedded, past)           # (B, T, D) -> (B, T, V), and the past is T longer
 
 The sums of `Transformer.forward`, held against it in `tests/test_writing.py`, without what only learning and reading
-need. On a processor that is what half of the time goes to. One query is held against its keys by a batched product:
+need. On a processor that is what half of the time goes to. A few queries are held against their keys by a batched product:
 PyTorch's fused attention is made for many, and takes up to twice as long. How weights lie, and in what they are
 multiplied, see `Product`: within autocast in bf16, and all else in fp32.
 Letters as in `transformer`; V words, and G heads of queries for each of the K heads of keys and values.
@@ -30,6 +30,11 @@ BLOCK = 64  # features of an output that are made together
 FEW, MANY = 4, 15  # rows that are multiplied block by block
 LEAST = 1 << 17  # weights of a matrix that is worth it
 ROWS = 32  # that weights are packed for; packed for fewer, products of any number are slower
+MOST = 64  # tokens of all rows that are a few
+FULL, LONE = (
+    5,
+    2,
+)  # rows that a product of LONE and fewer is given: oneDNN's kernel for these is slower than the one for 5
 LARGEST = 1 << 27  # weights of a network that is packed in fp32: half a gigabyte that is there twice
 
 
@@ -57,6 +62,8 @@ class Product:
         if self.half:
             return _times(x.bfloat16(), self.packed, self.bias).float()
         if self.packed is not None:
+            if len(x) <= LONE:
+                return _times(F.pad(x, (0, 0, 0, FULL - len(x))), self.packed, self.bias)[: len(x)]
             return _times(x, self.packed, self.bias)
         if self.blocks is None or not FEW <= len(x) <= MANY:
             return x @ self.across if self.bias is None else torch.addmm(self.bias, x, self.across)
@@ -90,9 +97,9 @@ def repays(model: nn.Module) -> bool:
 
 
 class Step:
-    """One token of each row. It looks at the weights that were there when it was made, see `_kept`.
+    """A few tokens of each row. It looks at the weights that were there when it was made, see `_kept`.
 
-    `table`: what makes logits (B, V) of states (B, D); `product`: what a linear layer does.
+    `table`: what makes logits (N, V) of states (N, D); `product`: what a linear layer does.
     """
 
     def __init__(self, model: parts.Transformer, table: Map, product: Callable[[nn.Module], Map]):
@@ -111,30 +118,48 @@ class Step:
         return all(type(m) in mine and not _hooked(m) for m in whole)
 
     @torch.autocast("cpu", enabled=False)
-    def __call__(self, h: Tensor, past: Past) -> Tensor:
-        """h (B, D): embeddings of one token of each row. Reads it into the past; logits (B, V) of what follows."""
-        end, at, real = past.room(1), past.places(1), past.visible(1)
+    def __call__(self, h: Tensor, past: Past, last: bool = False) -> Tensor:
+        """h (B, T, D): embeddings of further tokens of each row, all real. Reads them into the past; logits (B, T, V) of what
+        follows each; with `last` (B, 1, V), of the last ones alone."""
+        rows, count = h.shape[:2]
+        end, at, real = past.room(count), past.places(count), past.visible(count)
         turn = None
         if self.positions is not None:
-            h = h + self.positions[at].view(-1, h.shape[1])
+            h = h + self.positions[at]
         if self.angles is not None:
             turn = _turn(self.angles[at])
-        h = self.before(h)
+        h = self.before(h.flatten(0, 1))
         keys, values = past.kept.flatten(2, 3).narrow(3, 0, end).unbind(1)  # (L, B x K, end, d) each
-        places = past.kept.select(4, at.start).unbind(0) if isinstance(at, slice) else [None] * len(self.layers)
-        blocked, seen = None if real is None else ~real, None
-        if past.memory_mask is not None:
-            seen = parts.seen(past.memory_mask)[:, None, None]
-            seen = None if bool(seen.all()) else ~seen
+        places = past.kept.narrow(4, at.start, count).unbind(0) if isinstance(at, slice) else [None] * len(self.layers)
+        if real is None and count > 1:  # at the very beginning
+            real = torch.ones(count, end, dtype=torch.bool).tril()[None, None]
+        unseen = self._unseen(real, rows, count)
+        away = (
+            self._unseen(parts.seen(past.memory_mask)[:, None, None], rows, count)
+            if past.memory_mask is not None
+            else None
+        )
         for i, (layer, k, v, place) in enumerate(zip(self.layers, keys.transpose(2, 3), values, places)):
             if place is None:
                 put = lambda new, i=i: _scatter(past.kept[i], at, new)  # noqa: E731
             else:
                 put = place.copy_
-            h = layer(h, k, v, put, turn, blocked, past.memory[i], seen)
-        past.lengths = past.lengths + 1
+            h = layer(h, rows, k, v, put, turn, unseen, past.memory[i], away)
+        past.lengths = past.lengths + count
         past.longest = end
-        return self.table(self.norm(h))
+        if last:
+            h = h.view(rows, count, -1)[:, -1]
+        return self.table(self.norm(h)).unflatten(0, (rows, -1))
+
+    def _unseen(self, real: Tensor | None, rows: int, count: int) -> Tensor | None:
+        """real (1 or B, 1, 1 or T, n), True = seen -> what is added to energies, (1 or B x K, G x T, n): 0, or -inf; None where all
+        is seen."""
+        if real is None or bool(real.all()):
+            return None
+        heads, kv = self.layers[0].heads, self.layers[0].kv
+        added = torch.zeros(real.shape).masked_fill_(~real, -torch.inf)[:, :, None]  # (1 or B, 1, 1, 1 or T, n)
+        some = 1 if len(real) == 1 else kv
+        return added.expand(len(real), some, heads // kv, count, -1).reshape(len(real) * some, -1, real.shape[-1])
 
 
 class _Layer:
@@ -155,30 +180,31 @@ class _Layer:
     def __call__(
         self,
         h: Tensor,
+        rows: int,
         k: Tensor,
         v: Tensor,
         put: Map,
         turn: tuple[Tensor, Tensor] | None,
-        blocked: Tensor | None,
+        unseen: Tensor | None,
         memory: tuple[Tensor, Tensor] | None,
-        seen: Tensor | None,
+        away: Tensor | None,
     ) -> Tensor:
-        """h (B, D), k (B x K, d, end), v (B x K, end, d); `put` keeps this token's (2, B, K, d) in both."""
+        """h (B x T, D), k (B x K, d, end), v (B x K, end, d); `put` keeps (2, B, K, T, d), the keys and values of these, in both."""
         before, between = self.norms
         pre, wide = self.pre, self.heads * self.size
         x = self.inner(before(h) if pre else h)
         if turn is not None:
             at = wide + self.kv * self.size
-            both = x[:, :at].view(len(x), -1, self.size)  # (B, H + K, d)
-            both = torch.addcmul(both * turn[0], both.roll(self.size // 2, -1), turn[1]).flatten(1)
+            both = x[:, :at].view(rows, -1, self.heads + self.kv, self.size)
+            both = torch.addcmul(both * turn[0], both.roll(self.size // 2, -1), turn[1]).view(len(x), -1)
             x = torch.cat([both, x[:, at:]], 1)
-        put(x[:, wide:].view(len(x), 2, self.kv, self.size).transpose(0, 1))
-        x = self.outer(self._attend(x[:, :wide], k, v, blocked))
+        put(x[:, wide:].view(rows, -1, 2, self.kv, self.size).permute(2, 0, 3, 1, 4))
+        x = self.outer(self._attend(x[:, :wide], rows, k, v, unseen))
         h = x.add_(h) if pre else before(x.add_(h))
         if self.reading is not None:
             aside, query, outer = self.reading
             k, v = (m.flatten(0, 1) for m in memory)
-            x = outer(self._attend(query(aside(h) if pre else h), k.transpose(1, 2), v, seen))
+            x = outer(self._attend(query(aside(h) if pre else h), rows, k.transpose(1, 2), v, away))
             h = x.add_(h) if pre else aside(x.add_(h))
         x = self.up(between(h) if pre else h)
         if self.gated:
@@ -189,26 +215,33 @@ class _Layer:
         x = self.down(x)
         return x.add_(h) if pre else between(x.add_(h))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
-        """q (B, H x d) over keys (B x K, d, n) and values (B x K, n, d) -> (B, H x d). `blocked` (B, 1, 1, n): not to be seen."""
-        rows = len(q)
-        q = q.reshape(len(k), -1, self.size)  # (B x K, G, d)
-        energy = torch.baddbmm(self.nothing, q, k, beta=0, alpha=self.scale)
-        if blocked is not None:
-            energy = energy.view(rows, self.kv, -1, k.shape[2]).masked_fill(blocked, -torch.inf).view_as(energy)
-        return torch.bmm(energy.softmax(-1), v).view(rows, -1)
+    def _attend(self, q: Tensor, rows: int, k: Tensor, v: Tensor, unseen: Tensor | None) -> Tensor:
+        """q (B x T, H x d) over keys (B x K, d, n) and values (B x K, n, d) -> (B x T, H x d). `unseen`: see `Step._unseen`."""
+        if len(q) == rows:
+            each = q.reshape(len(k), -1, self.size)  # (B x K, G, d)
+        else:
+            each = q.view(rows, -1, self.kv, self.heads // self.kv, self.size).permute(0, 2, 3, 1, 4)
+            each = each.reshape(len(k), -1, self.size)  # (B x K, G x T, d)
+        if unseen is None:
+            energy = torch.baddbmm(self.nothing, each, k, beta=0, alpha=self.scale)
+        else:
+            energy = torch.baddbmm(unseen, each, k, alpha=self.scale)
+        found = torch.bmm(energy.softmax(-1), v)
+        if len(q) == rows:
+            return found.view(rows, -1)
+        found = found.view(rows, self.kv, self.heads // self.kv, -1, self.size).permute(0, 3, 1, 2, 4)
+        return found.reshape(len(q), -1)
 
 
 def _turn(turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles (1 or B, 1, d / 2, 2), or (1, d / 2, 2), as factors (..., d) of a head and of its halves the other way round."""
-    cos, sin = turn.unbind(-1)
+    """Angles ([B,] T, d / 2, 2) as factors ([B,] T, 1, d) of a head and of its halves the other way round."""
+    cos, sin = turn.unsqueeze(-3).unbind(-1)
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def _scatter(kept: Tensor, at: Tensor, new: Tensor) -> None:
-    """new (2, B, K, d) into kept (2, B, K, slots, d), each row at a place of its own (B, 1)."""
-    new = new.unsqueeze(3)
-    kept.scatter_(3, at.view(1, -1, 1, 1, 1).expand_as(new), new)
+    """new (2, B, K, T, d) into kept (2, B, K, slots, d), each row at places of its own (B, T)."""
+    kept.scatter_(3, at[None, :, None, :, None].expand_as(new), new)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -242,9 +275,9 @@ def _table(head: Any, product: Callable[[nn.Module], Map], **how: bool) -> Map:
 
 
 def step_of(head: Any, past: Past, ids: Tensor, mask: Tensor) -> Step | None:
-    """How a head's next token is read quickly; None where it is not one real token of each row, on a processor, unlearned."""
+    """How a head's next tokens are read quickly; None where they are not a few real ones of each row, on a processor, unlearned."""
     known = past.source is None or past.memory[0] is not None  # the memory's keys and values
-    if ids.shape[1] != 1 or head.training or torch.is_grad_enabled() or not known:
+    if not 0 < ids.numel() <= max(len(ids), MOST) or head.training or torch.is_grad_enabled() or not known:
         return None
     if ids.device.type != "cpu" or not bool(mask.all()):
         return None

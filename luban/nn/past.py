@@ -88,8 +88,13 @@ class Past:
         if self.even and bool(mask.all()):
             self.longest += mask.shape[1]
             return
-        self.longest = int(self.lengths.max()) if len(self.lengths) else 0
-        self.even = bool((self.lengths == self.longest).all())
+        self.rewind(self.lengths)
+
+    def rewind(self, lengths: Tensor) -> None:
+        """The rows end there again, (B,): what they read beyond is forgotten."""
+        self.lengths = lengths
+        self.longest = int(lengths.max()) if len(lengths) else 0
+        self.even = bool((lengths == self.longest).all())
 
     def take(self, rows: Tensor) -> Past:
         """Some rows in this order, several times where they are named so: beams, and rows that are done dropped."""

@@ -27,6 +27,7 @@ class Written(nn.Module):
 
     accepts = ("text",)
     writes = True
+    verifies = False
     smoothing: float
     weight: float
     column: Any
@@ -41,6 +42,11 @@ class Written(nn.Module):
 
     def advance(self, state: Any, ids: Tensor, mask: Tensor) -> Tensor:
         """Read further ids (B, n), mask (B, n), into the state; logits (B, V) of what follows each row's last real one."""
+        raise NotImplementedError
+
+    def verify(self, state: Any, ids: Tensor) -> Tensor:
+        """Read ids (B, n), all real, into the state; logits (B, n, V) of what follows each. Only where it `verifies`: the state
+        can `rewind` to where what was read turned out to be right."""
         raise NotImplementedError
 
     def forward(self, tokens: Tokens | None, x: Tensor, mask: Tensor) -> Tensor:
@@ -94,6 +100,7 @@ class TransformerText(Written):
     """
 
     joins = True
+    verifies = True
 
     def __init__(
         self,
@@ -165,11 +172,18 @@ class TransformerText(Written):
     def advance(self, state: Past, ids: Tensor, mask: Tensor) -> Tensor:
         step = step_of(self, state, ids, mask)
         if step is not None:
-            return step(self.embedding(ids[:, 0]), state).float()
+            return step(self.embedding(ids), state, last=True)[:, 0].float()
         h = self.layers(self.embedding(ids), mask, state.source, state.memory_mask, state)
         if h.shape[1] > 1:
             h = h[torch.arange(len(h), device=h.device), mask.sum(1).clamp(min=1) - 1][:, None]
         return self._vocabulary(h)[:, 0].float()
+
+    def verify(self, state: Past, ids: Tensor) -> Tensor:
+        real = torch.ones_like(ids, dtype=torch.bool)
+        step = step_of(self, state, ids, real)
+        if step is not None:
+            return step(self.embedding(ids), state).float()
+        return self._vocabulary(self.layers(self.embedding(ids), real, state.source, state.memory_mask, state)).float()
 
 
 def _initialise(head: TransformerText, shape: Shape) -> None:

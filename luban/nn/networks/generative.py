@@ -18,11 +18,15 @@ from luban.recipe import Recipe, writes
 
 class Generator(Protocol):
     """What `luban.generation` asks of a network. A state belongs to some texts that are being written; it has `lengths`
-    (B,) read so far, `take(rows)` and `join(other)`, and nothing else of it is looked at.
+    (B,) read so far, `take(rows)` and `join(other)`, and nothing else of it is looked at; where the network `verifies` it
+    can also `rewind(lengths)`.
     """
+
+    verifies: bool
 
     def start(self, batch: Batch) -> Any: ...
     def advance(self, state: Any, tokens: Tensor, mask: Tensor) -> Tensor: ...
+    def verify(self, state: Any, tokens: Tensor) -> Tensor: ...
 
 
 class Generative(Composed):
@@ -101,3 +105,12 @@ class Generative(Composed):
     def advance(self, state: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """Read tokens (B, n), mask (B, n) True = real and first, into the state; logits (B, V) of what follows."""
         return self.writer.advance(state, tokens, mask)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether it can read several tokens, and take back those that turn out wrong."""
+        return self.writer.verifies
+
+    def verify(self, state: Any, tokens: Tensor) -> Tensor:
+        """Read tokens (B, n), all real, into the state; logits (B, n, V) of what follows each."""
+        return self.writer.verify(state, tokens)
