@@ -15,7 +15,7 @@ from torch import Tensor
 
 from luban.errors import Unsupported
 from luban.generation.choosing import choose
-from luban.generation.guessing import MOST, Guesses, Rates, worth
+from luban.generation.guessing import MOST, TOGETHER, Guesses, Rates, worth
 from luban.generation.sampling import END, GREEDY, LENGTH, STOP, Sampling
 from luban.nn.tokens import Batch
 
@@ -102,7 +102,7 @@ class Writer:
 
     def _guessed(self) -> list[tuple[list[int], int]]:
         """What each text may go on with and the length of the ending that tells so, equally far for all that have one."""
-        if not self.ahead:
+        if not self.ahead or 2 * len(self.texts) > TOGETHER:
             return [([], 0)] * len(self.texts)
         room = self.network.window - max(len(t.read) for t in self.texts)
         found = [t.guesses.next(min(self.ahead, t.most - len(t.ids), room)) for t in self.texts]

@@ -35,7 +35,7 @@ FULL, LONE = (
     5,
     2,
 )  # rows that a product of LONE and fewer is given: oneDNN's kernel for these is slower than the one for 5
-LARGEST = 1 << 27  # weights of a network that is packed in fp32: half a gigabyte that is there twice
+LARGEST = 1 << 28  # weights of a network that is packed in fp32: a gigabyte that is there twice
 
 
 class Product:
