@@ -10,10 +10,10 @@ nothing but the standard library's lightest, so that `luban --help` costs no mor
 from __future__ import annotations
 
 import os
-import textwrap
 
 from luban.errors import Problem, RequestError, problem, raise_all
 from luban.messages import known, say
+from luban.wrapping import cells, padded, wrapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,17 +146,17 @@ def width() -> int:
 
 
 def wrap(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, width(), initial_indent=indent, subsequent_indent=indent) or [""]
+    return wrapped(text, width(), indent)
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Two columns, the right one wrapped."""
-    left = min(30, max((len(a) for a, _ in rows), default=0) + 2)
+    left = min(30, max((cells(a) for a, _ in rows), default=0) + 2)
     lines = []
     for a, b in rows:
-        parts = textwrap.wrap(b, max(20, width() - left - 2), break_on_hyphens=False) or [""]
-        head = "  " + a.ljust(left)
-        if len(a) >= left:
+        parts = wrapped(b, max(20, width() - left - 2))
+        head = "  " + padded(a, left)
+        if cells(a) >= left:
             lines.append("  " + a)
             head = "  " + " " * left
         lines += [head + parts[0], *("  " + " " * left + p for p in parts[1:])]

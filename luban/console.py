@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 
 from luban.messages import say
+from luban.wrapping import cells, padded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ class Progress:
             return
         text = self._line(done, numbers or {}, unit)
         if self.live:
-            print("\r" + text.ljust(self.wide), end="", file=self.stream, flush=True)
-            self.wide = len(text)
+            print("\r" + padded(text, self.wide), end="", file=self.stream, flush=True)
+            self.wide = cells(text)
         else:
             print(text, file=self.stream, flush=True)
 

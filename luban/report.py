@@ -13,7 +13,6 @@ import math
 import os
 import re
 import tempfile
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from typing import Any, ClassVar
 from luban.errors import BundleError
 from luban.markup import escape, harmless, markdown, number, tag, visible
 from luban.messages import language, say
+from luban.wrapping import cells, padded, wrapped
 
 FORMAT = 1
 LEVELS = ("info", "warn", "bad", "good")
@@ -414,11 +414,11 @@ def _lines(blocks: list[Block]) -> Iterator[str]:
 def _terminal(block: Block) -> str:
     match block:
         case Heading():
-            return visible(block.text) + "\n" + "-" * len(visible(block.text))
+            return visible(block.text) + "\n" + "-" * cells(visible(block.text))
         case Text():
-            return "\n".join(textwrap.wrap(visible(block.text), 100))
+            return "\n".join(wrapped(visible(block.text), 100))
         case Note():
-            return "\n".join(textwrap.wrap(f"{say(f'report.note_{block.level}')}: {visible(block.text)}", 100))
+            return "\n".join(wrapped(f"{say(f'report.note_{block.level}')}: {visible(block.text)}", 100))
         case Table():
             return _table_terminal(block)
         case Details():
@@ -427,13 +427,13 @@ def _terminal(block: Block) -> str:
 
 
 def _table_terminal(table: Table) -> str:
-    cells = [[visible(c) for c in table.columns]]
-    cells += [
+    rows = [[visible(c) for c in table.columns]]
+    rows += [
         [visible(said) + (f" ({interval})" if interval else "") for said, interval in map(_cell, r)] for r in table.rows
     ]
-    wide = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    wide = [max(cells(row[i]) for row in rows) for i in range(len(table.columns))]
     right = [side == "right" for side in _sides(table)]
-    lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, wide, right)).rstrip() for row in cells]
+    lines = ["  ".join(map(padded, row, wide, right)).rstrip() for row in rows]
     return "\n".join(([visible(table.title)] if table.title else []) + ["  " + line for line in lines])
 
 

@@ -6,7 +6,6 @@ up by a rule that the recipe's first lines tell, with as many wrong answers as t
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from luban import starter_rows as made
 from luban.errors import RequestError, problem
 from luban.messages import say
 from luban.starter_rows import WRONG
+from luban.wrapping import wrapped
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _recipe(task: str, rows: str, starter: Starter) -> str:
 
 
 def _comment(id: str) -> list[str]:
-    return ["# " + line for line in textwrap.wrap(say(id, wrong=f"{WRONG:.0%}"), 98)]
+    return ["# " + line for line in wrapped(say(id, wrong=f"{WRONG:.0%}"), 98)]
 
 
 STARTERS = {

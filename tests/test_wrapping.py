@@ -1,0 +1,46 @@
+"""Lines of a terminal, in which a Chinese character takes two cells."""
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luban.wrapping import AHEAD, BEHIND, cells, padded, wrapped
+
+WORDS = st.lists(
+    st.sampled_from(["model", "--out", "模型", "文件夹", "，", "。", "“引号”", "（允许：a，b）", "x" * 30, "'epoch'"]),
+    max_size=30,
+)
+
+
+@given(WORDS, st.integers(8, 60), st.sampled_from(["", "  "]))
+def test_lines_hold_the_text_and_no_more_than_there_is_room_for(words, width, indent):
+    text = " ".join(words)
+    lines = wrapped(text, width, indent)
+    assert all(line.startswith(indent) and cells(line) <= width for line in lines) or not text
+    assert re.sub(r"\s", "", "".join(lines)) == re.sub(r"\s", "", text)
+
+
+@given(WORDS, st.integers(12, 60))
+def test_no_line_begins_with_a_mark_that_ends_something(words, width):
+    text = "".join(w for w in words if cells(w) < 10).lstrip(BEHIND)  # what is longer than a line is parted anywhere
+    marks = re.sub(rf"[{BEHIND}]{{2,}}", "，", text)
+    lines = wrapped(marks, width)
+    assert not [line for line in lines[1:] if line[0] in BEHIND] and not [
+        line for line in lines[:-1] if line[-1] in AHEAD
+    ]
+
+
+def test_latin_words_are_broken_between_them_and_wide_characters_anywhere():
+    assert wrapped("A saved model, and --flags", 14) == ["A saved model,", "and --flags"]
+    assert wrapped("已保存的模型", 7) == ["已保存", "的模型"]
+    assert wrapped("", 10, "  ") == ["  "]
+
+
+def test_columns_stand_below_each_other():
+    assert cells("模型 a") == 6 and cells("e\u0301") == 1
+    assert (
+        padded("模型", 6) == "模型  "
+        and padded("模型", 6, right=True) == "  模型"
+        and padded("模型模型", 6) == "模型模型"
+    )
