@@ -778,11 +778,13 @@ def _main(words: list[str]) -> int:
 
 
 def _verb_first(words: list[str]) -> list[str]:
-    """`luban --lang zh list` is `luban list --lang zh`."""
-    values = {f.label for f in COMMON if f.kind != "bool"}
+    """`luban --lang zh list` is `luban list --lang zh`; without a verb the help is asked for."""
+    values, known = {f.label for f in COMMON if f.kind != "bool"}, {f.label for f in COMMON}
     i = 0
     while i < len(words) and words[i].startswith("--") and words[i] not in ("--help", "--version"):
         i += 2 if words[i] in values else 1
+    if i >= len(words) and words and words[0].partition("=")[0] in known:
+        return ["--help", *words]
     return [*words[i:], *words[:i]] if 0 < i < len(words) else words
 
 

@@ -24,7 +24,7 @@ Each error holds one or more `Problem`s, so that all mistakes are told at once. 
 
 from __future__ import annotations
 
-from luban.messages import say, shown
+from luban.messages import listed, say
 
 TYPE_CHECKING = False  # `typing` and `dataclasses` cost as much as the rest of `luban --help`
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class Problem:
         if self.place:
             text = say("error.at", place=self.place, text=text)
         if self.nearest:
-            text += " " + say("error.nearest", nearest=self.nearest)
+            text += say("error.nearest", nearest=self.nearest)
         if self.allowed:
-            text += " " + say("error.allowed", allowed=shortened(self.allowed))
+            text += say("error.allowed", allowed=shortened(self.allowed))
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def shortened(names: Iterable[str], most: int = 12) -> str:
-    names = [str(shown(n)) for n in names]
-    return ", ".join(names[:most]) + (say("error.more", count=len(names) - most) if len(names) > most else "")
+    names = list(names)
+    return listed(names[:most]) + (say("error.more", count=len(names) - most) if len(names) > most else "")
 
 
 class LubanError(Exception):

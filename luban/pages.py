@@ -121,7 +121,7 @@ def headline(bundle: Bundle) -> Iterator[str]:
             and (v > output["metrics"][metric]["value"] if higher else v < output["metrics"][metric]["value"])
         ]
         if better:
-            yield say("evaluate.beaten", baselines=", ".join(better), metric=metric)
+            yield say("evaluate.beaten", baselines=better, metric=metric)
 
 
 def _summary(bundle: Bundle) -> Report:

@@ -418,7 +418,9 @@ def _terminal(block: Block) -> str:
         case Text():
             return "\n".join(wrapped(visible(block.text), 100))
         case Note():
-            return "\n".join(wrapped(f"{say(f'report.note_{block.level}')}: {visible(block.text)}", 100))
+            return "\n".join(
+                wrapped(say("report.noted", level=say(f"report.note_{block.level}"), text=visible(block.text)), 100)
+            )
         case Table():
             return _table_terminal(block)
         case Details():

@@ -12,7 +12,7 @@ import luban
 from luban.cli import COMMON, VERBS, main
 from luban.command import Verb
 from luban.comparing import compare, read
-from luban.messages import say
+from luban.messages import say, set_language
 from tests import tiny
 
 
@@ -136,6 +136,16 @@ def test_a_wrong_request_leaves_no_folder(there, capsys):
 def test_flags_may_come_before_the_verb(there, capsys):
     assert main(["--lang", "en", "--json", "list"]) == 0
     assert "encoders" in json.loads(capsys.readouterr().out)
+
+
+def test_without_a_verb_there_is_help_in_the_language_asked_for(capsys, monkeypatch):
+    for words, wanted in ((["--lang", "zh"], "用法"), (["--lang=en"], "Usage"), ([], "Usage")):
+        monkeypatch.setenv("LUBAN_LANG", "en")
+        assert main(words) == 0
+        assert wanted in capsys.readouterr().out
+        set_language(None)
+    assert main(["--lnag", "zh"]) == 2
+    set_language(None)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
 
 import pytest
 
@@ -203,12 +205,45 @@ def test_every_id_has_a_sentence(path):
     assert not [i for i in ID.findall(path.read_text(encoding="utf-8")) if i not in CATALOGUE]
 
 
-def test_the_catalogue_is_sorted_and_every_other_language_a_part_of_it():
-    assert list(CATALOGUE) == sorted(CATALOGUE)
-    other = json.loads((PACKAGE / "messages" / "zh.json").read_text(encoding="utf-8"))
-    assert set(other) <= set(CATALOGUE)
-    fields = lambda t: set(re.findall(r"{(\w+)", t.replace("{{", "")))  # noqa: E731
-    assert all(fields(other[k]) == fields(CATALOGUE[k]) for k in other)
+CHINESE = json.loads((PACKAGE / "messages" / "zh.json").read_text(encoding="utf-8"))
+
+
+def test_catalogues_are_sorted_and_every_sentence_is_there_in_both_languages():
+    assert list(CATALOGUE) == sorted(CATALOGUE) and list(CHINESE) == sorted(CHINESE)
+    assert set(CHINESE) == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("room", sorted({k.split(".")[0] for k in CATALOGUE}))
+def test_a_sentence_says_the_same_in_chinese(room):
+    assert not list(unlike({k: v for k, v in CATALOGUE.items() if k.split(".")[0] == room}, CHINESE))
+
+
+def unlike(english: dict[str, str], chinese: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Where values, code or flags are not the same, or a mark of one language stands in the other."""
+    fields = lambda t: sorted((f, s, c) for _, f, s, c in Formatter().parse(t) if f is not None)  # noqa: E731
+    code = lambda t: sorted(re.findall(r"`[^`]*`|--[a-z-]+", t))  # noqa: E731
+    for key, said in english.items():
+        other = chinese[key]
+        if fields(said) != fields(other) or said.count("\n") != other.count("\n"):
+            yield key, "values"
+        if code(said) != code(other):
+            yield key, "code"
+        if re.search(r"[一-鿿][,;:?!]|[一-鿿]\.(\s|$)|[,;:][一-鿿]", other):
+            yield key, "marks"
+        if (said.endswith(".") and not said.endswith("...")) != other.endswith("。"):
+            yield key, "end"
+
+
+def test_control_chinese():
+    english = {"a.b": "{count} rows in `x` with --out."}
+    assert not list(unlike(english, {"a.b": "`x` 中有 {count} 行（--out）。"}))
+    for wrong in (
+        "`x` 中有行（--out）。",
+        "`y` 中有 {count} 行（--out）。",
+        "`x` 中有 {count} 行, --out。",
+        "`x` 中有 {count} 行（--out）",
+    ):
+        assert list(unlike(english, {"a.b": wrong})), wrong
 
 
 def test_schema_is_what_the_signatures_say():

@@ -9,7 +9,7 @@ and its default, beside which Luban writes in fp32; beside the fastest in bf16 w
 here by a product of a matrix and a vector of that size.
 
 Random weights write what cannot be guessed. With `--model` (a saved language model, or a name that `luban import` takes) both go on with the first tokens of
-held-out documents (`english-books`, test), eight of them: one by one, each a pair, and all at once. The rival is its default, and with `prompt_lookup_num_tokens`, which it has for one text.
+held-out documents (`english-books`, test), eight of them: one by one, each a pair, and all at once. The rival is its default, and with `prompt_lookup_num_tokens`, which it has for one text; once both draw at temperature 1, where the texts differ.
 `readings`: how often Luban's network was read for each token, greedily and at temperatures 0.7 and 1.
 """
 
@@ -98,10 +98,12 @@ def folder(made: Any, place: Path) -> Path:
     return place
 
 
-def mine(made: Any, ids: torch.Tensor, new: int, precision: str = "fp32") -> tuple[float, list[list[int]]]:
+def mine(
+    made: Any, ids: torch.Tensor, new: int, precision: str = "fp32", temperature: float = 0.0
+) -> tuple[float, list[list[int]]]:
     """Seconds (of the processor; of the wall on an accelerator), and the tokens of each."""
     clock = partial(clock_of, str(next(made.parameters()).device))
-    texts = [Text(row, new) for row in ids.tolist()]
+    texts = [Text(row, new, Sampling(temperature=temperature, seed=i)) for i, row in enumerate(ids.tolist())]
     column, end = made.outputs["text"], made.outputs["text"].state["end"]
     column.state["end"] = -2  # nothing ends a text, as on the other side
     started = clock()
@@ -182,20 +184,28 @@ def learned(name: str, new: int, prompt: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         to_huggingface(model, str(Path(place) / "hf"))
         other = AutoModelForCausalLM.from_pretrained(Path(place) / "hf", dtype=torch.float32).eval()
+        drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0}
         for name, batches, more in (
             ("batch 1", ids.split(1), {}),
             ("batch 1, lookup", ids.split(1), {"prompt_lookup_num_tokens": 10}),
+            ("batch 1, drawn", ids.split(1), drawn),
             (f"batch {TEXTS}", [ids], {}),
+            (f"batch {TEXTS}, drawn", [ids], drawn),
         ):
+            heat = float(more is drawn)
             mine(made, batches[0], 8), theirs(other, batches[0], 8, more)
-            turns = [(mine(made, b, new), theirs(other, b, new, more)) for _ in range(rounds) for b in batches]
+            turns = [
+                (mine(made, b, new, temperature=heat), theirs(other, b, new, more))
+                for _ in range(rounds)
+                for b in batches
+            ]
             ratios = [b[0] / a[0] for a, b in turns]
             equal = sum(x == y for a, b in turns for p, q in zip(a[1], b[1]) for x, y in zip(p, q))
             count = len(batches[0]) * new
             rows[name] = {
                 "luban": count / statistics.median(a[0] for a, _ in turns), "rival": count / statistics.median(b[0] for _, b in turns),
                 "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(turns),
-                "same": equal / (len(turns) * count),
+                "same": None if heat else equal / (len(turns) * count),
             }  # fmt: skip
     rows["readings"] = {str(t): readings(made, ids, new, t) for t in (0.0, 0.7, 1.0)}
     return {"parameters": model.parameters(), **rows}

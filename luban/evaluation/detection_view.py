@@ -74,7 +74,7 @@ class DetectionView(View):
         head = [say("evaluate.class"), "map", "map_50", say("evaluate.boxes_true"), say("evaluate.boxes_found")]
         report.table(say("evaluate.per_class"), head, rows, "lrrrr")
         if unseen := len(self.labels) - len(self.predictions.column.labels):
-            report.note("warn", say("evaluate.unseen_classes", classes=", ".join(self.labels[-unseen:])))
+            report.note("warn", say("evaluate.unseen_classes", classes=self.labels[-unseen:]))
         axes = {"x_label": "recall", "y_label": "precision"}
         curves = [
             (k, curve(m, 0, self.judged_boxes.whole)[0][0]) for k, m in zip(self.labels, self.judged_boxes.matches)

@@ -11,7 +11,7 @@ import numpy as np
 from luban.evaluation.baselines import Baseline
 from luban.evaluation.intervals import Metric, bootstrap, mean, percentile
 from luban.evaluation.views import View
-from luban.messages import say
+from luban.messages import listed, say
 
 NAMES = ("f1_micro", "f1_macro", "precision_micro", "recall_micro")
 STRENGTHS = (0.1, 1.0, 10.0)
@@ -78,7 +78,7 @@ class LabelsView(View):
     def row(self, i: int) -> list[Any]:
         labels = self.predictions.column.labels
         true = [label for label, x in zip(labels, self.predictions.truth[i]) if x > 0]
-        return [", ".join(true) or "–", ", ".join(self.predictions.answers[i].value) or "–"]
+        return [listed(true) or "–", listed(self.predictions.answers[i].value) or "–"]
 
 
 def counts(truth: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -158,6 +158,6 @@ def _write(report: Report, measured: dict[str, dict[str, Metric]], candidates: i
         return
     beaten = [n for n, r in rivals.items() if r[MAIN].value > mine[MAIN].value]
     if beaten:
-        report.note("warn", say("evaluate.beaten", baselines=", ".join(beaten), metric=MAIN))
+        report.note("warn", say("evaluate.beaten", baselines=beaten, metric=MAIN))
     else:
         report.note("good", say("evaluate.beats_all", metric=MAIN))

@@ -124,7 +124,7 @@ class View:
             if b.note:
                 report.note("info", say("evaluate.of_baseline", name=b.name, said=b.said()))
         if beaten:
-            report.note("warn", say("evaluate.beaten", baselines=", ".join(beaten), metric=main))
+            report.note("warn", say("evaluate.beaten", baselines=beaten, metric=main))
         else:
             report.note("good", say("evaluate.beats_all", metric=main))
 

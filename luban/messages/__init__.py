@@ -56,9 +56,14 @@ def known(id: str) -> bool:
     return id in catalogue("en")
 
 
+def listed(values: Any) -> str:
+    """Names one after another, parted as the language has it."""
+    return ("、" if language() == "zh" else ", ").join(str(shown(v)) for v in values)
+
+
 def shown(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(str(shown(v)) for v in value) or "-"  # a sentence has no hole where nothing is
+        return listed(value) or "-"  # a sentence has no hole where nothing is
     if isinstance(value, str):  # a newline in a column name must not forge a line of the log
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
     return value
