@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LENGTHS = (8, 6, 4, 3, 2)  # of the endings that are looked for, the longest first
+LENGTHS = (8, 6, 4, 3, 2, 1)  # of the endings that are looked for, the longest first
 MOST = 8  # tokens that are guessed at once
 LATELY = 64  # guesses after which older ones count half
 FADING = 0.98  # of what is known, each time that a guess is left out
