@@ -12,7 +12,7 @@ from luban import console, registry
 from luban.checking import KEYS
 from luban.data.prepare import Data, gathered, prepare, read_for
 from luban.errors import DataError, Problem, RecipeError, RequestError, Unsupported, problem, raise_all
-from luban.messages import say
+from luban.messages import say, together
 from luban.part import BORROWED, Part
 from luban.recipe import UNTOLD, Recipe, usual_fusion
 from luban.scale import chosen, clashes
@@ -275,7 +275,7 @@ def tell_findings(found: list[Any], most: int = 6) -> None:
     """Errors and warnings of the data check on stderr; notes are left to `luban check`."""
     told = [f for f in found if f.level != "info"]
     for f in told[:most]:
-        console.block(f"{say('check.' + f.level)} {f.problem}")
+        console.block(together(say(f"check.{f.level}"), str(f.problem)))
     if len(told) > most:
         console.tell("check.more", count=len(told) - most)
 

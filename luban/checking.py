@@ -8,6 +8,7 @@ from typing import Any
 
 from luban import aliases, registry
 from luban.errors import Problem, problem
+from luban.messages import say, spoken
 from luban.part import BORROWED, JOINT, SHARE, mark_of, named
 from luban.scale import mistakes
 from luban.settings import SIZES
@@ -381,13 +382,12 @@ def wanted(schema: Mapping[str, Any]) -> str:
         return " | ".join(wanted(s) for s in schema["anyOf"] if s.get("type") != "null")
     if "enum" in schema:
         return " | ".join(str(v) for v in schema["enum"])
-    text = str(schema.get("x-said") or schema.get("type", "any"))
-    if text == "array":
+    kind = str(schema.get("x-said") or schema.get("type", "any"))
+    if kind == "array":
         return f"[{wanted(schema.get('items', {}))}, ...]"
-    for sign, key in ((">=", "minimum"), (">", "exclusiveMinimum"), ("<=", "maximum")):
-        if key in schema:
-            text += f" {sign} {schema[key]:g}"
-    return text
+    signs = ((">=", "minimum"), (">", "exclusiveMinimum"), ("<=", "maximum"))
+    bounds = " ".join(f"{sign} {schema[key]:g}" for sign, key in signs if key in schema)
+    return say("want.bounded", kind=spoken("want.", kind), bounds=bounds) if bounds else spoken("want.", kind)
 
 
 def _is(value: Any, kind: str | None) -> bool:

@@ -14,9 +14,9 @@ import threading
 from contextlib import contextmanager
 
 from luban import __version__, console
-from luban.command import Flag, Verb, table, wrap
+from luban.command import Flag, Verb, at_least, table, wrap
 from luban.errors import LubanError, RequestError, problem
-from luban.messages import LANGUAGES, say, set_language
+from luban.messages import LANGUAGES, say, set_language, together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def check(
     from luban.requests import pairs
 
     _, findings, _ = look(source, Ask(target, inputs, pairs(type, "--type"), seed=common["seed"], changes=set))
-    said = [f"{say('check.' + f.level)} {f.problem}" for f in findings]
+    said = [together(say(f"check.{f.level}"), str(f.problem)) for f in findings]
     _result([f.to_json() for f in findings], *said, say("check.done", count=len(findings)))
     return 1 if any(f.level == "error" for f in findings) else 0
 
@@ -330,7 +330,7 @@ def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw:
     if not undecided:
         (checked if filmed else writer_for)(out)
     if processes < 1:
-        raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want="integer >= 1"))
+        raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want=at_least(1)))
     _sound(_folder(folder), data, out=None if out == "-" else out)
     model = _answering(folder)
     if filmed and is_video(getattr(model, "engine", model), data):
@@ -376,7 +376,7 @@ def generate(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     if n < 1 or tokens < 0:
-        found, want = (n, "integer >= 1") if n < 1 else (tokens, "integer >= 0")
+        found, want = (n, at_least(1)) if n < 1 else (tokens, at_least(0))
         raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
     orderly(**asked, beams=beams)
     exported = _folder(folder) is None  # texts are not written from one
@@ -450,7 +450,7 @@ def index(model: str, data: str, *, input: str | None = None, out: str = "") -> 
 
 def search(folder: str, query: str, *, top: int = 5, input: str | None = None) -> None:
     if top < 1:
-        raise RequestError(problem("cli.bad_value", place="--top", found=str(top), want="integer >= 1"))
+        raise RequestError(problem("cli.bad_value", place="--top", found=str(top), want=at_least(1)))
     _sound(folder)
     found = _load(folder).search(query, top, input)
     lines = [(f"{r['score']:.3f}", " | ".join(str(v)[:200] for k, v in r.items() if k != "score")) for r in found]

@@ -12,13 +12,18 @@ from __future__ import annotations
 import os
 
 from luban.errors import Problem, RequestError, problem, raise_all
-from luban.messages import known, say
+from luban.messages import known, say, spoken, together
 from luban.wrapping import cells, padded, wrapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
+
+
+def at_least(least: int) -> str:
+    """What a number has to be, as a sentence about a wrong one names it."""
+    return say("want.bounded", kind=spoken("want.", "integer"), bounds=f">= {least}")
 
 
 class Flag:
@@ -37,7 +42,9 @@ class Flag:
             try:
                 return int(text) if inner == "int" else float(text)
             except ValueError:
-                raise RequestError(problem("cli.bad_value", place=self.label, found=text, want=inner)) from None
+                raise RequestError(
+                    problem("cli.bad_value", place=self.label, found=text, want=spoken("want.", inner))
+                ) from None
         return text
 
 
@@ -126,7 +133,7 @@ class Verb:
         own = f"cli.{self.name}.{flag.name.strip('_')}"
         text = say(own if known(own) else f"cli.flag.{flag.name.strip('_')}")
         usual = not flag.positional and flag.kind != "bool" and flag.default not in (None, "", (), ...)
-        return f"{text} {say('cli.default', value=flag.default)}" if usual else text
+        return together(text, say("cli.default", value=flag.default)) if usual else text
 
 
 def _metavar(flag: Flag) -> str:

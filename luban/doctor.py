@@ -15,7 +15,7 @@ from luban import energy, machine
 from luban.data import cache
 from luban.data.blocks import home
 from luban.errors import TIED
-from luban.messages import say
+from luban.messages import listed, say
 
 # Imported each in a process of its own: a broken one must not take the others, or this process, with it.
 TRIED = (
@@ -37,7 +37,7 @@ def look() -> tuple[list[tuple[str, str]], bool]:
 
 def _machine() -> Iterator[tuple[str, str]]:
     about = machine.processor()
-    flags = ", ".join(about["flags"]) or say("doctor.no_flags")
+    flags = listed(about["flags"]) or say("doctor.no_flags")
     yield say("doctor.processor"), say("doctor.processor_text", name=about["name"], flags=flags)
     limit = machine._container_limit()
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else about["cores"]
@@ -54,9 +54,9 @@ def _machine() -> Iterator[tuple[str, str]]:
     kept, most = cache.size(cache.folder()) if cache.folder().is_dir() else 0, cache.limit()
     yield say("doctor.encoded"), say("doctor.encoded_text", kept=kept / GIB, most=most / GIB, path=str(cache.folder()))
     gpus, backends = _devices()
-    yield say("doctor.gpu"), "; ".join(gpus) or say("doctor.no_gpu")
+    yield say("doctor.gpu"), listed(gpus, "; ") or say("doctor.no_gpu")
     yield say("doctor.scale"), _scale(backends)
-    yield say("doctor.energy"), ", ".join(c.name for c in energy.counters()) or say("doctor.no_energy")
+    yield say("doctor.energy"), listed(c.name for c in energy.counters()) or say("doctor.no_energy")
 
 
 def _cache() -> Path:

@@ -71,7 +71,8 @@ class Problem:
         return f"Problem({self.id!r}, {str(self)!r})"
 
     def __str__(self) -> str:
-        text = say(self.id, **{k: shortened(v, NAMED) if _several(v) else v for k, v in self.values.items()})
+        long = {k: shortened(v, NAMED) for k, v in self.values.items() if _several(v) and not 0 < len(v) <= NAMED}
+        text = say(self.id, **self.values | long)
         if self.place:
             text = say("error.at", place=self.place, text=text)
         if self.nearest:

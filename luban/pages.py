@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luban import files, registry
 from luban.command import table
 from luban.errors import shortened
-from luban.messages import say
+from luban.messages import say, spoken, together
 from luban.report import Note, Report, Table, combine, jsonable
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def headline(bundle: Bundle) -> Iterator[str]:
     for name, output in (report.numbers["outputs"] if report else {}).items():
         metric, higher = first_metric(output)
         rows = {say("evaluate.model"): output["metrics"][metric]} | {
-            b: m[metric] for b, m in output["baselines"].items()
+            spoken("baseline.name.", b): m[metric] for b, m in output["baselines"].items()
         }
         yield say("headline", output=name, metric=metric, rows=report.numbers["rows"], part=report.numbers["part"])
         yield from table([(label, with_interval(m)) for label, m in rows.items() if m.get("value") is not None])
@@ -157,8 +157,8 @@ def _summary(bundle: Bundle) -> Report:
         said = say(id, output=name, metric=metric, value=with_interval(mine), rows=f"{now['rows']:,}")
         if best is not None:
             won = mine["value"] >= rivals[best] if higher else mine["value"] <= rivals[best]
-            said += " " + say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
-            first.note("good" if won else "warn", said)
+            beside = say("report.ahead" if won else "report.behind", baseline=best, value=f"{rivals[best]:.4f}")
+            first.note("good" if won else "warn", together(said, beside))
         else:
             first.text(said)
     return first

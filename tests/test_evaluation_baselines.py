@@ -1,11 +1,23 @@
 """Baselines: as good as scikit-learn alone reaches, blind to the test rows' truth, sturdy on odd data."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import sparse
 
 from luban.evaluation import baselines as module
 from luban.evaluation.baselines import baselines
+from luban.messages import known
+
+
+def test_every_baseline_has_a_name_for_readers():
+    written = re.compile(r'(?:Baseline|_timed|answer)\(\s*"(\w+)"|"(tfidf|bm25)"')
+    files = Path(module.__file__).parent.glob("*.py")
+    names = {a or b for f in files for a, b in written.findall(f.read_text(encoding="utf-8"))}
+    assert {"majority", "most_frequent_tag", "gradient_boosting", "bm25"} <= names
+    assert not [n for n in names if not known(f"baseline.name.{n}")]
 
 
 def split(x, y, seed=0):

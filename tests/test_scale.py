@@ -14,7 +14,17 @@ from luban.asking import mixtures
 from luban.bundle import Bundle
 from luban.cli import main
 from luban.data.prepare import prepare
-from luban.errors import BundleError, DataError, RankLost, RecipeError, RequestError, Unsupported, WorkError
+from luban.errors import (
+    BundleError,
+    DataError,
+    RankLost,
+    RanksDiffer,
+    RecipeError,
+    RequestError,
+    Unsupported,
+    WorkError,
+)
+from luban.messages import set_language
 from luban.recipe import Recipe
 from luban.scaling import cluster, job
 from luban.training import snapshot
@@ -191,6 +201,19 @@ def test_a_mistake_of_a_rank_is_raised_in_the_launcher(tmp_path, error):
     assert "norm4 and 15 more" in str(e.value) or "norm0" not in str(e.value)
 
 
+def test_what_ranks_differ_in_is_said_in_the_language_of_the_launcher(tmp_path):
+    job.fail(tmp_path, RanksDiffer("ranks.differ", what="weights", world=2))
+    set_language("zh")
+    try:
+        with pytest.raises(RanksDiffer, match="2 个进程的权重不一致") as e:
+            job.result(tmp_path, Bundle(Recipe()))
+        assert e.value.to_json()["problems"][0]["values"] == {"what": "weights", "world": 2}, (
+            "machines read it as it is"
+        )
+    finally:
+        set_language(None)
+
+
 def test_a_module_of_ones_own_cannot_be_sent(tmp_path):
     class Net(torch.nn.Module):
         def __init__(self):
@@ -244,6 +267,12 @@ def test_control_a_lost_rank_is_named():
 
     e = _lost(ends, scale.chosen({"ranks": 3, "restarts": 0}), Path("logs"))
     assert isinstance(e, RankLost) and "Rank 1 of 3" in str(e) and "SIGKILL" in str(e) and json.dumps(e.to_json())
+    ends[1].exitcode = 3
+    set_language("zh")
+    try:
+        assert "退出码 3" in str(_lost(ends, scale.chosen({"ranks": 3, "restarts": 0}), Path("logs")))
+    finally:
+        set_language(None)
 
 
 def test_a_run_whose_batches_were_cut_for_memory_does_not_go_on_with_sharded_weights():

@@ -9,20 +9,31 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from string import Formatter
 
+import numpy as np
 import pytest
 
-from luban import registry
+from luban import files, messages, registry
 from luban.checking import DATA_KEYS, KEYS
 from luban.cli import COMMON, VERBS, main
 from luban.command import Verb, _metavar
-from luban.data.models import MODELS
+from luban.data.in_memory import columns
+from luban.data.models import MODELS, WEIGHTS, weightless
+from luban.data.quality import check
 from luban.data.samples import SAMPLES
-from luban.messages import say, set_language
+from luban.data.samples.clients import only_file
+from luban.data.sources import read
+from luban.data.splits import Splits, split
+from luban.data.text_file import refuse_foreign
+from luban.errors import LubanError
+from luban.messages import catalogue, listed, say, set_language, spoken, together
 from luban.planning import hardware
 from luban.planning.plan import CHOICES
+from luban.report import Report
 from tests import tiny
 
 WORD = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ一-鿿][\w.+-]*")
@@ -375,3 +386,112 @@ def test_a_hundred_mistakes_are_twelve_lines(place, monkeypatch, capsys):
     assert main(["check", "many.yaml"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 12 and say("error.more_lines", count=89) == lines[-1]
+
+
+# -- words of code in Chinese ------------------------------------------------------------------------------------------------
+
+
+def latin(text: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_-]{2,}", text))
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    """A model trained and judged in Chinese: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("chinese")
+    tiny.csv(folder / "rows.csv", 60)
+    words = ["train", str(folder / "rows.csv"), *TRAIN[2:-1], str(folder / "m"), "--lang", "zh"]
+    done = subprocess.run([sys.executable, "-m", "luban", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-1000:]
+    return folder / "m", done.stdout + done.stderr
+
+
+def test_baselines_and_parts_are_said_in_chinese(chinese):
+    folder, printed = chinese
+    page = html.unescape(re.sub(r"<[^>]+>", " ", (folder / "report.html").read_text("utf-8").split("</style>")[-1]))
+    for text in (printed, page):
+        assert "多数类" in text and "线性模型" in text and not {"majority", "linear"} & latin(text)
+    card = (folder / "README.md").read_text("utf-8")
+    assert "个测试行" in printed and "个测试行" in card and "(test" not in card and "（test" not in card
+    assert "模型报告，" in page and not re.search("[。，；：] ?[a-z_]+ 报告", page)
+    assert not re.search("。 +[一-鿿]", printed + card), "no blank between sentences"
+    numbers = json.loads((folder / "reports" / "evaluate.json").read_text("utf-8"))["numbers"]
+    assert numbers["part"] == "test" and set(numbers["outputs"]["back"]["baselines"]) >= {"majority", "linear"}
+
+
+def _raised(call: Callable[[], object]) -> str:
+    with pytest.raises(LubanError) as e:
+        call()
+    return str(e.value)
+
+
+def _sealed(folder: Path) -> str:
+    (folder / "a.txt").write_text("a")
+    files.seal(folder, "cache")
+    return _raised(lambda: files.open_sealed(folder, "bundle"))
+
+
+def _asked(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([*words, "--lang", messages.language()]) == 2
+    return capsys.readouterr().err
+
+
+def _leaks(rows: list[dict]) -> str:
+    split = Splits(np.arange(20), np.arange(20, 25), np.arange(25, 40))
+    rows = [r | {"mail": f"a{i}@b.org", "back": r["back"] if i < 39 else "new"} for i, r in enumerate(rows)]
+    types = {"shop": "category", "mail": "text", "back": "category"}
+    found = check(read([*rows[:38], rows[0], rows[39]]), types, "back", split)
+    assert {"leak", "unseen_class", "personal_cells"} <= {f.id for f in found}
+    parts = [f.problem.to_json()["values"].get("part") for f in found]
+    assert "test" in parts, "machines read the same in every language"
+    return "\n".join(str(f.problem) for f in found)
+
+
+PLACES: dict[str, tuple[Callable[..., str], set[str], list[str]]] = {
+    # what happens -> words that are said in English alone, what is said in Chinese
+    "leaks": (lambda **_: _leaks(tiny.rows()), {"test", "e-mail"}, ["测试部分", "电子邮件地址"]),
+    "an empty part": (lambda **_: _raised(lambda: split(read(tiny.rows(2)))), {"validation"}, ["验证部分没有分到"]),
+    "a number": (lambda capsys, **_: _asked(["train", "x.csv", "--seed", "one"], capsys), {"int"}, ["应为：整数"]),
+    "a small number": (lambda capsys, **_: _asked(["search", "m", "q", "--top", "0"], capsys), {"integer"}, [">= 1 的整数"]),
+    "a setting": (lambda place, capsys: _asked(["check", str(place / "bad.yaml")], capsys), {"encoders"}, ["> 0 的数值"]),
+    "a room": (lambda **_: _raised(lambda: registry.find("encoders", "x")), {"encoders"}, ["编码器中没有"]),
+    "no rows": (lambda **_: _raised(lambda: tiny.model().compress(None, prune=0.5)), {"prune"}, ["剪枝需要数据行"]),
+    "a picture": (lambda **_: _raised(lambda: refuse_foreign(b"\x89PNG", "x.csv")), {"image"}, ["（图像）"]),
+    "mixed kinds": (lambda **_: str(columns({"a": [1, object()]}, "x")[1][0]), {"other"}, ["int、其他"]),
+    "a folder": (lambda place, **_: _sealed(place), {"bundle", "cache"}, ["编码行缓存", "已保存的模型"]),
+    "a download": (lambda place, **_: _raised(lambda: only_file(place, SAMPLES["digits"])), {"download"}, ["下载"]),
+    "a page": (lambda **_: re.sub("<[^>]+>", " ", Report("plan", "-").to_html().split("<footer>")[1]), {"plan"}, ["规划报告"]),
+    "a list": (lambda **_: str(weightless("none.safetensors", "model.x")), set(), ["、".join(WEIGHTS)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_no_word_of_code_stands_in_a_chinese_sentence(what, tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text(BAD)
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    happen, english, chinese = PLACES[what]
+    set_language("zh")
+    text = happen(place=tmp_path, capsys=capsys)
+    assert not english & latin(text) and not [t for t in chinese if t not in text], text
+    set_language("en")  # the control: there they are
+    text = happen(place=tmp_path, capsys=capsys)
+    assert english <= latin(text) and not [t for t in chinese if t in text], text
+
+
+def test_every_word_of_code_has_chinese_of_its_own():
+    forms = {f for text in catalogue("en").values() for _, _, f, _ in Formatter().parse(text) if f and f.endswith(".")}
+    assert {"part.", "baseline.name.", "room."} <= forms
+    for form in (*forms, "want."):
+        words = [i for i in catalogue("en") if i.startswith(form)]
+        assert words and not [i for i in words if catalogue("en")[i] == catalogue("zh")[i]], form
+
+
+def test_a_hole_says_the_words_of_a_room_and_leaves_others_as_they_are():
+    set_language("zh")
+    assert spoken("part.", "test") == "测试" and spoken("part.", "a\nb") == "a\\nb"
+    assert "多数类、mine" in say("evaluate.beaten", baselines=["majority", "mine"], metric="f1")
+    assert listed(["a", "b"]) == "a、b" and listed(["a, b", "c"], "; ") == "a, b；c"
+    assert together("一。", "二。") == "一。二。"
+    set_language("en")
+    assert "majority, mine" in say("evaluate.beaten", baselines=["majority", "mine"], metric="f1")
+    assert listed(["a", "b"]) == "a, b" and listed(["a", "b"], "; ") == "a; b" and together("A.", "B.") == "A. B."

@@ -22,7 +22,7 @@ from luban.data.boxes import Region
 from luban.data.rows import BadRow
 from luban.errors import BundleError, DataError, RequestError, problem
 from luban.markup import escape, tag
-from luban.messages import say
+from luban.messages import listed, say
 from luban.settings import Count, Fraction
 
 SEEN = 0.1  # share of a box that must be in the network's picture to be learned
@@ -267,11 +267,11 @@ class Boxes(Column):
         """One line a box; drawn into its picture: `luban.columns.drawn`."""
         regions = self.regions(value) or ()
         lines = (f"{r.label} {' '.join(f'{n:g}' for n in r.box)}" for r in regions)
-        return super().render("; ".join(lines), weights)
+        return super().render(listed(lines, "; "), weights)
 
     def legible(self, answer: Answer) -> str:
         """The first boxes, the surest first."""
-        told = "; ".join(map(_said, answer.value[:TOLD])) or say("boxes.nothing")
+        told = listed(map(_said, answer.value[:TOLD]), "; ") or say("boxes.nothing")
         rest = len(answer.value) - TOLD
         return say("boxes.more", boxes=told, count=rest) if rest > 0 else told
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from luban.columns.base import Answer, Column, text_of, to_list
 from luban.errors import DataError
+from luban.messages import listed
 from luban.settings import Count, Fraction
 
 SEPARATORS = (";", "|", ",")  # between the labels of a cell of text; the first that stands in the training rows
@@ -126,4 +127,4 @@ class Labels(Column):
         }
 
     def render(self, value: Any, weights: Sequence[float] | None = None) -> str:
-        return super().render(", ".join(self.names(value) or []), weights)
+        return super().render(listed(self.names(value) or []), weights)

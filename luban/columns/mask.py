@@ -21,7 +21,7 @@ from luban.columns.base import Answer, Column, Segments, to_list
 from luban.columns.geometry import Placement
 from luban.errors import BundleError, DataError, RequestError, problem
 from luban.markup import escape, tag
-from luban.messages import say
+from luban.messages import listed, say
 from luban.settings import Natural
 
 NOTHING = 255  # stands in x where a pixel counts for nothing
@@ -297,7 +297,7 @@ class Mask(Column):
     def legible(self, answer: Answer) -> str:
         """The shares of the pixels that the commonest classes have."""
         shares = sorted(answer.details["shares"].items(), key=lambda pair: -pair[1]) if answer.details else []
-        return ", ".join(_share(k, s) for k, s in shares[:TOLD] if s) or say("mask.nothing")
+        return listed(_share(k, s) for k, s in shares[:TOLD] if s) or say("mask.nothing")
 
     def named(self, answer: Answer, explained: str) -> str:
         share = answer.details["shares"][explained] if answer.details else 0.0

@@ -23,6 +23,7 @@ from luban.data.json_lines import strict
 from luban.data.rows import BadRow, Quarantined, Rows, csv_line
 from luban.data.splits import part_of
 from luban.errors import DataError, Problem, RecipeError, problem
+from luban.messages import listed
 from luban.yaml_file import read as read_yaml
 
 LONGEST_XML = 10 << 20  # bytes of one annotation file
@@ -164,7 +165,7 @@ def _coco(path: Path, root: Path, found: Found, source: str, part: str | None) -
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join([*names[:10], *(["..."] if len(names) > 10 else [])])
+    return listed([*names[:10], *(["..."] if len(names) > 10 else [])])
 
 
 def _mappings(values: Any) -> list[Mapping[str, Any]]:

@@ -25,6 +25,7 @@ from luban.data import gguf_file, gguf_tokenizer
 from luban.data.blocks import home
 from luban.data.gguf_file import Head, Place
 from luban.errors import BundleError, DataError, Problem, Unsupported, need, problem, raise_all, shortened
+from luban.messages import listed
 
 ENDING, EXTRA = ".gguf", "gguf"
 FORMAT = "gguf-1"  # of what is written here: another number makes every file anew
@@ -135,7 +136,7 @@ def _config(head: Head, path: str) -> dict[str, Any]:
     if width % heads or heads % groups or each % 2:
         other += [f"attention.head_count: {heads}", f"attention.head_count_kv: {groups}", f"embedding_length: {width}"]
     if other:
-        raise Unsupported(problem("family.differs", place=path, type=kind, settings=", ".join(other)))
+        raise Unsupported(problem("family.differs", place=path, type=kind, settings=listed(other)))
     if layers > len(head.tensors):
         raise DataError(problem("gguf.bad_value", place=path, key=f"{kind}.block_count", found=layers))
     embedding = head.tensors.get("token_embd.weight")

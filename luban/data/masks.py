@@ -13,6 +13,7 @@ import numpy as np
 from luban.data.images import LARGEST, decoding, opened, size_of
 from luban.data.rows import Rows
 from luban.errors import DataError, problem
+from luban.messages import listed
 
 MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # grey and palette pictures, as Pillow calls them
 LOSSY = ("JPEG",)  # what such a file gives back is near to what went in, and a class has no near one
@@ -76,4 +77,4 @@ def _source(cell: str | bytes) -> Any:
 
 
 def _some(numbers: Sequence[int]) -> str:
-    return ", ".join([*map(str, numbers[:TOLD]), *(["..."] if len(numbers) > TOLD else [])])
+    return listed([*numbers[:TOLD], *(["..."] if len(numbers) > TOLD else [])])

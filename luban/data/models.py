@@ -15,7 +15,7 @@ from luban.data.samples.catalogue import Package
 from luban.data.samples.clients import download, zip_member
 from luban.data.samples.content import Content
 from luban.errors import DataError, Problem, nearest, need, problem
-from luban.messages import say
+from luban.messages import listed, say
 
 WANTED = (  # never a pickle, never code
     "config.json",
@@ -151,7 +151,7 @@ def absent(name: str, place: str, reason: str = "-", samples: Sequence[str] = tu
 
 def weightless(name: str, place: str) -> Problem | None:
     """What is wrong with a name of published weights, as far as can be seen without fetching or opening anything."""
-    path, values = Path(name), {"name": name, "endings": ", ".join(WEIGHTS), "samples": ", ".join(IMAGES)}
+    path, values = Path(name), {"name": name, "endings": listed(WEIGHTS), "samples": listed(IMAGES)}
     if path.is_file():
         told = {"place": place, "name": path.suffix, "allowed": WEIGHTS}
         return None if path.suffix in WEIGHTS else problem("import.kind", **told)

@@ -19,6 +19,7 @@ from luban.data.streams import by_blocks
 from luban.data.tagged import flat, tagged
 from luban.data.talks import READ, talked
 from luban.errors import DataError
+from luban.messages import listed
 from luban.part import Part
 from luban.recipe import Recipe
 
@@ -220,7 +221,7 @@ def _with_truth(rows: Rows, outputs: Sequence[str]) -> Rows:
         if pa.types.is_string(column.type):
             null = pc.or_(null, pc.equal(pc.fill_null(column, ""), ""))
         empty &= null.to_numpy()
-    return rows.drop(empty, "data.no_truth", columns=", ".join(outputs)) if empty.any() else rows
+    return rows.drop(empty, "data.no_truth", columns=listed(outputs)) if empty.any() else rows
 
 
 def _named(recipe: Recipe) -> list[str]:

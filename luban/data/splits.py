@@ -17,7 +17,7 @@ from luban.data.blocks import LARGE, many
 from luban.data.rows import Rows
 from luban.data.same import codes, groups, keys, missing, mix, order
 from luban.errors import DataError, Problem, problem
-from luban.messages import say
+from luban.messages import say, together
 from luban.settings import Fraction, Natural
 
 PARTS = ("train", "validation", "test")
@@ -55,7 +55,7 @@ class Splits:
     def how(self) -> str:
         """How the split was made, and how many rows each part has now."""
         counts = say("data.how_counts", **{name: len(part) for name, part in self.parts().items()})
-        return f"{self.method} {counts}"
+        return together(self.method, counts)
 
     def moved(self, before: Rows, after: Rows) -> Splits:
         """The same split after rows were dropped: `after` is `before` without some of its rows."""
@@ -285,7 +285,7 @@ def _by_column(rows: Rows, column: str, same: Sequence[str] | None, validation: 
             _renumbered(units[train]), np.zeros(len(train), np.int64), (0.0, validation), seed, rows, None
         )
         parts[train] = inner
-        how += " " + say("data.how_carved")
+        how = together(how, say("data.how_carved"))
     tested = np.isin(units, units[parts == 2]) & (parts != 2)
     if tested.any():
         notes.append(

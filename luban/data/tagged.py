@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from luban.data.rows import BadRow, Rows
 from luban.errors import DataError, problem
+from luban.messages import listed
 
 OUTSIDE = "O"
 ROLES = {"B": "begin", "I": "inside", "M": "inside", "E": "end", "L": "end", "S": "single", "U": "single"}
@@ -208,7 +209,7 @@ def aligned(value: Any, text: Any, unit: str, scheme: Scheme) -> list[str] | Non
     if scheme.name != "none":
         wrong = next((t for t in found if t != OUTSIDE and not _PREFIXED.fullmatch(t)), None)
         if wrong is not None:
-            raise BadRow("tags.prefix", value=wrong[:40], letters=", ".join(f"{c}-" for c in scheme.letters.values()))
+            raise BadRow("tags.prefix", value=wrong[:40], letters=listed(f"{c}-" for c in scheme.letters.values()))
     return scheme.mended(found)
 
 

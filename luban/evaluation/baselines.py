@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from luban.messages import say
+from luban.messages import say, spoken
 
 STRENGTHS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of logistic regression, 1 / alpha of ridge regression
 WORK = 100_000_000  # numbers read in one pass over the training rows, times the number of classes
@@ -41,6 +41,11 @@ class Baseline:
     seconds: float = 0.0
     note: str = ""
     losses: np.ndarray | None = None  # (N,) nats of each true text, where likelihood is all that it has to say
+
+    @property
+    def title(self) -> str:
+        """Its name as a person reads it; reports' numbers keep `name`."""
+        return spoken("baseline.name.", self.name)
 
     def said(self) -> str:
         """The sentence of `note`."""

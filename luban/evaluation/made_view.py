@@ -149,7 +149,7 @@ class MadeView(View):
         """The same rows made, real, and by the baselines; a column a class."""
         rows = classes_first(self._asked, len(self.made), SHOWN)
         sides = {say("judge.made"): self.made, say("judge.real"): self.truth}
-        sides |= {b.name: b.answers[self.known] for b in rivals}
+        sides |= {b.title: b.answers[self.known] for b in rivals}
         for title, pictures in sides.items():
             png = base64.b64encode(grid(pictures[rows], ACROSS)).decode()
             report.html(title, plots.picture(png, title), "")

@@ -17,7 +17,7 @@ from luban.columns.examples import cells
 from luban.evaluation import intervals
 from luban.evaluation.intervals import Metric
 from luban.evaluation.views import interval
-from luban.messages import say
+from luban.messages import say, spoken
 from luban.report import Report
 
 KIND, MAIN = "match", "mrr"
@@ -148,7 +148,8 @@ def _write(report: Report, measured: dict[str, dict[str, Metric]], candidates: i
     mine, rivals = measured[""], {n: m for n, m in measured.items() if n}
     report.heading(say("evaluate.output", name=KIND), 2)
     report.text(say("evaluate.candidates", count=f"{candidates:,}"))
-    head = [say("evaluate.metric"), say("evaluate.model"), say("card.interval"), *rivals]
+    titles = [spoken("baseline.name.", n) for n in rivals]
+    head = [say("evaluate.metric"), say("evaluate.model"), say("card.interval"), *titles]
     rows = [
         [k, f"{m.value:.4f}", interval(m), *(f"{r[k].value:.4f}" for r in rivals.values())] for k, m in mine.items()
     ]

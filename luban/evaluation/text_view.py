@@ -17,7 +17,7 @@ from luban.evaluation.intervals import Metric, bootstrap, mean, percentile
 from luban.evaluation.ngram import byte_model, xz_sizes
 from luban.evaluation.text_baselines import nearest_row, text_baselines
 from luban.evaluation.views import View
-from luban.messages import say
+from luban.messages import listed, say
 
 BEGUN, GOES_ON = 8, 80  # words of a text that a language model is given, tokens that it writes
 SHOWN = 400  # characters of a text that a table shows
@@ -218,7 +218,7 @@ class NearView(View):
             return
         near, cosines = nearest(table, ids, NEAREST)
         told = [
-            [words[i], ", ".join(f"{words[j]} {c:.2f}" for j, c in zip(row, cs))]
+            [words[i], listed(f"{words[j]} {c:.2f}" for j, c in zip(row, cs))]
             for i, row, cs in zip(ids.tolist(), near.tolist(), cosines.tolist())
         ]
         report.heading(say("evaluate.nearest"), 3)

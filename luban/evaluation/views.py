@@ -97,7 +97,7 @@ class View:
             for k, m in self.metrics.items()
             if m.value == m.value
         ]
-        head = [say("evaluate.metric"), say("evaluate.model"), say("card.interval"), *measured]
+        head = [say("evaluate.metric"), say("evaluate.model"), say("card.interval"), *(b.title for b in rivals)]
         title = say("evaluate.metrics" if measured else "evaluate.metrics_alone")
         report.table(title, head, rows, "lrl" + "r" * len(measured))
         self.pictures(report, rivals)
@@ -118,7 +118,7 @@ class View:
             theirs = self.measure(b)[main]
             wins = theirs.value > mine.value if higher else theirs.value < mine.value
             beaten += [b.name] if wins else []
-            rows.append([b.name, f"{theirs.value:.4f}", interval(theirs), say("evaluate.lost") if wins else ""])
+            rows.append([b.title, f"{theirs.value:.4f}", interval(theirs), say("evaluate.lost") if wins else ""])
         report.table(say("evaluate.against", metric=main), ["", main, say("card.interval"), ""], rows)
         for b in rivals:
             if b.note:
@@ -216,7 +216,7 @@ class CategoryView(View):
         there = [k for k in range(len(self.labels)) if 0 < (self.truth == k).sum() < len(self.truth)]
         if len(self.labels) == 2 and len(there) == 2:
             ranked = {say("evaluate.model"): self.probabilities}
-            ranked |= {b.name: b.probabilities[self.known] for b in rivals if np.ptp(b.probabilities[:, 1]) > 0}
+            ranked |= {b.title: b.probabilities[self.known] for b in rivals if np.ptp(b.probabilities[:, 1]) > 0}
             curves, caption = {n: (self.truth == 1, p[:, 1]) for n, p in ranked.items()}, "evaluate.roc_two"
         else:
             curves = {self.labels[k]: (self.truth == k, self.probabilities[:, k]) for k in there[:CURVES]}

@@ -3,6 +3,9 @@
 `say("recipe.unknown_key", key="epoch")` looks the id up in the catalogue of the chosen language
 (`en.json`, `zh.json`), falls back to English, and fills in the values. Code holds ids only.
 
+A word that code and files hold (`test`, `majority`, `checkpoint`) stays what it is for machines; a hole `{part:part.}` of a
+sentence says it as `part.test` has it, see `spoken`.
+
 The language is that of `--lang`, else `LUBAN_LANG`, else `LANG`. The language `pseudo` wraps each
 sentence in ⟦ ⟧; a test uses it to prove that no text goes round the catalogue.
 """
@@ -48,7 +51,7 @@ def say(id: str, /, **values: Any) -> str:
     """The sentence `id` with its values filled in. Control characters in values are made visible."""
     lang = language()
     text = (catalogue(lang).get(id) if lang in LANGUAGES else None) or catalogue("en")[id]
-    text = text.format(**{k: shown(v) for k, v in values.items()})
+    text = text.format(**{k: _Value(v) for k, v in values.items()})
     return f"⟦{text}⟧" if lang == "pseudo" else text
 
 
@@ -56,9 +59,32 @@ def known(id: str) -> bool:
     return id in catalogue("en")
 
 
-def listed(values: Any) -> str:
-    """Names one after another, parted as the language has it."""
-    return ("、" if language() == "zh" else ", ").join(str(shown(v)) for v in values)
+class _Value:
+    """What fills a hole; where the hole's format is the beginning of ids, as a word of Luban's own."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __format__(self, form: str) -> str:
+        if not form.endswith("."):
+            return format(shown(self.value), form)
+        several = isinstance(self.value, (list, tuple))
+        return str(shown([spoken(form, v) for v in self.value])) if several else spoken(form, self.value)
+
+
+def spoken(room: str, word: Any) -> str:
+    """A word of Luban's own as a person reads it: `spoken("part.", "test")`. One that has no sentence stays as it is."""
+    return say(f"{room}{word}") if known(f"{room}{word}") else str(shown(word))
+
+
+def listed(values: Any, mark: str = ", ") -> str:
+    """Names one after another, parted as the language has it; `mark`: a comma, or "; " where commas are inside of them."""
+    return ({", ": "、", "; ": "；"}[mark] if language() == "zh" else mark).join(str(shown(v)) for v in values)
+
+
+def together(*sentences: str) -> str:
+    """Sentences one after another; those of Chinese stand without a blank."""
+    return ("" if language() == "zh" else " ").join(sentences)
 
 
 def shown(value: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from luban.errors import BundleError, Problem, Unsupported, problem, raise_all, shortened
+from luban.messages import listed
 
 Config = Mapping[str, Any]
 Weights = Mapping[str, Tensor]
@@ -48,7 +49,7 @@ def _refused(config: Config, wrong: Mapping[str, bool]) -> None:
     """Raises Unsupported with every setting that our network has no counterpart for."""
     found = [k for k, other in wrong.items() if other]
     if found:
-        said = ", ".join(f"{k}: {config.get(k)}"[:80] for k in found)
+        said = listed(f"{k}: {config.get(k)}"[:80] for k in found)
         raise Unsupported("family.differs", type=str(config.get("model_type"))[:60], settings=said)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.errors import RankLost
+from luban.messages import say
 from luban.scaling.environment import environment
 from luban.scaling.work import GRACE, LOST, log_of
 
@@ -48,7 +49,7 @@ def _lost(failures: dict[int, Any], scale: dict[str, Any], folder: Path) -> Rank
         failures.items(), key=lambda item: (item[1].exitcode in others, item[1].exitcode != LOST, item[0])
     )
     code = failure.exitcode
-    how = f"{signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+    how = signal.Signals(-code).name if code < 0 else say("scale.exit", code=code)
     log = folder / log_of(rank) if rank else folder.parent.parent / "run.log"  # rank 0 speaks on this terminal
     return RankLost(
         "scale.rank_lost", rank=rank, world=scale["ranks"], how=how, restarts=scale["restarts"], log=str(log)

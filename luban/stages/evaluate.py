@@ -16,7 +16,7 @@ from luban.evaluation.made_view import witness
 from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Table, table
 from luban.markup import escape, tag
-from luban.messages import say
+from luban.messages import listed, say
 from luban.report import Report
 from luban.settings import Count, Natural
 from luban.training.random import rng
@@ -59,7 +59,7 @@ def evaluate(
         return _drawn(report, whole)
     judged = table(bundle, data, held)
     if not judged.outputs:
-        raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
+        raise DataError("evaluate.no_truth", columns=listed(bundle.outputs))
     if hasattr(bundle.network, "drawn"):
         judged = replace(judged, witness=witness(bundle, data, judged, judge))
     elif judge:

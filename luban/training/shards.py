@@ -23,7 +23,6 @@ from torch import Tensor
 
 from luban import files
 from luban.errors import DiskError
-from luban.messages import say
 from luban.training import checkpoints
 
 INDEX = "shards.json"
@@ -64,7 +63,7 @@ def save(
     if ranks.total([float(failed is not None)])[0]:
         if ranks.first:
             shutil.rmtree(staged, ignore_errors=True)
-            raise failed or DiskError("disk.failed", path=str(staged), needed="", reason=say("scale.other_disk"))
+            raise failed or DiskError("disk.failed_elsewhere", path=str(staged))
         return
     if ranks.first:
         parts = [json.loads((staged / f"{r}.json").read_text()) for r in range(ranks.world)]

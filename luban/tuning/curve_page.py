@@ -11,7 +11,7 @@ from luban import search_plots
 from luban.data.prepare import Data
 from luban.evaluation import pairs
 from luban.evaluation.table import Table, table
-from luban.messages import say
+from luban.messages import say, together
 from luban.report import Report
 from luban.settings import SIZES
 from luban.tuning.curve import Curve, Point
@@ -106,7 +106,7 @@ def sentence(name: str, found: Step, curve: Curve) -> str:
         if name == "more_rows"
         else say("curve.step_size", before=found.before.size, after=found.after.size, **values)
     )
-    return say(f"curve.{name}_{found.verdict}", **values) + " " + where
+    return together(say(f"curve.{name}_{found.verdict}", **values), where)
 
 
 def _pictures(report: Report, curve: Curve, facts: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luban import plots, search_plots
-from luban.messages import say
+from luban.messages import listed, say
 from luban.report import Report
 from luban.space import label
 from luban.tuning.search import Found
@@ -47,7 +47,7 @@ def _summary(report: Report, found: Found, trials: list[Trial]) -> None:
             minutes=f"{found.study.spent / 60:.1f}", metric=found.goal.name,
         )
     )  # fmt: skip
-    best = ", ".join(f"{k} = {label(v)}" for k, v in found.best.values.items())
+    best = listed(f"{k} = {label(v)}" for k, v in found.best.values.items())
     report.note("good", say("tune.best", number=found.best.number, settings=best, value=f"{found.best.score:.4f}"))
     report.note("info", say("tune.optimistic"))
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from luban import console
 from luban.data.prepare import Data
 from luban.errors import Stopped, WorkError
-from luban.messages import say
+from luban.messages import listed, say
 from luban.recipe import Recipe
 from luban.settings import Count, NonNegative
 from luban.space import Space, default_search, label, value_at, with_values
@@ -174,7 +174,7 @@ class Board:
 
     def _told(self, number: int, values: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         best = self.study.best()
-        settings = ", ".join(f"{k}={label(v)}" for k, v in values.items())
+        settings = listed(f"{k}={label(v)}" for k, v in values.items())
         said = (
             say(
                 "tune.scored",

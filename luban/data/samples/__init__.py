@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from luban.data.blocks import home
 from luban.data.samples.catalogue import SAMPLES, Sample
 from luban.errors import DataError, WorkError, problem
+from luban.messages import listed
 
 if TYPE_CHECKING:
     from luban.data.rows import Rows
@@ -118,7 +119,7 @@ def _install(folder: Path, sample: Sample, content_of: Callable[[Sample, Path], 
         if other := _other(new, sample):
             moved = [p.name for p in sample.packages if not p.sha256]
             raise WorkError(
-                "sample.moved" if moved else "sample.changed", name=sample.name, file=other, package=", ".join(moved)
+                "sample.moved" if moved else "sample.changed", name=sample.name, file=other, package=listed(moved)
             )
         if folder.exists():
             shutil.move(folder, Path(work, "old"))

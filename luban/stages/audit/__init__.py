@@ -14,7 +14,7 @@ from luban.errors import DataError, RequestError, Unsupported, problem
 from luban.evaluation import fairness
 from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Predictions, Table, table
-from luban.messages import say
+from luban.messages import listed, say
 from luban.report import Report
 from luban.settings import Count, Natural
 from luban.stages.audit import calibrate as calibrating
@@ -51,7 +51,7 @@ def audit(
     part, rows = data.held_out()
     judged = table(bundle, data, rows)
     if not judged.outputs:
-        raise DataError("evaluate.no_truth", columns=", ".join(bundle.outputs))
+        raise DataError("evaluate.no_truth", columns=listed(bundle.outputs))
     chosen = _chosen(bundle, judged, output)
     report = Report("audit", say("audit.title", task=bundle.recipe.task()))
     report.numbers = {

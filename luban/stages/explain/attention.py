@@ -16,7 +16,7 @@ import torch
 from luban import plots
 from luban.columns.base import Column
 from luban.errors import Unsupported
-from luban.messages import say
+from luban.messages import say, together
 from luban.nn.looking import Look, looking
 from luban.report import Details, Html, Report
 from luban.stages.explain.game import Example, Scorer
@@ -34,7 +34,7 @@ class Looked:
     `cut`: of how many positions these are the first, or the last where `tail` (rows, columns); `more`: layers that are left out.
     """
 
-    part: str
+    part: tuple[str, ...]
     kind: str
     rows: list[str]
     columns: list[str]
@@ -52,7 +52,7 @@ class Looked:
         return np.concatenate(self.weights).mean(0)
 
     def to_json(self) -> dict[str, Any]:
-        told = {"part": self.part, "kind": self.kind, "rows": self.rows, "columns": self.columns}
+        told = {"part": ", ".join(self.part), "kind": self.kind, "rows": self.rows, "columns": self.columns}
         return told | {
             "of": list(self.cut),
             "layers": [np.round(w, 5) for w in self.weights],
@@ -110,7 +110,7 @@ def _looked(some: list[Look], names: Mapping[str, list[str]]) -> Looked:
     tail = first.kind == "self" and real[0] == real[1] and _one_way(kept)
     at = [slice(max(0, n - LONGEST), n) if tail else slice(0, min(n, LONGEST)) for n in real]
     return Looked(
-        ", ".join(first.part), first.kind, rows[at[0]], columns[at[1]], [w[:, at[0], at[1]] for w in kept],
+        first.part, first.kind, rows[at[0]], columns[at[1]], [w[:, at[0], at[1]] for w in kept],
         real, tail, len(some) - len(kept),
     )  # fmt: skip
 
@@ -159,7 +159,7 @@ def _caption(one: Looked) -> str:
     for shown, all_, axis in ((len(one.rows), one.cut[0], "rows"), (len(one.columns), one.cut[1], "columns")):
         if shown < all_ and (axis == "columns" or one.cut[0] != one.cut[1]):
             said.append(say(f"explain.attention.cut.{'last' if one.tail else 'first'}", shown=shown, all=all_))
-    return " ".join(said)
+    return together(*said)
 
 
 def _strip(one: Looked, layer: int) -> str:

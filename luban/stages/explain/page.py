@@ -11,7 +11,7 @@ import numpy as np
 from luban import plots
 from luban.columns.base import Column
 from luban.markup import number
-from luban.messages import say
+from luban.messages import say, together
 from luban.report import Report
 from luban.stages.explain.attention import draw
 
@@ -263,4 +263,4 @@ def _said(found: Explanation, i: int) -> str:
         parts.append(say("explain.said.empty", inputs=nothing))
     if own["deletion_z"] == own["deletion_z"]:
         parts.append(say("explain.said.deletion", z=f"{own['deletion_z']:.1f}"))
-    return " ".join(parts)
+    return together(*parts)
