@@ -315,12 +315,13 @@ def show_columns(recipe: Recipe, inferred: Mapping[str, Any]) -> None:
             reason = (
                 inferred[name].reason if name in inferred and inferred[name].type == part.type else say("columns.asked")
             )
-            alike.setdefault((f"{say(side)}: {part.type}", reason), []).append(name)
+            alike.setdefault((say("columns.side", side=say(side), type=part.type), reason), []).append(name)
     for name, i in inferred.items():
         if name not in recipe.inputs and name not in recipe.outputs:
             alike.setdefault((say("columns.skipped"), i.reason), []).append(name)
     console.tell("columns.title")
-    console.block("\n".join(table([(what, f"{shortened(names, 8)} ({why})") for (what, why), names in alike.items()])))
+    lines = [(what, say("columns.why", names=shortened(names, 8), why=why)) for (what, why), names in alike.items()]
+    console.block("\n".join(table(lines)))
 
 
 def keep_quarantine(data: Data, folder: Path) -> None:

@@ -24,11 +24,11 @@ def code(name: str) -> str:
 
 
 def _intended(bundle: Any) -> str:
-    inputs = "\n".join(f"- {code(n)}: {p.type}" for n, p in bundle.recipe.inputs.items())
-    outputs = "\n".join(f"- {code(n)}: {p.type}" for n, p in bundle.recipe.outputs.items())
-    return "\n\n".join(
-        ["## " + say("card.use"), say("card.use_text"), say("card.inputs"), inputs, say("card.outputs"), outputs]
-    )
+    lines = ["## " + say("card.use"), say("card.use_text")]
+    for title, parts in (("card.inputs", bundle.recipe.inputs), ("card.outputs", bundle.recipe.outputs)):
+        if parts:
+            lines += [say(title), "\n".join(f"- {code(n)}: {p.type}" for n, p in parts.items())]
+    return "\n\n".join(lines)
 
 
 def _data(bundle: Any) -> str:
@@ -78,4 +78,4 @@ def _checked(bundle: Any) -> str:
 
 
 def _use(bundle: Any) -> str:
-    return "\n\n".join(["## " + say("card.how"), say("card.snippet")])
+    return "\n\n".join(["## " + say("card.how"), say("card.snippet" if bundle.inputs else "card.snippet_writes")])

@@ -134,14 +134,26 @@ class Progress:
         spent = self.drawn - self.start
         speed = (done - self.begun) / spent if spent > 0 else 0.0
         left = (self.total - done) / speed if speed else 0.0
-        parts = (
-            [self.title, f"{done / self.total:4.0%}", self._bar(done)]
-            if self.live
-            else [self.title, f"{done / self.total:4.0%}"]
-        )
-        parts += [f"{name} {value:.4g}" for name, value in numbers.items()]
-        parts += [f"{speed:.4g} {unit}/s", say("progress.left", time=clock(left))]
-        return "  ".join(p for p in parts if p)
+        first = [self.title, f"{done / self.total:4.0%}"]
+        last = [f"{speed:.4g} {unit}/s", say("progress.left", time=clock(left))]
+        bar = [self._bar(done)] if self.live else []
+        told = [f"{name} {value:.4g}" for name, value in numbers.items()]
+        while True:  # without the bar, then without the last numbers, where the line is too short for them
+            text = "  ".join(p for p in (*first, *bar, *told, *last) if p)
+            if cells(text) <= self._room() or not (bar or told):
+                return text
+            (bar or told).pop()
+
+    def _room(self) -> float:
+        """Cells of a line: one that goes on in the next is not drawn over."""
+        if not self.live:
+            return float("inf")
+        try:
+            return (
+                os.get_terminal_size(self.stream.fileno()).columns or 80
+            ) - 1  # the last cell would move the line on
+        except (OSError, ValueError):
+            return 79
 
     def _bar(self, done: int, width: int = 24) -> str:
         full = round(width * done / self.total)

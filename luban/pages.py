@@ -168,7 +168,8 @@ def _about(bundle: Bundle) -> str:
     """What is answered from what, out of which rows."""
     rows = bundle.recipe.data.get("rows") or say("report.rows_in_memory")
     inputs, outputs = shortened(bundle.inputs, 6), shortened(bundle.outputs, 6)
-    return say("report.about", outputs=outputs, inputs=inputs, rows=Path(str(rows)).name)
+    id = "report.about" if inputs and outputs else "report.about_inputs" if inputs else "report.about_outputs"
+    return say(id, outputs=outputs, inputs=inputs, rows=Path(str(rows)).name)
 
 
 def judged_now(history: Sequence[Mapping[str, Any]], reports: Mapping[str, Report]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
+from luban.command import width
 from luban.errors import BundleError
 from luban.markup import escape, harmless, markdown, number, tag, visible
 from luban.messages import language, say
@@ -416,16 +417,21 @@ def _terminal(block: Block) -> str:
         case Heading():
             return visible(block.text) + "\n" + "-" * cells(visible(block.text))
         case Text():
-            return "\n".join(wrapped(visible(block.text), 100))
+            return _wrapped(visible(block.text))
         case Note():
-            return "\n".join(
-                wrapped(say("report.noted", level=say(f"report.note_{block.level}"), text=visible(block.text)), 100)
-            )
+            return _wrapped(say("report.noted", level=say(f"report.note_{block.level}"), text=visible(block.text)))
         case Table():
             return _table_terminal(block)
         case Details():
             return "\n\n".join(filter(None, [visible(block.summary), *map(_terminal, block.blocks)]))
     return ""
+
+
+def _wrapped(text: str) -> str:
+    """Lines of the terminal's width, 100 at most; those under "- " stand under its words."""
+    under = "  " if text.startswith("- ") else ""
+    first, *more = wrapped(text, min(100, width()) - len(under))
+    return "\n".join([first, *(under + line for line in more)])
 
 
 def _table_terminal(table: Table) -> str:

@@ -92,7 +92,7 @@ def parallel(
 ) -> str:  # fmt: skip
     """Parallel coordinates: an axis for each setting and one for the score; the better a trial, the stronger its line.
 
-    `columns`: per setting its value in each trial, None where the trial has none. `logs`: settings on a logarithmic axis.
+    Of trials with equal scores the first counts as the better. `columns`: per setting its value in each trial, None where the trial has none. `logs`: settings on a logarithmic axis.
     """
     values = np.array([math.nan if v is None else v for v in scored], float)
     if not len(names) or not np.isfinite(values).any():
@@ -103,7 +103,8 @@ def parallel(
     left, right = 56.0, WIDTH - 70.0
     places = np.linspace(left, right, len(axes))
     room = (right - left) / max(1, len(axes) - 1) - 8
-    rank = np.argsort(np.argsort(np.where(np.isfinite(values), values if higher else -values, -math.inf)))
+    good = np.where(np.isfinite(values), values if higher else -values, -math.inf)
+    rank = np.argsort(np.lexsort((-np.arange(len(good)), good)))  # the first of equal ones is the best
     parts = []
     for i in np.argsort(rank).tolist():
         if not math.isfinite(values[i]):
@@ -141,6 +142,7 @@ class _Upright:
             low, high = min(known), max(known)
             room = 0.0 if high > low else max(0.5, abs(high) * 0.1)
             self.low, self.high = low - room, high + room
+            self.marks = np.linspace(low, high, 3 if high > low else 1)
         else:
             self.names = sorted({str(v) for v in real})
 
@@ -160,6 +162,5 @@ class _Upright:
     def ticks(self) -> list[tuple[float, str]]:
         if not self.numeric:
             return [(self._height(n), n) for n in self.names]
-        marks = np.linspace(self.low, self.high, 3)
-        real = [10**m if self.log else m for m in marks.tolist()]
+        real = [10**m if self.log else m for m in self.marks.tolist()]
         return [(self._height(v), number(float(v), 3)) for v in real]

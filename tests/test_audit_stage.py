@@ -8,7 +8,9 @@ import pytest
 
 from luban.bundle import Bundle
 from luban.errors import DataError, RequestError
-from luban.evaluation import calibration
+from luban.evaluation import calibration, fairness
+from luban.report import Report
+from luban.stages.audit import groups as grouping
 from luban.stages.audit.calibrate import calibrated
 from luban.stages.audit.groups import groups_of
 from luban.stages.train import train
@@ -151,6 +153,13 @@ def test_few_rows_cannot_tell(model):
     report = model.audit(compact.data(TABLE.slice(0, 40), split=False), sensitive="sex")
     assert report.numbers["outputs"]["buys"]["four_fifths"] == "cannot_tell"
     assert "Cannot tell" in report.to_markdown()
+
+
+def test_where_nobody_is_selected_no_share_is_told():
+    alike = fairness.rates(np.zeros(80), np.zeros(80, bool), np.repeat(["a", "b"], 40))
+    report = Report("audit", "t")
+    assert grouping.write_classes(report, "buys", alike, fairness.summary(alike), "yes") == "cannot_tell"
+    assert "No group is ever selected." in report.to_text() and "nan" not in report.to_text()
 
 
 def test_a_planted_bias_is_found():

@@ -10,6 +10,7 @@ import pytest
 from luban.errors import BundleError
 from luban.markup import escape, harmless, markdown, number, visible
 from luban.report import BLOCKS, Details, Report, Table, combine, jsonable
+from luban.wrapping import cells
 
 EVIL = "<script>alert(1)</script>\"' onload=x\n| `code` *b* [a](javascript:x) & \x00 \ud800 \u202e"
 
@@ -231,3 +232,10 @@ def test_a_long_answer_keeps_room_beside_numbers():
     report.table("", ["answer", "score"], [["word " * 20, 1.0], ["short", 2.0]])
     page = report.to_html()
     assert page.count('<td class="long">') == 1 and ".long { min-width" in page
+
+
+def test_lines_of_a_terminal_are_no_longer_than_it_and_points_stand_under_their_dash(monkeypatch):
+    monkeypatch.setattr("luban.report.width", lambda: 60)
+    told = Report("plan", "t").text("- " + "word " * 30).text("模型" * 50).note("info", "word " * 30).to_text()
+    assert max(map(cells, told.splitlines())) <= 60
+    assert re.search(r"(?m)^- word .*\n  word .*\n  word ", told)

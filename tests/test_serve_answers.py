@@ -140,6 +140,7 @@ def test_the_page_needs_no_other_address_and_lists_every_endpoint(served):
     assert "default-src 'none'" in reply.headers["content-security-policy"] and "%" not in reply.text.replace(
         "100%", ""
     )
+    assert '<html lang="en">' in reply.text and '<div id="open" hidden>' in reply.text
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/predict", "/explain", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics"}
 

@@ -263,6 +263,16 @@ def test_one_huge_number_can_be_drawn():
     assert drawn.count("<path") == 1
 
 
+def test_of_equal_trials_the_first_is_drawn_as_the_best_and_an_axis_of_one_value_names_it_alone():
+    from luban import search_plots
+
+    drawn = search_plots.parallel(["train.rate"], [[0.1, 0.2, 0.3]], [0.9, 0.9, 0.9], higher=True)
+    last = drawn[drawn.rindex("<path") :]  # the best lies on top
+    first = search_plots.parallel(["train.rate"], [[0.1, 0.2, 0.3]], [0.9, None, 0.8], higher=True)
+    assert first[first.rindex("<path") :].split('"')[1].split("L")[0] == last.split('"')[1].split("L")[0]
+    assert drawn.count(">0.9<") == 1 and "1.4" not in drawn
+
+
 def test_without_optuna_it_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtra) as e:

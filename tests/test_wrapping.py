@@ -1,10 +1,14 @@
 """Lines of a terminal, in which a Chinese character takes two cells."""
 
+import io
+import os
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luban.console import Progress
 from luban.wrapping import AHEAD, BEHIND, cells, padded, wrapped
 
 WORDS = st.lists(
@@ -44,3 +48,18 @@ def test_columns_stand_below_each_other():
         and padded("模型", 6, right=True) == "  模型"
         and padded("模型模型", 6) == "模型模型"
     )
+
+
+@pytest.mark.parametrize("room, drawn", [(140, "█ loss rate"), (80, "loss rate"), (60, "loss"), (20, "")])
+def test_a_progress_line_is_no_longer_than_the_terminal(monkeypatch, room, drawn):
+    """A longer one goes on in the next line and is never drawn over."""
+    monkeypatch.delenv("NO_PROGRESS", raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((room, 24)))
+    stream = io.StringIO()
+    stream.isatty, stream.fileno = lambda: True, lambda: 2
+    progress = Progress("训练", 1000, stream)
+    progress.start -= 10
+    progress.update(500, {"loss": 0.1234, "validation_accuracy_rate": 0.9474}, unit="步")
+    line = stream.getvalue().strip("\r")
+    assert "50%" in line and "步/s" in line and (cells(line) < room or room == 20)
+    assert [w for w in ("█", "loss", "rate") if w in line] == drawn.split()

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 
 import luban
+from luban import pages
 from luban.bundle import build_network
+from luban.card import card
 from luban.errors import DataError, Unsupported
 from luban.generation.writing import searched
 from luban.nn import grouped
 from luban.nn.grouped import GROUP, packed, unpacked_rows
 from luban.nn.tokens import Batch
+from luban.report import Html
 from luban.stages.compress import methods
 from luban.stages.explain import explain_rows
 from luban.stages.explain.going_on import GoingOn
@@ -191,11 +194,23 @@ def test_what_cannot_be_is_said(tmp_path):
 
 def test_a_language_model_is_judged_by_bits(tmp_path):
     alone = luban.load(tiny.writer(tmp_path))
-    found = alone.evaluate(tiny.rows(30)).numbers["outputs"]["review"]
+    report = alone.evaluate(tiny.rows(30))
+    found = report.numbers["outputs"]["review"]
     assert found["headline"] == {"metric": "bits_per_byte", "higher": False}
     assert 0 < found["metrics"]["bits_per_byte"]["value"] < 8
     text = alone.generate("good", tokens=5, seed=3)
     assert text == alone.generate("good", tokens=5, seed=3)
+    worst = next(b for b in report.blocks if isinstance(b, Html) and "<th>" in b.html)
+    assert worst.html.count("<tr>") == 11  # the ten worst, without an input to show beside them
+
+
+def test_a_model_without_inputs_says_so_on_its_page_and_its_card(tmp_path):
+    alone = luban.load(tiny.writer(tmp_path))
+    assert "A model that writes review." in pages.full_report(alone).to_text()
+    told = card(alone)
+    assert "Inputs:" not in told and "model.generate(" in told and "model.predict(" not in told
+    other = card(model())
+    assert "Inputs:" in other and "model.predict(" in other
 
 
 # -- the prompt of a language model ------------------------------------------------------------------------------------

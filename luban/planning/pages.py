@@ -173,7 +173,6 @@ def _network(report: Report, n: dict[str, Any]) -> None:
 def _memory(report: Report, p: Planned) -> None:
     setup = p.asked.setup
     report.heading(say("plan.memory", device=setup.device.title, count=setup.devices))
-    names = list(p.laid)
     rows: list[list[Any]] = []
     for part in PARTS:
         cells = [e.memory.get(part, 0.0) for e in p.laid.values()]
@@ -187,7 +186,11 @@ def _memory(report: Report, p: Planned) -> None:
         rows.append([say("plan.sent"), *(large(e.sent, "B") for e in p.laid.values())])
         rows.append([say("plan.link"), *(e.link for e in p.laid.values())])
         rows.append([say("plan.share"), *(f"{e.share:.0%}" for e in p.laid.values())])
-    report.table("", [say("plan.strategy"), *names], rows)
+    report.table("", [say("plan.strategy"), *map(_way, p.laid)], rows)
+
+
+def _way(strategy: str) -> str:
+    return say("plan.one") if strategy == "one" else strategy
 
 
 def _fits(e: Layout) -> str:
@@ -199,7 +202,7 @@ def _verdict(report: Report, p: Planned) -> None:
     for reason in dict.fromkeys(str(r) for each in p.laid.values() for r in each.refused):
         report.note("bad" if reason in map(str, e.refused) else "warn", reason)
     if not e.fits:
-        report.note("bad", say("plan.too_large", strategy=e.setup.strategy, wanted=large(e.total, "B"), found=large(e.limit, "B")))  # fmt: skip
+        report.note("bad", say("plan.too_large", strategy=_way(e.setup.strategy), wanted=large(e.total, "B"), found=large(e.limit, "B")))  # fmt: skip
     if e.idle(batch):
         report.note("bad", say("plan.idle", idle=e.idle(batch), count=e.setup.devices, batch=batch))
     keys = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in changes(p).items())

@@ -105,7 +105,7 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     if not len(order):
         return
     names = _inputs(bundle, judged)
-    values = records(judged.cells.select(names).take(order))
+    values = records(judged.cells.select(names).take(order)) if names else [{}] * len(order)
     head = [say("evaluate.row"), *view.row_names(), *names]
     body = []
     for i, value in zip(order, values):

@@ -66,10 +66,10 @@ def _pictures(report: Report, found: Found, trials: list[Trial], importance: Map
         x_label=say("tune.trial_word"), y_label=name,
     )  # fmt: skip
     report.plot(say("tune.by_trial"), drawn, say("tune.by_trial_caption"))
-    dimensions = found.study.dimensions
-    values = [[_drawn(t.values.get(d.path)) for t in trials] for d in dimensions]
+    dimensions, ranked = found.study.dimensions, sorted(trials, key=found.study.rank)
+    values = [[_drawn(t.values.get(d.path)) for t in ranked] for d in dimensions]
     drawn = search_plots.parallel(
-        [d.path for d in dimensions], values, [t.score for t in trials], higher=higher,
+        [d.path for d in dimensions], values, [t.score for t in ranked], higher=higher,
         logs=[d.scale == "log" for d in dimensions], score_name=name, title=say("tune.coordinates"),
     )  # fmt: skip
     report.plot(say("tune.coordinates"), drawn, say("tune.coordinates_caption"))

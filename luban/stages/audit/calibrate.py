@@ -95,4 +95,7 @@ def write(report: Any, found: Calibration, seed: int) -> None:
         }
     report.note("good" if found.kept else "info", say(found.reason, **values))
     bins = calibration.reliability(found.confidence, found.correct)
-    report.plot(say("evaluate.reliability"), plots.reliability(bins.confidence, bins.accuracy, bins.counts))
+    axes = {"x_label": say("evaluate.confidence"), "y_label": say("evaluate.share_right"), "count_label": say("evaluate.rows")}  # fmt: skip
+    drawn = plots.reliability(bins.confidence, bins.accuracy, bins.counts, **axes)
+    caption = say("evaluate.reliability_caption", ece=f"{n['ece']:.4f}", floor=f"{n['ece_floor']:.4f}")
+    report.plot(say("evaluate.reliability"), drawn, caption)

@@ -106,7 +106,8 @@ def write_classes(report: Any, name: str, found: fairness.Rates, summary: dict[s
         k: "-" if getattr(parity, k) is None else f"{getattr(parity, k):.2f}" for k in ("value", "low", "high")
     }
     level = {"kept": "good", "broken": "bad", "cannot_tell": "warn"}[verdict]
-    report.note(level, say(f"audit.four_fifths.{verdict}", **values))
+    unknown = parity.note if parity.value != parity.value else None  # why there is no such share
+    report.note(level, say(unknown) if unknown else say(f"audit.four_fifths.{verdict}", **values))
     return verdict
 
 

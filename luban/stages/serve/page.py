@@ -22,7 +22,8 @@ def docs() -> tuple[str, str]:
 @cache
 def _docs(language: str) -> tuple[str, str]:
     template = (Path(__file__).parent / "docs.html").read_text(encoding="utf-8")
-    text = re.sub(r"%([a-z_.]+)%", lambda m: escape(say(f"serve.page.{m[1]}")), template)
+    said = lambda word: language if word == "lang" else say(f"serve.page.{word}")  # noqa: E731
+    text = re.sub(r"%([a-z_.]+)%", lambda m: escape(said(m[1])), template)
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.search(text)[1].encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
