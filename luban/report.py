@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
+from html import unescape
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +31,10 @@ from luban.wrapping import cells, padded, wrapped
 FORMAT = 1
 LEVELS = ("info", "warn", "bad", "good")
 NONE = "'none'"
-LONG = 60  # letters from which on a cell keeps room for its words
+LONG, SHORT = (
+    60,
+    24,
+)  # width of a cell, in Latin letters: beyond the first it keeps room for its words, up to the second Chinese is not broken
 SOURCES = {
     "default-src": NONE,
     "style-src": "'unsafe-inline'",
@@ -368,8 +372,17 @@ def _cell(value: Any) -> tuple[str, str]:
 
 
 def _class(cell: Any, side: str | None) -> str | None:
-    """A cell of many words keeps room for them beside many columns of numbers."""
-    return "long" if not side and isinstance(cell, str) and len(cell) > LONG else side
+    """A cell of many words keeps room for them beside many columns of numbers; a few Chinese ones are not set below each other."""
+    if side or not isinstance(cell, str):
+        return side
+    wide = cells(cell)
+    return "long" if wide > LONG else "short" if wide <= SHORT and not cell.isascii() else None
+
+
+def drawn_cell(drawn: str) -> str:
+    """A table's cell of finished markup, with room for what it says."""
+    said = "" if "<img" in drawn else unescape(re.sub(r"<[^>]*>", "", drawn))
+    return tag("td", drawn, class_=_class(said, None))
 
 
 def _cell_html(value: Any) -> str:

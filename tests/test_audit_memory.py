@@ -127,6 +127,12 @@ class Parrot:
         return 5
 
 
+def test_texts_that_are_too_short_are_said_to_be(tmp_path):
+    alone = luban.load(tiny.writer(tmp_path))
+    told = alone.audit(str(tiny.csv(tmp_path / "rows.csv", 120))).to_text()
+    assert "has 16 tokens" in told and "known to have been trained on" not in told
+
+
 def test_what_is_known_by_heart_is_extracted_and_nothing_else():
     bundle = learned()
     column, data = bundle.columns["text"], prepare(bundle.recipe)

@@ -9,7 +9,7 @@ import pytest
 
 from luban.errors import BundleError
 from luban.markup import escape, harmless, markdown, number, visible
-from luban.report import BLOCKS, Details, Report, Table, combine, jsonable
+from luban.report import BLOCKS, Details, Report, Table, combine, drawn_cell, jsonable
 from luban.wrapping import cells
 
 EVIL = "<script>alert(1)</script>\"' onload=x\n| `code` *b* [a](javascript:x) & \x00 \ud800 \u202e"
@@ -232,6 +232,20 @@ def test_a_long_answer_keeps_room_beside_numbers():
     report.table("", ["answer", "score"], [["word " * 20, 1.0], ["short", 2.0]])
     page = report.to_html()
     assert page.count('<td class="long">') == 1 and ".long { min-width" in page
+
+
+@pytest.mark.parametrize(
+    "drawn, kept",
+    [
+        ("正面评价", ' class="short"'),
+        ("word", ""),
+        ("<b>房间</b>不敢恭维，" * 8, ' class="long"'),
+        (f"<span title='{'x' * 90}'>words</span>", ""),
+        (f"<img alt='{'图' * 90}'>", ""),
+    ],
+)
+def test_chinese_in_a_cell_is_not_set_letter_below_letter(drawn, kept):
+    assert drawn_cell(drawn) == f"<td{kept}>{drawn}</td>"
 
 
 def test_lines_of_a_terminal_are_no_longer_than_it_and_points_stand_under_their_dash(monkeypatch):

@@ -17,7 +17,7 @@ from luban.evaluation.seen import seen_rows, warn_seen
 from luban.evaluation.table import Table, table
 from luban.markup import escape, tag
 from luban.messages import listed, say
-from luban.report import Report
+from luban.report import Report, drawn_cell
 from luban.settings import Count, Natural
 from luban.training.random import rng
 
@@ -110,8 +110,9 @@ def _worst(report: Report, bundle: Bundle, judged: Table, view: Any, count: int)
     body = []
     for i, value in zip(order, values):
         told = (int(judged.rows[i]), *view.row(int(i)))
-        plain = [tag("td", v if isinstance(v, views.Shown) else escape(v)) for v in told]
-        body.append(tag("tr", *plain, *(tag("td", bundle.columns[n].render(value[n])) for n in names)))
+        drawn = [v if isinstance(v, views.Shown) else escape(v) for v in told]
+        drawn += [bundle.columns[n].render(value[n]) for n in names]
+        body.append(tag("tr", *map(drawn_cell, drawn)))
     table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
     report.heading(say("evaluate.worst"), 3)
     report.html("", tag("div", table, class_="wide"), "")
@@ -132,9 +133,9 @@ def _mistaken(report: Report, bundle: Bundle, judged: Table, view: Any) -> None:
     body = []
     for truth, answer, where in pairs:
         values = records(judged.cells.select(names).take(where[:OF_EACH])) if names else []
-        shown = [tag("td", bundle.columns[n].render(v[n])) for v in values for n in names]
+        shown = [drawn_cell(bundle.columns[n].render(v[n])) for v in values for n in names]
         shown += [tag("td")] * (OF_EACH * len(names) - len(shown))
-        body.append(tag("tr", *(tag("td", escape(v)) for v in (truth, answer, len(where))), *shown))
+        body.append(tag("tr", *(drawn_cell(escape(v)) for v in (truth, answer, len(where))), *shown))
     head = [say("evaluate.truth"), say("evaluate.answer"), say("evaluate.rows"), *[""] * (OF_EACH * len(names))]
     table = tag("table", tag("thead", tag("tr", *(tag("th", escape(h)) for h in head))), tag("tbody", *body))
     report.heading(say("evaluate.mistaken"), 3)

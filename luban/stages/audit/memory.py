@@ -27,7 +27,7 @@ def audit(report: Any, bundle: Any, data: Any, rows: np.ndarray, *, passages: in
             sides[name] = memory.passages(bundle.engine.network, bundle.columns, bundle.inputs, framed, **asked)
     sides = {name: found for name, found in sides.items() if found}
     if "trained" not in sides:
-        report.note("info", say("memory.no_rows"))
+        report.note("info", say("memory.too_short", least=2 * memory.FEWEST) if len(trained) else say("memory.no_rows"))
         return
     found: dict[str, Any] = {"context": context, "follow": follow}
     found |= {n: {"passages": len(p), **memory.measured(p, seed)} for n, p in sides.items()}

@@ -246,7 +246,7 @@ def _label(name: str, e: Example, weights: np.ndarray) -> str:
 
 
 def _percent(share: float) -> str:
-    return "–" if share != share else f"{100 * share:.2g}" if share > 1e-5 else "< 0.001"
+    return number(100 * share, 2) if share != share or share > 1e-5 else "< 0.001"
 
 
 def _said(found: Explanation, i: int) -> str:
