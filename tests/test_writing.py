@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban import machine
@@ -16,17 +16,18 @@ from luban.columns.kept import packed
 from luban.columns.text import Text
 from luban.errors import RequestError, Unsupported
 from luban.evaluation.likelihood import likelihood, windows
-from luban.generation import writing
+from luban.generation import guessing, writing
 from luban.generation.asking import computes
 from luban.generation.beams import beams
 from luban.generation.choosing import choose
-from luban.generation.guessing import LENGTHS, Guesses, Rates, worth
+from luban.generation.guessing import LENGTHS, PLACES, Guesses, Rates, worth
 from luban.generation.sampling import GREEDY, Sampling, checked, orderly
 from luban.generation.writing import STOP, Writer, searched, streamed, write, written
 from luban.generation.writing import Text as Asked
 from luban.nn import decoding
 from luban.nn.past import Past
 from luban.nn.tokens import Batch
+from luban.nn.transformer import Attention
 from tests.writing import TEXTS, batch, columns, network
 
 HEADS = [
@@ -302,6 +303,40 @@ def test_texts_in_bf16_are_nearly_as_likely(head, settings):
     assert 0 < gap.max() < 0.1, gap
 
 
+@bf16
+@every
+def test_what_is_read_beside_a_text_in_bf16(head, settings):
+    """The memory's keys and values are made once, in bf16, and looked at by what writes quickly, in fp32."""
+    net, chances = made(head, settings, ("source",)), {}
+    b = batch(net, TEXTS[:3], {"source": TEXTS[:3]})
+    for precision in ("fp32", "bf16"):
+        for ahead in (0, 8):
+            texts, writer = (
+                [Asked([net.writer.column.begin], 1 + 4 * i) for i in range(3)],
+                Writer(net, precision, ahead),
+            )
+            writer.add(texts, b)
+            while writer.texts:
+                writer.step()
+            chances[precision, ahead] = [t.log_probabilities[0] for t in texts]
+    assert np.abs(np.diff(list(chances.values()), axis=0)).max() < 0.1
+
+
+@bf16
+def test_control_a_memory_that_stays_in_bf16(monkeypatch):
+    real = Attention._remembered
+
+    def half(self, memory, past):
+        found = real(self, memory, past)
+        if past is not None:
+            past[0].memory[past[1]] = tuple(t.bfloat16() for t in found)
+        return found
+
+    monkeypatch.setattr(Attention, "_remembered", half)
+    with pytest.raises(RuntimeError):
+        test_what_is_read_beside_a_text_in_bf16("llama", {})
+
+
 def test_a_precision_that_is_only_imitated_is_refused(monkeypatch):
     monkeypatch.setattr(machine, "processor", lambda: {"name": "old", "flags": ["avx2"]})
     with pytest.raises(Unsupported, match="bf16"):
@@ -471,16 +506,16 @@ def test_a_text_that_goes_round_is_read_a_few_times(monkeypatch):
 @pytest.mark.parametrize("fault", ["believed", "not taken back", "a place too far"])
 def test_control_guesses(fault, monkeypatch):
     if fault == "believed":  # every guess is taken for what the network says
-        real = writing._chosen
 
-        def believing(logits, texts, guessed):
-            found = real(logits, texts, guessed)
-            if logits.shape[1] > 1:
-                each = [[*g, found[(i + 1) * logits.shape[1] - 1][0]] for i, g in enumerate(guessed)]
-                found = [(i, p) for (_, p), i in zip(found, itertools.chain(*each))]
-            return found
+        def believing(self, logits, guesses):
+            chances = logits.log_softmax(-1)
+            for t, g, own in zip(self.texts, guesses, chances):
+                for i, p in zip(g, own):
+                    self._write(t, i, float(p[i]))
+            self.next = writing._chosen(logits[range(len(guesses)), [len(g) for g in guesses]], self.texts)
+            return [len(g) for g in guesses]
 
-        monkeypatch.setattr(writing, "_chosen", believing)
+        monkeypatch.setattr(Writer, "_checked", believing)
     elif fault == "not taken back":
         monkeypatch.setattr(Past, "rewind", lambda *_: None)
     else:  # the first token behind a wrong guess is told as if that had been right
@@ -492,24 +527,22 @@ def test_control_guesses(fault, monkeypatch):
         test_a_text_is_the_same_with_guesses("llama", {}, None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 8), st.integers(1, 59))
 def test_a_guess_is_what_stood_behind_the_longest_ending(ids, most, cut):
     guesses = Guesses([])
     for part in (ids[:cut], ids[cut:]):  # read in two goes
         guesses.read.extend(part)
         found, length = guesses.next(most)
-    places = [
-        (n, at)
-        for n in LENGTHS
-        for at in range(len(ids) - 1, n - 1, -1)
-        if len(ids) >= n and ids[at - n : at] == ids[-n:]
-    ]
+    pairs = [at for at in range(len(ids) - 1, 1, -1) if ids[at - 2 : at] == ids[-2:]][:PLACES]
+    places = [(n, at) for n in range(8, 1, -1) for at in pairs if at >= n and ids[at - n : at] == ids[-n:]]
+    places += [(1, at) for at in range(len(ids) - 1, 0, -1) if ids[at - 1] == ids[-1]]
     if not places:
         assert (found, length) == ([], 0)
         return
     n, at = places[0]
     circle = ids[at:]
-    assert found == [circle[i % len(circle)] for i in range(most)] and length == n
+    assert found == [circle[i % len(circle)] for i in range(most)] and length == max(m for m in LENGTHS if m <= n)
 
 
 def test_as_many_are_guessed_as_pay():
@@ -533,6 +566,108 @@ def test_as_many_are_guessed_as_pay():
     for _ in range(500):
         rates.left(2)
     assert rates.of(2) <= 1
+
+
+def test_an_ending_that_fails_for_days_is_tried_again():
+    rates = Rates()
+    for _ in range(20_000):  # beside texts whose guesses pay, which are read whatever these are
+        rates.add(2, 0, 4)
+    for _ in range(300):
+        rates.left(2)
+    assert worth([([1] * 8, rates.of(2))]) > 0
+
+
+def test_control_an_ending_that_is_never_tried_again(monkeypatch):
+    monkeypatch.setattr(guessing, "RARELY", 0.0)
+    with pytest.raises(AssertionError):
+        test_an_ending_that_fails_for_days_is_tried_again()
+
+
+class Wrong(Guesses):
+    """What stands next in no text of a network that goes on with other ids."""
+
+    def next(self, most):
+        return ([self.read[0] + 1] * most, 2) if most > 0 else ([], 0)
+
+
+def wasted(monkeypatch, count):
+    """The share of time, as `worth` counts it, that goes to guesses of `count` texts which are all wrong."""
+    net, read = made("gpt", {"length": 300}), []
+    monkeypatch.setitem(net.writer.column.state, "end", -2)
+    monkeypatch.setattr(writing, "Guesses", Wrong)
+    monkeypatch.setattr(writing, "choose", lambda logits, *_: ([5] * len(logits), [0.0] * len(logits)))
+    reading = Writer._read
+    monkeypatch.setattr(Writer, "_read", lambda self, g: (read.append(max(len(x) for x, _ in g)), reading(self, g))[1])
+    written(net, [Asked([7], 250) for _ in range(count)])
+    return guessing.ROW * count * sum(read) / (len(read) * (1 + guessing.ROW * count))
+
+
+@pytest.mark.parametrize("count", [1, 8, 32])
+def test_wrong_guesses_are_soon_left_out(monkeypatch, count):
+    assert 0 < wasted(monkeypatch, count) < 0.04
+
+
+def test_control_each_text_makes_guesses_be_tried_again(monkeypatch):
+    left = Rates.left
+    monkeypatch.setattr(Rates, "left", lambda self, length: [left(self, length) for _ in range(32)])
+    assert wasted(monkeypatch, 32) > 0.04
+
+
+def chosen_rows(monkeypatch):
+    """Tokens that were chosen, and those that there are: written ones, with the next of each time that a guess was wrong."""
+    net, rows, read = made("llama", {"length": 90}), [], []
+    real, reading = writing.choose, Writer._read
+    monkeypatch.setattr(writing, "choose", lambda logits, *more: (rows.append(len(logits)), real(logits, *more))[1])
+    monkeypatch.setattr(Writer, "_read", lambda self, g: (read.append(max(len(x) for x, _ in g)), reading(self, g))[1])
+    texts = written(net, [Asked([net.writer.column.begin, 5, 6, 7, 5, 6, 7, 5], 60, s) for s in WAYS])
+    assert any(read)
+    return sum(rows), sum(len(t.ids) for t in texts)
+
+
+def test_nothing_is_chosen_behind_a_wrong_guess(monkeypatch):
+    chosen, there = chosen_rows(monkeypatch)
+    assert chosen == there
+
+
+def test_control_all_places_are_chosen(monkeypatch):
+    real = Writer._checked
+
+    def whole(self, logits, guesses):
+        for each in logits.unbind(1):
+            writing._chosen(each, self.texts)
+        return real(self, logits, guesses)
+
+    monkeypatch.setattr(Writer, "_checked", whole)
+    with pytest.raises(AssertionError):
+        test_nothing_is_chosen_behind_a_wrong_guess(monkeypatch)
+
+
+def beside_one_that_fails(late=lambda writer, net: None):
+    net = made("llama", {})
+    writer, text = Writer(net), Asked([net.writer.column.begin], 8)
+    writer.add([text])
+    writer.step()
+    late(writer, net)
+    with pytest.raises(ValueError):  # a seed below 0 draws nothing
+        writer.add([Asked([net.writer.column.begin], 8, Sampling(seed=-1))])
+    while writer.texts:
+        writer.step()
+    assert [text.ids] == [t.ids for t in written(net, [Asked([net.writer.column.begin], 8)])]
+    assert text.guesses is None, "what its guesses were made of is not kept"
+
+
+def test_a_text_that_cannot_be_begun_costs_its_neighbours_nothing():
+    beside_one_that_fails()
+
+
+def test_control_a_text_that_was_half_begun():
+    def half(writer, net):
+        other = net.start(nothing(1))
+        net.advance(other, torch.ones(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool))
+        writer.state = writer.state.join(other)
+
+    with pytest.raises((AssertionError, RuntimeError)):
+        beside_one_that_fails(half)
 
 
 def test_inputs_of_texts_that_join_stay_theirs():

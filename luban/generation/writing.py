@@ -73,8 +73,10 @@ class Writer:
         with self.autocast():
             state = self.network.start(batch if batch is not None else Batch({}, {}, len(texts)))
             logits = self.network.advance(state, ids.to(self.device), mask.to(self.device))
+        following = _chosen(logits, texts)
+        # What fails has failed by now: a text that cannot be begun costs those that are being written nothing.
         self.state = self.state.join(state) if self.texts else state
-        self.texts, self.next = [*self.texts, *texts], [*self.next, *_chosen(logits[:, None], texts, [[]] * len(texts))]
+        self.texts, self.next = [*self.texts, *texts], [*self.next, *following]
 
     def autocast(self) -> Any:
         """What the network computes in."""
@@ -107,9 +109,9 @@ class Writer:
         room = self.network.window - max(len(t.read) for t in self.texts)
         found = [t.guesses.next(min(self.ahead, t.most - len(t.ids), room)) for t in self.texts]
         count = worth([(ids, self.rates.of(n) if ids else 0.0) for ids, n in found], self.ahead)
-        for ids, n in found:
-            if ids and not count:
-                self.rates.left(n)
+        if not count:
+            for length in {n for ids, n in found if ids}:
+                self.rates.left(length)
         return [(ids[:count], n) for ids, n in found]
 
     def _read(self, guessed: list[tuple[list[int], int]]) -> None:
@@ -118,25 +120,37 @@ class Writer:
         rows = [[t.read[-1], *g, *[0] * (count - len(g))] for t, (g, _) in zip(self.texts, guessed)]
         tokens = torch.tensor(rows, device=self.device)  # (B, 1 + count)
         with self.autocast():
-            if not count:
-                logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))[:, None]
-            else:
+            if count:
                 before = self.state.lengths
-                logits = self.network.verify(self.state, tokens)
-        chosen = _chosen(logits, self.texts, [row[1:] for row in rows])
+                logits = self.network.verify(self.state, tokens)  # (B, 1 + count, V)
+            else:
+                logits = self.network.advance(self.state, tokens, torch.ones_like(tokens, dtype=torch.bool))[:, None]
+        right = self._checked(logits, [g for g, _ in guessed])
         if not count:
-            self.next = chosen
             return
-        each = [chosen[at : at + count + 1] for at in range(0, len(chosen), count + 1)]
-        right = [next((n for n, i in enumerate(g) if i != own[n][0]), len(g)) for (g, _), own in zip(guessed, each)]
-        for t, (g, length), own, n in zip(self.texts, guessed, each, right):
+        for t, (g, length), n in zip(self.texts, guessed, right):
             if g:
-                self.rates.add(length, n, len(g))
-            for i, p in own[:n]:
-                if not t.reason:
-                    self._write(t, i, p)
-        self.next = [own[n] for own, n in zip(each, right)]
+                self.rates.add(length, n, n if t.reason else len(g))
         self.state.rewind(before + 1 + torch.tensor(right, device=self.device))
+
+    def _checked(self, logits: Tensor, guesses: list[list[int]]) -> list[int]:
+        """Writes the guesses that are right, logits (B, n, V) being of what follows each; how many those are of each text.
+
+        One place after another: choosing is no small part of the time, and behind a wrong guess there is nothing to choose.
+        """
+        self.next = _chosen(logits[:, 0], self.texts)
+        right, going = [0] * len(guesses), range(len(guesses))
+        for n in range(1, logits.shape[1]):
+            going = [i for i in going if n <= len(guesses[i]) and guesses[i][n - 1] == self.next[i][0]]
+            for i in going:
+                self._write(self.texts[i], *self.next[i])
+                right[i] = n
+            going = [i for i in going if not self.texts[i].reason]
+            if not going:
+                break
+            for i, following in zip(going, _chosen(logits[going, n], [self.texts[i] for i in going])):
+                self.next[i] = following
+        return right
 
     def _write(self, t: Text, id_: int, chance: float) -> None:
         t.log_probabilities.append(chance)
@@ -158,6 +172,8 @@ class Writer:
 
     def _only(self, stay: list[int]) -> None:
         """The texts at these places go on, the others have left."""
+        for t in {*self.texts} - {self.texts[i] for i in stay}:
+            t.guesses = None  # of a long text, megabytes
         keep = torch.tensor(stay, device=self.device, dtype=torch.long)
         self.texts, self.next = [self.texts[i] for i in stay], [self.next[i] for i in stay]
         self.state = self.state.take(keep) if stay else None
@@ -176,14 +192,10 @@ class Writer:
             t.text = whole if t.reason else whole[: len(whole) - _unsure(whole, t.stop)]
 
 
-def _chosen(logits: Tensor, texts: Sequence[Text], guessed: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """logits (B, n, V) of what follows each text, and each of its guesses as if it were right -> tokens, those of a text together."""
-    rows = [(t, g[:n]) for t, g in zip(texts, guessed) for n in range(logits.shape[1])]
-    read = [[*t.read, *g] if g else t.read for t, g in rows]
-    ids, chances = choose(
-        logits.flatten(0, 1).float(), [t.sampling for t, _ in rows], read, [len(t.prompt) for t, _ in rows]
-    )
-    return list(zip(ids, chances))
+def _chosen(logits: Tensor, texts: Sequence[Text]) -> list[tuple[int, float]]:
+    """logits (B, V) of what follows each text -> its next token, and the log-probability of that."""
+    settings, read, given = zip(*((t.sampling, t.read, len(t.prompt)) for t in texts))
+    return list(zip(*choose(logits.float(), settings, read, given)))
 
 
 def _unsure(text: str, stop: Sequence[str]) -> int:

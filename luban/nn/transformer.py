@@ -196,7 +196,8 @@ class Attention(nn.Module):
             return past[0].memory[past[1]]
         k, v = (self._split(part, self.kv) for part in self.inner(memory).chunk(2, 2))
         if past is not None:
-            past[0].memory[past[1]] = (k, v) = (k.contiguous(), v.contiguous())
+            like = past[0].kept.dtype  # as the past itself, also where products are made in bf16
+            past[0].memory[past[1]] = (k, v) = (k.to(like).contiguous(), v.to(like).contiguous())
         return k, v
 
     def _split(self, x: Tensor, heads: int) -> Tensor:

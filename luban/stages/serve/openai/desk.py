@@ -66,7 +66,6 @@ class Desk:
         self.inside: list[Order] = []
         self.changed = threading.Condition()
         self.closed = False
-        self.steps = 0  # tokens of the longest text, so far
         self.thread: threading.Thread | None = None
 
     def submit(self, order: Order) -> None:
@@ -142,7 +141,6 @@ class Desk:
                 if order.search is None:
                     order.fail(e)
             writer = Writer(self.network, self.precision)
-        self.steps += 1
         for order in self.inside:
             self._search(order)
         for order in self.inside:
