@@ -1,13 +1,19 @@
 """Checkpoints that write, through `transformers`: the same logits, the same text side by side as alone, a Bundle that needs nobody."""
 
 import shutil
+from pathlib import Path
+from tempfile import mkdtemp
 
+import numpy as np
 import pytest
 import torch
 
 import luban
+from luban.columns.examples import encode_values
 from luban.errors import BundleError, RequestError
+from luban.generation import writing
 from luban.generation.beams import beams
+from luban.generation.sampling import Sampling
 from luban.generation.writing import Text, Writer, written
 from luban.huggingface import imported
 from luban.nn.heads import pretrained
@@ -83,6 +89,98 @@ def test_control_rows_that_keep_a_strangers_past(monkeypatch):
     texts = [Text(column.prompt(t).tolist(), most) for t, most in (("one film", 2), ("bad film", 8), ("one good", 8))]
     written(bundle.network, texts)
     assert [t.ids for t in texts] != [reference(folder, t.prompt, t.most)[: len(t.ids)] for t in texts]
+
+
+# -- guesses -----------------------------------------------------------------------------------------------------------
+def guessed(network, monkeypatch, batch=None, prompts=None):
+    """Texts of different lengths without and with as many guesses as there is room for; how many were read, and were right."""
+    column, counts = network.outputs[network.written], [0, 0]
+    monkeypatch.setattr(writing, "worth", lambda guesses, most: max(len(ids) for ids, _ in guesses))
+    monkeypatch.setitem(column.state, "stops", [-2])  # nothing ends them
+    checked = Writer._checked
+
+    def counting(self, logits, guesses):
+        right = checked(self, logits, guesses)
+        counts[:] = counts[0] + sum(map(len, guesses)), counts[1] + sum(right)
+        return right
+
+    monkeypatch.setattr(Writer, "_checked", counting)
+    found = []
+    for ahead in (0, 8):
+        writer = Writer(network, ahead=ahead)
+        # a penalty below 0 makes texts repeat themselves
+        each = [Sampling(temperature=t, seed=3, frequency_penalty=p) for t, p in ((0.0, -0.5), (1.5, 0.0), (4.0, -0.5))]
+        texts = [Text(list(p), 24, s) for p, s in zip(prompts or [[column.begin]] * 3, each)]
+        for i, t in enumerate(texts):
+            writer.add([t], None if batch is None else batch.take(slice(i, i + 1)))
+            writer.step()
+        while writer.texts:
+            writer.step()
+        found.append(texts)
+    for a, b in zip(*found):
+        assert a.ids == b.ids and np.allclose(a.log_probabilities, b.log_probabilities, atol=1e-4)
+    return counts
+
+
+PROMPTS = ("one one one", "two bad two bad two", "not good")
+
+
+def causal(family, monkeypatch, **settings):
+    folder = Path(mkdtemp(prefix="luban-guesses-")) / family
+    network = imported(str(checkpoints.make_decoder(family, folder, **settings))).network
+    column = network.outputs["text"]
+    return guessed(network, monkeypatch, prompts=[column.prompt(t).tolist() for t in PROMPTS])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_the_same_with_guesses(family, monkeypatch):
+    read, right = causal(family, monkeypatch)
+    assert 0 < right < read
+
+
+@pytest.mark.parametrize("family", ["t5", "marian"])
+def test_answers_are_the_same_with_guesses(family, monkeypatch):
+    bundle = translator(family)
+    examples, _ = encode_values(bundle.columns, ["said"], [{"said": t} for t in PROMPTS])
+    read, right = guessed(bundle.network.eval(), monkeypatch, Batch.of(examples.arrays(np.arange(3)), "cpu"))
+    assert 0 < right < read
+
+
+@pytest.mark.parametrize("fault", ["not taken back", "a place too far"])
+def test_control_guesses(fault, monkeypatch):
+    rewind = pretrained.Group.rewind
+    if fault == "not taken back":
+        monkeypatch.setattr(pretrained.Group, "rewind", lambda self, length: None)
+    else:
+        monkeypatch.setattr(pretrained.Group, "rewind", lambda self, length: rewind(self, length + 1))
+    with pytest.raises(AssertionError):
+        causal("qwen3", monkeypatch)
+
+
+def test_a_window_that_slides_cannot_go_back(monkeypatch):
+    slides = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    assert causal("qwen3", monkeypatch, **slides) == [0, 0]
+
+
+def test_positions_that_depend_on_the_length_are_not_guessed_beyond(monkeypatch):
+    turns = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    assert causal("qwen3", monkeypatch, rope_parameters=turns, max_position_embeddings=16) == [0, 0]
+
+
+def test_control_positions_that_depend_on_the_length(monkeypatch):
+    monkeypatch.setattr(pretrained, "BY_LENGTH", ())
+    with pytest.raises(AssertionError):
+        test_positions_that_depend_on_the_length_are_not_guessed_beyond(monkeypatch)
+
+
+def test_texts_of_one_length_are_not_torn_apart():
+    bundle = imported(checkpoints.decoder("qwen3"))
+    writer, prompt = Writer(bundle.network), bundle.columns["text"].prompt("one one one").tolist()
+    writer.add([Text(prompt, 8), Text(prompt, 4)])
+    assert bundle.network.verifies and not writer.state.rewinds
+    while len(writer.texts) == 2:
+        writer.step()
+    assert not writer.texts or (len(writer.state.groups) == 1 and writer.state.rewinds)
 
 
 @pytest.mark.parametrize("family", ["t5", "marian"])

@@ -104,7 +104,7 @@ class Writer:
 
     def _guessed(self) -> list[tuple[list[int], int]]:
         """What each text may go on with and the length of the ending that tells so, equally far for all that have one."""
-        if not self.ahead or 2 * len(self.texts) > TOGETHER:
+        if not self.ahead or 2 * len(self.texts) > TOGETHER or not self.state.rewinds:
             return [([], 0)] * len(self.texts)
         room = self.network.window - max(len(t.read) for t in self.texts)
         found = [t.guesses.next(min(self.ahead, t.most - len(t.ids), room)) for t in self.texts]

@@ -6,7 +6,7 @@ Letters as in `transformer`: L layers, B rows, K heads of keys and values of d f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Past:
     memory: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
     memory_mask: Tensor | None = None
     source: Tensor | None = None  # the memory itself (B, M, D), until its keys and values are there
+    rewinds: ClassVar[bool] = True
     step: Any = None  # how one further token is read quickly, see `decoding`; False where it cannot be
 
     @classmethod

@@ -16,6 +16,7 @@ from luban.nn.transformer import seen
 from luban.settings import Fraction, Model, Positive
 
 ROOMS = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")  # without inputs, and with
+BY_LENGTH = ("dynamic", "longrope")  # rotary positions that turn otherwise where a text is long
 
 
 class Pretrained(Written):
@@ -65,6 +66,14 @@ class Pretrained(Written):
     def last(self) -> list[nn.Module]:
         return []
 
+    @property
+    def verifies(self) -> bool:
+        """Whether all that it keeps of a text lies in its cache, and what is read beyond a token does not change how that is read."""
+        turns = (
+            str(getattr(m, "rope_type", "")) for m in self.model.modules()
+        )  # a name, or one for each kind of layer
+        return not self.model._is_stateful and not any(kind in turn for turn in turns for kind in BY_LENGTH)
+
     def _asked(self, memory: Tensor | None, real: Tensor | None, ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
         if not self.reads:
             return {"input_ids": ids, "attention_mask": mask}
@@ -112,6 +121,16 @@ class Pretrained(Written):
         assert result is not None
         return result
 
+    def verify(self, state: Reading, ids: Tensor) -> Tensor:
+        """Only where the state `rewinds`: every text is a group by itself."""
+        found = []
+        for group in state.groups:
+            asked = self._asked(group.memory, group.real, ids[group.rows], None)
+            out = self.model(**asked, past_key_values=group.cache, use_cache=True)
+            group.cache, group.length = out.past_key_values, group.length + ids.shape[1]
+            found.append(out.logits.float())
+        return torch.cat(found)[torch.cat([g.rows for g in state.groups]).argsort()]
+
 
 class Given(nn.Module):
     """In the place of an encoder that is somewhere else."""
@@ -137,6 +156,19 @@ class Group:
         pick = lambda t: None if t is None else t.index_select(0, places)  # noqa: E731
         return Group(self.rows[places], self.length, cache, pick(self.memory), pick(self.real))
 
+    @property
+    def rewinds(self) -> bool:
+        """One text, of which the cache keeps all positions: windows that slide and linear attention cannot go back."""
+        from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
+
+        own = self.cache.self_attention_cache if isinstance(self.cache, EncoderDecoderCache) else self.cache
+        return len(self.rows) == 1 and all(type(layer) is DynamicLayer for layer in getattr(own, "layers", [None]))
+
+    def rewind(self, length: int) -> None:
+        if length < self.length:
+            self.cache.crop(length - self.length)
+            self.length = length
+
 
 @dataclass
 class Reading:
@@ -154,6 +186,15 @@ class Reading:
     @property
     def longest(self) -> int:
         return max((g.length for g in self.groups), default=0)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether each text can go back by itself: those of one length would be torn apart."""
+        return all(g.rewinds for g in self.groups)
+
+    def rewind(self, lengths: Tensor) -> None:
+        for g in self.groups:
+            g.rewind(int(lengths[g.rows[0]]))
 
     def take(self, rows: Tensor) -> Reading:
         groups = []

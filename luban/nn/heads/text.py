@@ -45,8 +45,8 @@ class Written(nn.Module):
         raise NotImplementedError
 
     def verify(self, state: Any, ids: Tensor) -> Tensor:
-        """Read ids (B, n), all real, into the state; logits (B, n, V) of what follows each. Only where it `verifies`: the state
-        can `rewind` to where what was read turned out to be right."""
+        """Read ids (B, n), all real, into the state; logits (B, n, V) of what follows each. Only where it `verifies` and
+        the state `rewinds`: it can go back to where what was read turned out to be right."""
         raise NotImplementedError
 
     def forward(self, tokens: Tokens | None, x: Tensor, mask: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from luban.recipe import Recipe, writes
 class Generator(Protocol):
     """What `luban.generation` asks of a network. A state belongs to some texts that are being written; it has `lengths`
     (B,) read so far, `take(rows)` and `join(other)`, and nothing else of it is looked at; where the network `verifies` it
-    can also `rewind(lengths)`.
+    also says whether it `rewinds` now, and can `rewind(lengths)` then.
     """
 
     verifies: bool
