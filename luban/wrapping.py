@@ -62,13 +62,15 @@ def _ended(found: list[str]) -> bool:
 
 
 def _fitting(line: str, room: int) -> int:
-    """Letters of a line that there is room for, one at least."""
+    """Letters of a line that there is not room for whole: as many as fit, one at least, and no mark parted from what it belongs to."""
     count, used = 0, 0
     for letter in line:
         used += _cells(letter)
         if used > room and count:
             break
         count += 1
+    while count > 1 and (line[count] in BEHIND or line[count - 1] in AHEAD):
+        count -= 1
     return count
 
 

@@ -27,7 +27,7 @@ def test_lines_hold_the_text_and_no_more_than_there_is_room_for(words, width, in
 
 @given(WORDS, st.integers(12, 60))
 def test_no_line_begins_with_a_mark_that_ends_something(words, width):
-    text = "".join(w for w in words if cells(w) < 10).lstrip(BEHIND)  # what is longer than a line is parted anywhere
+    text = "".join(w for w in words if cells(w) < 10).lstrip(BEHIND)
     marks = re.sub(rf"[{BEHIND}]{{2,}}", "，", text)
     lines = wrapped(marks, width)
     assert not [line for line in lines[1:] if line[0] in BEHIND] and not [
@@ -38,6 +38,7 @@ def test_no_line_begins_with_a_mark_that_ends_something(words, width):
 def test_latin_words_are_broken_between_them_and_wide_characters_anywhere():
     assert wrapped("A saved model, and --flags", 14) == ["A saved model,", "and --flags"]
     assert wrapped("已保存的模型", 7) == ["已保存", "的模型"]
+    assert wrapped("abcdefghij，", 10) == ["abcdefghi", "j，"]
     assert wrapped("", 10, "  ") == ["  "]
 
 
