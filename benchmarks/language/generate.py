@@ -46,8 +46,6 @@ SIZES = {
     "10m": (384, 6, 6, 2000, 256),
     "gpt2": (768, 12, 12, 50_256, 256),
 }  # width, layers, heads, vocabulary, length
-
-
 TEXTS = 8
 
 
@@ -213,14 +211,16 @@ def learned(name: str, new: int, prompt: int, rounds: int) -> dict[str, Any]:
 
 def readings(made: Any, ids: torch.Tensor, new: int, temperature: float) -> float:
     """How often the network is read for a token of one text."""
-    steps = 0
+    steps = tokens = 0
     for i, row in enumerate(ids.tolist()):
         writer = Writer(made)
-        writer.add([Text(row, new, Sampling(temperature=temperature, seed=i))])
+        text = Text(row, new, Sampling(temperature=temperature, seed=i))
+        writer.add([text])
         while writer.texts:
             writer.step()
             steps += 1
-    return steps / (len(ids) * new)
+        tokens += len(text.ids)  # one may end by itself
+    return steps / tokens
 
 
 def main() -> None:
