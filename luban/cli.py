@@ -14,7 +14,7 @@ import threading
 from contextlib import contextmanager
 
 from luban import __version__, console
-from luban.command import Flag, Verb, at_least, table, wrap
+from luban.command import Flag, Verb, table, wrap
 from luban.errors import LubanError, RequestError, problem
 from luban.messages import LANGUAGES, say, set_language, together
 
@@ -330,7 +330,7 @@ def predict(folder: str, data: str, *, out: str = "-", processes: int = 1, draw:
     if not undecided:
         (checked if filmed else writer_for)(out)
     if processes < 1:
-        raise RequestError(problem("cli.bad_value", place="--processes", found=str(processes), want=at_least(1)))
+        raise _too_few("--processes", processes, 1)
     _sound(_folder(folder), data, out=None if out == "-" else out)
     model = _answering(folder)
     if filmed and is_video(getattr(model, "engine", model), data):
@@ -376,8 +376,7 @@ def generate(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     if n < 1 or tokens < 0:
-        found, want = (n, at_least(1)) if n < 1 else (tokens, at_least(0))
-        raise RequestError(problem("cli.bad_value", place="--n" if n < 1 else "--tokens", found=str(found), want=want))
+        raise _too_few("--n", n, 1) if n < 1 else _too_few("--tokens", tokens, 0)
     orderly(**asked, beams=beams)
     exported = _folder(folder) is None  # texts are not written from one
     _sound(_folder(folder), out=out)
@@ -450,7 +449,7 @@ def index(model: str, data: str, *, input: str | None = None, out: str = "") -> 
 
 def search(folder: str, query: str, *, top: int = 5, input: str | None = None) -> None:
     if top < 1:
-        raise RequestError(problem("cli.bad_value", place="--top", found=str(top), want=at_least(1)))
+        raise _too_few("--top", top, 1)
     _sound(folder)
     found = _load(folder).search(query, top, input)
     lines = [(f"{r['score']:.3f}", " | ".join(str(v)[:200] for k, v in r.items() if k != "score")) for r in found]
@@ -801,6 +800,13 @@ def _language(words: list[str]) -> None:
             if language not in (*LANGUAGES, "pseudo"):
                 raise RequestError(problem("cli.no_language", name=language, allowed=LANGUAGES))
             set_language(language)
+
+
+def _too_few(flag: str, found: int, least: int) -> RequestError:
+    from luban.checking import wanted
+
+    want = wanted({"type": "integer", "minimum": least})
+    return RequestError(problem("cli.bad_value", place=flag, found=str(found), want=want))
 
 
 def _load(folder: str, *, move: bool = True) -> Any:

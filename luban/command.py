@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def at_least(least: int) -> str:
-    """What a number has to be, as a sentence about a wrong one names it."""
-    return say("want.bounded", kind=spoken("want.", "integer"), bounds=f">= {least}")
-
-
 class Flag:
     """One parameter of a verb: what it is called on the command line and how its text is read."""
 

@@ -149,9 +149,8 @@ class Progress:
         if not self.live:
             return float("inf")
         try:
-            return (
-                os.get_terminal_size(self.stream.fileno()).columns or 80
-            ) - 1  # the last cell would move the line on
+            # The last cell would move the line on.
+            return (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1
         except (OSError, ValueError):
             return 79
 

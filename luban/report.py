@@ -31,10 +31,8 @@ from luban.wrapping import cells, padded, wrapped
 FORMAT = 1
 LEVELS = ("info", "warn", "bad", "good")
 NONE = "'none'"
-LONG, SHORT = (
-    60,
-    24,
-)  # width of a cell, in Latin letters: beyond the first it keeps room for its words, up to the second Chinese is not broken
+# Width of a cell, in Latin letters: beyond the first it keeps room for its words, up to the second Chinese is not broken.
+LONG, SHORT = 60, 24
 SOURCES = {
     "default-src": NONE,
     "style-src": "'unsafe-inline'",

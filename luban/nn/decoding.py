@@ -31,10 +31,8 @@ FEW, MANY = 4, 15  # rows that are multiplied block by block
 LEAST = 1 << 17  # weights of a matrix that is worth it
 ROWS = 32  # that weights are packed for; packed for fewer, products of any number are slower
 MOST = 64  # tokens of all rows that are a few
-FULL, LONE = (
-    5,
-    2,
-)  # rows that a product of LONE and fewer is given: oneDNN's kernel for these is slower than the one for 5
+# A product of LONE rows and fewer is given FULL: oneDNN's kernel for these is slower than the one for five.
+FULL, LONE = 5, 2
 LARGEST = 1 << 28  # weights of a network that is packed in fp32: a gigabyte that is there twice
 
 
@@ -134,11 +132,8 @@ class Step:
         if real is None and count > 1:  # at the very beginning
             real = torch.ones(count, end, dtype=torch.bool).tril()[None, None]
         unseen = self._unseen(real, rows, count)
-        away = (
-            self._unseen(parts.seen(past.memory_mask)[:, None, None], rows, count)
-            if past.memory_mask is not None
-            else None
-        )
+        read = None if past.memory_mask is None else parts.seen(past.memory_mask)[:, None, None]
+        away = self._unseen(read, rows, count)
         for i, (layer, k, v, place) in enumerate(zip(self.layers, keys.transpose(2, 3), values, places)):
             if place is None:
                 put = lambda new, i=i: _scatter(past.kept[i], at, new)  # noqa: E731
@@ -217,18 +212,13 @@ class _Layer:
 
     def _attend(self, q: Tensor, rows: int, k: Tensor, v: Tensor, unseen: Tensor | None) -> Tensor:
         """q (B x T, H x d) over keys (B x K, d, n) and values (B x K, n, d) -> (B x T, H x d). `unseen`: see `Step._unseen`."""
-        if len(q) == rows:
-            each = q.reshape(len(k), -1, self.size)  # (B x K, G, d)
-        else:
-            each = q.view(rows, -1, self.kv, self.heads // self.kv, self.size).permute(0, 2, 3, 1, 4)
-            each = each.reshape(len(k), -1, self.size)  # (B x K, G x T, d)
+        each = q.view(rows, -1, self.kv, self.heads // self.kv, self.size).permute(0, 2, 3, 1, 4)
+        each = each.reshape(len(k), -1, self.size)  # (B x K, G x T, d)
         if unseen is None:
             energy = torch.baddbmm(self.nothing, each, k, beta=0, alpha=self.scale)
         else:
             energy = torch.baddbmm(unseen, each, k, alpha=self.scale)
         found = torch.bmm(energy.softmax(-1), v)
-        if len(q) == rows:
-            return found.view(rows, -1)
         found = found.view(rows, self.kv, self.heads // self.kv, -1, self.size).permute(0, 3, 1, 2, 4)
         return found.reshape(len(q), -1)
 

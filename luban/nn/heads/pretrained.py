@@ -69,9 +69,8 @@ class Pretrained(Written):
     @property
     def verifies(self) -> bool:
         """Whether all that it keeps of a text lies in its cache, and what is read beyond a token does not change how that is read."""
-        turns = (
-            str(getattr(m, "rope_type", "")) for m in self.model.modules()
-        )  # a name, or one for each kind of layer
+        # A name, or one for each kind of layer.
+        turns = (str(getattr(m, "rope_type", "")) for m in self.model.modules())
         return not self.model._is_stateful and not any(kind in turn for turn in turns for kind in BY_LENGTH)
 
     def _asked(self, memory: Tensor | None, real: Tensor | None, ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
@@ -108,12 +107,7 @@ class Pretrained(Written):
             lengths = mask[group.rows].sum(1)
             for count in sorted(set(lengths.tolist())):
                 part = group.take((lengths == count).nonzero()[:, 0]) if bool((lengths != count).any()) else group
-                out = self.model(
-                    **self._asked(part.memory, part.real, ids[part.rows, :count], None),
-                    past_key_values=part.cache, use_cache=True,
-                )  # fmt: skip
-                part.cache, part.length = out.past_key_values, part.length + count
-                logits = out.logits[:, -1].float()
+                logits = self._further(part, ids[part.rows, :count])[:, -1].float()
                 result = logits.new_zeros(len(ids), logits.shape[1]) if result is None else result
                 result[part.rows] = logits
                 groups.append(part)
@@ -125,11 +119,15 @@ class Pretrained(Written):
         """Only where the state `rewinds`: every text is a group by itself."""
         found = []
         for group in state.groups:
-            asked = self._asked(group.memory, group.real, ids[group.rows], None)
-            out = self.model(**asked, past_key_values=group.cache, use_cache=True)
-            group.cache, group.length = out.past_key_values, group.length + ids.shape[1]
-            found.append(out.logits.float())
+            found.append(self._further(group, ids[group.rows]).float())
         return torch.cat(found)[torch.cat([g.rows for g in state.groups]).argsort()]
+
+    def _further(self, group: Group, ids: Tensor) -> Tensor:
+        """Read ids (B, n) into a group; logits (B, n, V) of what follows each."""
+        asked = self._asked(group.memory, group.real, ids, None)
+        out = self.model(**asked, past_key_values=group.cache, use_cache=True)
+        group.cache, group.length = out.past_key_values, group.length + ids.shape[1]
+        return out.logits
 
 
 class Given(nn.Module):
